@@ -1,0 +1,356 @@
+"""`mmcv._ext` on torchvision's kernels: found in every order of imports, right in each operator."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import visattn_dense  # noqa: F401 (its import makes mmcv._ext importable)
+from visattn_dense.compat.op_names import MMCV_OPS
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip('mmcv')
+ext = importlib.import_module('mmcv._ext')
+if not ext.__file__.endswith('.py'):
+    pytest.skip('a compiled mmcv is installed, which is used as it is', allow_module_level=True)
+ops = importlib.import_module('mmcv.ops')
+
+
+def python(code: str, *paths: Path) -> subprocess.CompletedProcess:
+    """Run `code` in a fresh interpreter, with `paths` and the checkout first on sys.path."""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (*paths, ROOT))))
+    return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('code', [
+    'import visattn_dense_startup; from mmcv.ops import nms; import visattn_dense',
+    'import visattn_dense; from mmcv.ops import nms',
+    'import mmengine, mmcv; import visattn_dense; from mmcv.ops import roi_align',
+    'import visattn_dense_startup, mmdet.models; from mmcv.ops import RoIAlign',
+    'import visattn_dense, importlib.util as u; assert u.find_spec("mmcv._ext").has_location; '
+    'from mmcv.utils import ext_loader; assert ext_loader.check_ops_exist()',
+])
+def test_importable_in_every_order(code: str):
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_start_up_loads_nothing_heavy_and_installs_once():
+    done = python(
+        'import sys, visattn_dense_startup as s; s.install(); '
+        'names = [getattr(f, "__name__", "") for f in sys.meta_path]; '
+        'print(names.count("MmcvExtFinder"), names[-1], "torch" in sys.modules, '
+        '"visattn_dense" in sys.modules)')
+    assert done.stdout.split() == ['1', 'MmcvExtFinder', 'False', 'False'], done.stderr
+
+
+def test_compiled_mmcv_is_preferred(tmp_path: Path):
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv' / '__init__.py').write_text('')
+    (tmp_path / 'mmcv' / '_ext.py').write_text('nms = "compiled"')
+    done = python('import visattn_dense; import mmcv._ext; print(mmcv._ext.nms)', tmp_path)
+    assert done.stdout.strip() == 'compiled', done.stderr
+
+
+def test_op_table_is_what_the_installed_mmcv_loads():
+    asked = set()
+    for path in Path(ops.__file__).parent.glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'load_ext':
+                asked |= {element.value for element in node.args[1].elts}
+    assert set(MMCV_OPS) == asked - {'get_compiler_version', 'get_compiling_cuda_version'}
+
+
+def test_missing_op_exists_and_names_itself_and_the_remedy_when_called():
+    assert callable(ext.carafe_forward)
+    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*mmcv 2\.1\.0.*pip install"):
+        ext.carafe_forward(torch.zeros(1))
+
+
+def test_what_is_no_operator_is_an_attribute_error():
+    with pytest.raises(AttributeError):
+        _ = ext.no_such_operator
+
+
+def test_missing_torchvision_kernels_name_both_versions_and_the_command(tmp_path: Path):
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text(
+        'raise RuntimeError("operator torchvision::nms does not exist")')
+    done = python(
+        'import visattn_dense, torch; from mmcv.ops import nms; '
+        'nms(torch.zeros(1, 4), torch.ones(1), 0.5)', tmp_path)
+    assert done.returncode != 0
+    for part in ('TorchvisionKernelsError', f'torch {torch.__version__}', 'torchvision 0.',
+                 'pip install --force-reinstall torch torchvision', 'CPU'):
+        assert part in done.stderr
+
+def naive_iou(a: torch.Tensor, b: torch.Tensor, offset: int) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
+    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
+    inter = max(float(width), 0) * max(float(height), 0)
+    area = [float((box[2] - box[0] + offset) * (box[3] - box[1] + offset)) for box in (a, b)]
+    return inter / (sum(area) - inter)
+
+
+def naive_nms(boxes, scores, threshold: float, offset: int) -> list[int]:
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i)):
+        if all(naive_iou(boxes[i], boxes[j], offset) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def random_boxes(count: int, size: float = 40.0) -> torch.Tensor:
+    corner = torch.rand(count, 2) * size
+    return torch.cat([corner, corner + 1 + torch.rand(count, 2) * size / 2], dim=1)
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('threshold', [0.1, 0.5])
+def test_nms_is_the_naive_one(offset: int, threshold: float):
+    boxes, scores = random_boxes(61), torch.rand(61)
+    dets, kept = ops.nms(boxes, scores, threshold, offset=offset)
+    assert kept.tolist() == naive_nms(boxes, scores, threshold, offset)
+    assert torch.equal(dets, torch.cat([boxes, scores[:, None]], dim=1)[kept])
+
+
+def test_nms_offset_changes_the_answer():
+    # IoU is 4/12 = 1/3 as real boxes and 9/23 with the + 1 of each side.
+    boxes = torch.tensor([[0., 0., 4., 2.], [2., 0., 6., 2.]])
+    scores = torch.tensor([0.9, 0.8])
+    assert ops.nms(boxes, scores, 0.36, offset=0)[1].tolist() == [0, 1]
+    assert ops.nms(boxes, scores, 0.36, offset=1)[1].tolist() == [0]
+
+
+def test_nms_keeps_the_first_of_equal_scores():
+    boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 9.], [20., 20., 29., 29.]]).repeat(40, 1)
+    assert ops.nms(boxes, torch.full((120,), 0.5), 0.5)[1].tolist() == [0, 2]
+
+
+def test_nms_iou_equal_to_the_threshold_is_kept():
+    boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 2.]])
+    assert ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)[1].tolist() == [0, 1]
+
+
+def test_nms_of_no_boxes():
+    dets, kept = ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert dets.shape == (0, 5) and kept.shape == (0,) and kept.dtype == torch.long
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_nms_in_other_precisions(dtype: torch.dtype):
+    boxes, scores = random_boxes(37).to(dtype), torch.rand(37).to(dtype)
+    assert ops.nms(boxes, scores, 0.4)[1].tolist() == naive_nms(boxes, scores, 0.4, 0)
+
+
+def naive_soft_nms(boxes, scores, threshold, sigma, min_score, method):
+    rest = {i: float(score) for i, score in enumerate(scores)}
+    picked = []
+    while rest:
+        best = max(rest, key=rest.get)
+        picked.append((best, rest.pop(best)))
+        for i in list(rest):
+            iou = naive_iou(boxes[best], boxes[i], 0)
+            if method == 'gaussian':
+                rest[i] *= float(torch.exp(torch.tensor(-iou * iou / sigma)))
+            elif iou >= threshold:
+                rest[i] *= 0 if method == 'naive' else 1 - iou
+            if rest[i] < min_score:
+                del rest[i]
+    return picked
+
+
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms_is_the_naive_one(method: str):
+    boxes, scores = random_boxes(43), torch.rand(43)
+    dets, kept = ops.soft_nms(boxes, scores, 0.3, sigma=0.5, min_score=0.05, method=method)
+    expected = naive_soft_nms(boxes, scores, 0.3, 0.5, 0.05, method)
+    assert kept.tolist() == [index for index, _ in expected]
+    torch.testing.assert_close(dets[:, 4], torch.tensor([score for _, score in expected]))
+    assert torch.equal(dets[:, :4], boxes[kept])
+
+
+def test_soft_nms_example_of_mmcv_with_boxes_without_area():
+    boxes = torch.tensor([[4., 3., 5., 3.], [4., 3., 5., 4.], *[[3., 1., 3., 1.]] * 4])
+    scores = torch.tensor([0.9, 0.9, 0.5, 0.5, 0.4, 0.0])
+    dets, kept = ops.soft_nms(boxes, scores, 0.6, sigma=0.5)
+    # mmcv's docstring: five survive; the score 0 is below min_score.
+    assert len(dets) == 5 and sorted(kept.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_batched_nms_of_every_kind_leaves_classes_apart():
+    boxes = torch.tensor([[0., 0., 9., 9.]]).repeat(2, 1)
+    for kind in ('nms', 'soft_nms'):
+        dets, kept = ops.batched_nms(
+            boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]),
+            dict(type=kind, iou_threshold=0.5))
+        assert kept.tolist() == [0, 1]
+
+def naive_sample(plane: torch.Tensor, y: float, x: float) -> torch.Tensor:
+    """Bilinear value; outside by more than a pixel is 0, nearer is the border's."""
+    height, width = plane.shape
+    if y < -1 or y > height or x < -1 or x > width:
+        return plane.new_zeros(())
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = min(int(y), height - 1), min(int(x), width - 1)
+    low, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    fy, fx = y - top, x - left
+    return (plane[top, left] * (1 - fy) * (1 - fx) + plane[top, right] * (1 - fy) * fx
+            + plane[low, left] * fy * (1 - fx) + plane[low, right] * fy * fx)
+
+
+def naive_roi_align(features, rois, size, scale, ratio, mode, aligned):
+    out = features.new_zeros(len(rois), features.shape[1], *size)
+    shift = 0.5 if aligned else 0.0
+    for k, roi in enumerate(rois):
+        x1, y1, x2, y2 = (float(value) * scale - shift for value in roi[1:])
+        height, width = y2 - y1, x2 - x1
+        if not aligned:
+            height, width = max(height, 1.0), max(width, 1.0)
+        bins = height / size[0], width / size[1]
+        grid = [ratio if ratio > 0 else -int(-extent // 1) for extent in bins]
+        for c, i, j in itertools.product(range(features.shape[1]), *map(range, size)):
+            values = [
+                naive_sample(features[int(roi[0]), c],
+                             y1 + (i + (u + 0.5) / grid[0]) * bins[0],
+                             x1 + (j + (v + 0.5) / grid[1]) * bins[1])
+                for u, v in itertools.product(range(grid[0]), range(grid[1]))]
+            values = torch.stack(values)
+            out[k, c, i, j] = values.mean() if mode == 'avg' else values.max()
+    return out
+
+
+# Inside, over the border on two sides, tiny, and of the second image.
+ROIS = [[0, 1.0, 2.0, 11.0, 9.5], [0, -2.7, -2.3, 5.0, 25.1], [1, 4.0, 4.0, 4.6, 4.9],
+        [1, 0.0, 0.0, 21.0, 13.0]]
+
+
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+def test_roi_align_and_its_gradient_are_the_naive_ones(mode: str, ratio: int, aligned: bool):
+    features = torch.randn(2, 3, 7, 11, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor(ROIS, dtype=torch.float64)
+    size = (2, 3)
+    found = ops.roi_align(features, rois, size, 0.5, ratio, mode, aligned)
+    expected = naive_roi_align(features, rois, size, 0.5, ratio, mode, aligned)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * weight).sum(), features)[0] for out in (found, expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+def test_roi_align_of_no_boxes(mode: str):
+    features = torch.randn(1, 3, 7, 5, requires_grad=True)
+    out = ops.roi_align(features, torch.zeros(0, 5), (2, 2), 1.0, 0, mode, True)
+    out.sum().backward()
+    assert out.shape == (0, 3, 2, 2) and not features.grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+def test_roi_align_in_half_precision_keeps_exact_coordinates(dtype: torch.dtype, mode: str):
+    # 1001.5 is not a number of bfloat16: rounding the box would move it by pixels.
+    rois = torch.tensor([[0, 1001.5, 3.0, 1011.5, 9.0]])
+    features = torch.randn(1, 2, 13, 1024).to(dtype).requires_grad_()
+    out = ops.roi_align(features, rois, (2, 2), 1.0, 2, mode, True)
+    exact = ops.roi_align(features.float(), rois, (2, 2), 1.0, 2, mode, True)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, exact.to(dtype))
+    out.sum().backward()
+    assert features.grad.dtype == dtype and features.grad.float().abs().sum() > 0
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool):
+    logits = torch.randn(11, 3, dtype=torch.float32, requires_grad=True)
+    target = torch.arange(11) % 4  # 3 is background
+    weight = torch.tensor([0.5, 1.0, 2.0]) if weighted else None
+    found = ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
+    truth = F.one_hot(target, 4)[:, :3]
+    p = logits.sigmoid()
+    p_true = torch.where(truth == 1, p, 1 - p)
+    alpha = torch.where(truth == 1, 0.25, 0.75)
+    expected = -alpha * (1 - p_true) ** 2 * p_true.log()
+    if weighted:
+        expected = expected * torch.cat([weight, torch.ones(1)])[target][:, None]
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * pull).sum(), logits)[0] for out in (found, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_sigmoid_focal_loss_is_finite_at_extreme_logits():
+    logits = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    loss = ops.sigmoid_focal_loss(logits, torch.tensor([0]), 2.0, 0.25, None, 'sum')
+    loss.backward()
+    # 0.25 * 200 for the missed class and 0.75 * 200 for the wrong one.
+    assert loss.item() == pytest.approx(200.0) and logits.grad.isfinite().all()
+
+
+def test_deform_conv_without_offsets_is_a_convolution():
+    x, weight = torch.randn(2, 4, 7, 5), torch.randn(6, 2, 3, 3)
+    offset = torch.zeros(2, 18, 4, 3)
+    out = ops.deform_conv2d(x, offset, weight, 2, 1, 1, 2, 1)
+    torch.testing.assert_close(out, F.conv2d(x, weight, None, 2, 1, 1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('groups, deform_groups', [(1, 1), (2, 2)])
+def test_deform_conv_gradients(groups: int, deform_groups: int):
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    offset = (torch.rand(2, 18 * deform_groups, 3, 2, dtype=torch.float64) - 0.5).requires_grad_()
+    weight = torch.randn(2, 4 // groups, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *args: ops.deform_conv2d(*args, 2, 1, 1, groups, deform_groups), (x, offset, weight))
+
+
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_modulated_deform_conv_gradients(with_bias: bool):
+    x = torch.randn(1, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    offset = (torch.rand(1, 18, 3, 2, dtype=torch.float64) - 0.5).requires_grad_()
+    mask = torch.rand(1, 9, 3, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, dtype=torch.float64, requires_grad=True) if with_bias else None
+    assert torch.autograd.gradcheck(
+        lambda *args: ops.modulated_deform_conv2d(*args, bias, 2, 1, 1, 1, 1),
+        (x, offset, mask, weight))
+    plain = ops.modulated_deform_conv2d(
+        x, torch.zeros_like(offset), torch.ones_like(mask), weight, bias, 2, 1, 1, 1, 1)
+    torch.testing.assert_close(plain, F.conv2d(x, weight, bias, 2, 1))
+    if with_bias:
+        (grad,) = torch.autograd.grad(plain.sum(), bias)
+        assert grad.tolist() == [6.0, 6.0]
+
+
+def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():
+    from mmcv.ops.multi_scale_deform_attn import (
+        MultiScaleDeformableAttnFunction,
+        multi_scale_deformable_attn_pytorch,
+    )
+    shapes = torch.tensor([[5, 3], [2, 4]])
+    inputs = [torch.randn(2, 23, 2, 3), torch.rand(2, 7, 2, 2, 4, 2), torch.rand(2, 7, 2, 2, 4)]
+    inputs = [tensor.double().requires_grad_() for tensor in inputs]
+    found = MultiScaleDeformableAttnFunction.apply(
+        inputs[0], shapes, torch.tensor([0, 15]), inputs[1], inputs[2], 64)
+    expected = multi_scale_deformable_attn_pytorch(inputs[0], shapes, inputs[1], inputs[2])
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gaussian_soft_nms_keeps_boxes_without_area():
+    from mmcv.ops import soft_nms
+    boxes = torch.tensor([[5., 5., 5., 5.], [5., 5., 5., 5.], [0., 0., 10., 10.]])
+    dets, kept = soft_nms(boxes, torch.tensor([.9, .8, .7]), method='gaussian')
+    assert sorted(kept.tolist()) == [0, 1, 2] and dets.isfinite().all()

@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it gets its name: hidden, in the same folder."""
+    return path.with_name(f'.{path.name}.tmp')
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary path to write to; the file gets its real name once it is on the disk.
+
+    A kill or a power cut at any moment leaves either what was at `path` before or the whole new
+    file. An exception inside removes the temporary file and leaves `path` alone.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync(path.parent)
+
+
+def write_text_whole(path: str | os.PathLike, text: str) -> None:
+    """`Path.write_text`, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
+def remove_leftovers(folder: str | os.PathLike, suffix: str = '.pth') -> list[Path]:
+    """Delete the temporary files that a killed run left in `folder`; returns them."""
+    leftovers = list(Path(folder).glob(f'.*{suffix}.tmp'))
+    for leftover in leftovers:
+        with suppress(FileNotFoundError):
+            leftover.unlink()
+    return leftovers
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        # Some network file systems cannot sync a folder; the rename has happened all the same.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,47 @@
+"""What a user did wrong, as one clear message.
+
+Command-line tools catch `UserError` at their entry, print it on stderr and leave with a non-zero
+exit code; everywhere else it is an ordinary `ValueError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message says what came and what to do about it."""
+
+
+def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
+    """The entries of `choices` that `name` was most likely meant to be, best first.
+
+    Case is ignored and a choice that contains the name (or the other way round) counts as near:
+    'upernet' finds 'UPerHead' by spelling, 'Swin' finds 'SwinTransformer' by containment.
+    """
+    by_key: dict[str, str] = {}
+    for choice in choices:
+        by_key.setdefault(choice.lower(), choice)
+    key = name.lower()
+    near = difflib.get_close_matches(key, by_key, n=limit, cutoff=0.6)
+    if len(key) >= 3:
+        inside = [other for other in by_key if len(other) >= 3 and (key in other or other in key)]
+        near += sorted(inside, key=lambda other: abs(len(other) - len(key)))
+    return [by_key[match] for match in dict.fromkeys(near)][:limit]
+
+
+def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
+    """A sentence that names the near ones, or, where nothing is near, a few of the choices.
+
+    Returns:
+        str: for example "Did you mean 'tiny'?"; empty when there is nothing to choose from.
+    """
+    known = sorted(set(choices))
+    near = closest(name, known, limit)
+    if near:
+        return f'Did you mean {" or ".join(map(repr, near))}?'
+    if not known:
+        return ''
+    more = ', ...' if len(known) > 12 else ''
+    return f'Known: {", ".join(known[:12])}{more}.'
