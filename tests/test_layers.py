@@ -1,0 +1,101 @@
+"""The shared pieces: padding, windows, stochastic depth, norms."""
+import pytest
+import torch
+from torch import nn
+
+from visattn_dense.layers import (
+    DepthwiseConv,
+    DropPath,
+    LayerNorm2d,
+    crop,
+    drop_path_rates,
+    merge_windows,
+    pad_to_multiple,
+    partition_windows,
+)
+
+SIZES = [(1, 1), (5, 3), (7, 11), (13, 2), (31, 17)]
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('window', [(1, 1), (3, 2), (2, 5), (7, 7)])
+@pytest.mark.parametrize('centred', [False, True])
+def test_pad_partition_merge_crop_is_the_identity(size, window, centred):
+    x = torch.randn(2, *size, 3, 5)
+    padded, pads = pad_to_multiple(x, window, centred=centred)
+    windows = partition_windows(padded, window)
+    assert windows.shape[1:3] == window
+    torch.testing.assert_close(crop(merge_windows(windows, padded.shape[1:3]), pads), x)
+
+
+def test_windows_are_cut_row_by_row():
+    x = torch.arange(2 * 4 * 6).view(2, 4, 6, 1)
+    windows = partition_windows(x, (2, 3))
+    assert windows[1, :, :, 0].tolist() == [[3, 4, 5], [9, 10, 11]]
+    assert windows[2, :, :, 0].tolist() == [[12, 13, 14], [18, 19, 20]]
+    assert windows[4, 0, 0, 0] == 24
+
+
+def test_full_width_windows_are_views():
+    x = torch.randn(2, 8, 6, 3)
+    assert partition_windows(x, (2, 6)).data_ptr() == x.data_ptr()
+
+
+def test_a_window_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match='pad it first'):
+        partition_windows(torch.zeros(1, 5, 6, 1), (2, 3))
+
+
+@pytest.mark.parametrize('centred, expected', [(True, (1, 2, 0, 1)), (False, (0, 3, 0, 1))])
+def test_pads_stand_where_they_should(centred, expected):
+    x = torch.ones(1, 4, 4, 1)
+    padded, pads = pad_to_multiple(x, (5, 7), centred=centred)
+    left, right, top, bottom = pads
+    assert pads == expected
+    assert padded.shape == (1, 5, 7, 1)
+    assert padded[0, top:5 - bottom, left:7 - right].all()
+    assert padded.sum() == 16
+
+
+def test_padding_that_is_not_needed_copies_nothing():
+    x = torch.randn(1, 4, 6, 3)
+    padded, pads = pad_to_multiple(x, (2, 3))
+    assert padded is x and crop(padded, pads) is x
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    x = torch.ones(4000, 2, 3)
+    out = DropPath(.25).train()(x)
+    per_sample = out.flatten(1)
+    assert (per_sample == per_sample[:, :1]).all()
+    assert out.unique().tolist() == pytest.approx([0, 1 / .75])
+    assert out.mean().item() == pytest.approx(1, abs=.05)
+
+
+@pytest.mark.parametrize('probability', [-.1, 1., 2.])
+def test_drop_path_needs_a_probability(probability):
+    with pytest.raises(ValueError, match='probability'):
+        DropPath(probability)
+
+
+def test_drop_path_rates_grow_from_zero():
+    rates = drop_path_rates(.3, (1, 2, 1))
+    assert [len(stage) for stage in rates] == [1, 2, 1]
+    assert sum(rates, []) == pytest.approx([0, .1, .2, .3])
+    assert drop_path_rates(.3, (1,)) == [[0.]]
+
+
+def test_depthwise_conv_is_torch_convolution_channels_last():
+    conv, x = DepthwiseConv(6, 5), torch.randn(2, 7, 3, 6)
+    expected = nn.functional.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=2,
+                                    groups=6)
+    torch.testing.assert_close(conv(x), expected.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match='odd'):
+        DepthwiseConv(6, 4)
+
+
+def test_layer_norm_2d_normalises_channels():
+    norm, x = LayerNorm2d(5), torch.randn(2, 5, 3, 7)
+    out = norm(x)
+    torch.testing.assert_close(out.mean(1), torch.zeros(2, 3, 7), atol=1e-6, rtol=0)
+    torch.testing.assert_close(out[1, :, 2, 4], nn.functional.layer_norm(x[1, :, 2, 4], (5,)))

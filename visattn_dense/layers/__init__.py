@@ -1,0 +1,40 @@
+"""Pieces that every mechanism shares, each written once. torch only.
+
+padding    zero-padding of an NHWC map to multiples, and the crop that undoes it
+windows    cutting an NHWC map in windows or stripes, and merging them
+position   position tables resized to other maps
+precision  full precision inside autocast
+lepe       locally-enhanced positional encoding: a depthwise convolution on the values
+mbconv     convolution + BatchNorm + activation, mobile blocks of them, folding of BatchNorm
+mlp        the two-layer perceptron of a transformer block
+drop       stochastic depth
+block      the pre-norm transformer block
+norm       LayerNorm over the channels of an NCHW map
+init       the initialisation that the families share
+"""
+from .block import TransformerBlock
+from .drop import DropPath, drop_path_rates
+from .init import init_vit_weights
+from .lepe import DepthwiseConv
+from .mbconv import (
+    ConvNormAct,
+    ConvPair,
+    DepthwiseSeparableConv,
+    FusedMBConv,
+    MBConv,
+    Residual,
+    fold_batch_norm,
+)
+from .mlp import Mlp
+from .norm import LayerNorm2d
+from .padding import crop, pad_to_multiple
+from .position import resize_position_grid, sinusoid_table
+from .precision import without_autocast
+from .windows import merge_windows, partition_windows
+
+__all__ = [
+    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DropPath',
+    'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'Residual', 'TransformerBlock', 'crop',
+    'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'merge_windows', 'pad_to_multiple',
+    'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
+]

@@ -1,0 +1,31 @@
+"""The pre-norm transformer block."""
+from torch import Tensor, nn
+
+from .drop import DropPath
+from .mlp import Mlp
+
+
+class TransformerBlock(nn.Module):
+    """x += DropPath(attn(norm1(x)));  x += DropPath(mlp(norm2(x))).
+
+    Args:
+        dim: channels, the last dimension of x.
+        attn: the attention, a module that keeps the shape of x.
+        mlp_ratio: hidden channels of the MLP over `dim`.
+        drop_path: probability that a residual branch is dropped.
+        norm_eps: eps of both LayerNorms; it belongs to the checkpoint.
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, *, mlp_ratio: float = 4., drop_path: float = 0.,
+                 norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,0 +1,181 @@
+"""Convolution, BatchNorm and activation, and the blocks of mobile networks made of them. NCHW.
+
+Inverted residual (MobileNetV2, arXiv 1801.04381) and its fused form (EfficientNetV2, arXiv
+2104.00298) as EfficientViT has them. Parameter names are the official ones
+(mit-han-lab/efficientvit, efficientvit/models/nn/ops.py), which timm uses too.
+
+Shapes: B batch, C channels in, C' channels out, H×W map, s stride: every block here takes
+(B, C, H, W) to (B, C', ⌈H/s⌉, ⌈W/s⌉).
+"""
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .drop import DropPath
+
+Activation = Callable[[], nn.Module]
+
+ACTIVATIONS: dict[str, Activation] = {
+    # The convolution or norm before it has written a tensor that nobody else holds.
+    'hardswish': partial(nn.Hardswish, inplace=True),
+    'gelu_tanh': partial(nn.GELU, approximate='tanh'),
+}
+
+
+class ConvNormAct(nn.Module):
+    """act(norm(conv(x))) with an odd kernel, zero-padded by half of it.
+
+    Args:
+        in_dim, dim: channels in and out.
+        kernel_size, stride, groups: of the convolution.
+        norm_eps: eps of the BatchNorm, or None: no norm.
+        bias: whether the convolution has a bias; by default where no norm follows.
+        act: the activation's name in `ACTIVATIONS`, or None.
+    """
+
+    def __init__(self, in_dim: int, dim: int, kernel_size: int = 1, *, stride: int = 1,
+                 groups: int = 1, norm_eps: float | None = 1e-5, bias: bool | None = None,
+                 act: str | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2, groups=groups,
+                              bias=norm_eps is None if bias is None else bias)
+        self.norm = nn.Identity() if norm_eps is None else nn.BatchNorm2d(dim, eps=norm_eps)
+        self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class DepthwiseSeparableConv(nn.Module):
+    """Depthwise 3×3, then 1×1: an inverted residual that does not expand.
+
+    Args:
+        in_dim, dim, stride: channels in and out, and the stride of the depthwise convolution.
+        act: activation between the two.
+        norm_eps: eps of both BatchNorms.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, stride: int = 1, act: str = 'hardswish',
+                 norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.depth_conv = ConvNormAct(in_dim, in_dim, 3, stride=stride, groups=in_dim, act=act,
+                                      norm_eps=norm_eps)
+        self.point_conv = ConvNormAct(in_dim, dim, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point_conv(self.depth_conv(x))
+
+
+class MBConv(nn.Module):
+    """1×1 expansion, depthwise 3×3, 1×1 projection.
+
+    Args:
+        in_dim, dim, stride: channels in and out, and the stride of the depthwise convolution.
+        expand_ratio: hidden channels over `in_dim`.
+        inner_norm: whether a norm follows the two hidden convolutions; without it they have biases.
+        act: activation after the two hidden convolutions.
+        norm_eps: eps of the BatchNorms.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, stride: int = 1, expand_ratio: float = 4.,
+                 inner_norm: bool = True, act: str = 'hardswish', norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        hidden, inner_eps = round(in_dim * expand_ratio), norm_eps if inner_norm else None
+        self.inverted_conv = ConvNormAct(in_dim, hidden, act=act, norm_eps=inner_eps)
+        self.depth_conv = ConvNormAct(hidden, hidden, 3, stride=stride, groups=hidden, act=act,
+                                      norm_eps=inner_eps)
+        self.point_conv = ConvNormAct(hidden, dim, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point_conv(self.depth_conv(self.inverted_conv(x)))
+
+
+class FusedMBConv(nn.Module):
+    """A full 3×3 convolution that expands, then a 1×1 projection.
+
+    Args:
+        in_dim, dim, stride: channels in and out, and the stride of the 3×3 convolution.
+        expand_ratio: hidden channels over `in_dim`.
+        inner_norm: whether a norm follows the 3×3 convolution; without it, it has a bias.
+        act: activation after the 3×3 convolution.
+        norm_eps: eps of the BatchNorms.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, stride: int = 1, expand_ratio: float = 4.,
+                 inner_norm: bool = True, act: str = 'gelu_tanh', norm_eps: float = 1e-7) -> None:
+        super().__init__()
+        hidden = round(in_dim * expand_ratio)
+        self.spatial_conv = ConvNormAct(in_dim, hidden, 3, stride=stride, act=act,
+                                        norm_eps=norm_eps if inner_norm else None)
+        self.point_conv = ConvNormAct(hidden, dim, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.point_conv(self.spatial_conv(x))
+
+
+class ConvPair(nn.Module):
+    """Two 3×3 convolutions, each with a norm, an activation between: ResNet's basic branch.
+
+    Args:
+        in_dim, dim, stride: channels in and out, and the stride of the first convolution.
+        act: activation after the first.
+        norm_eps: eps of both BatchNorms.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, stride: int = 1, act: str = 'gelu_tanh',
+                 norm_eps: float = 1e-7) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(in_dim, dim, 3, stride=stride, act=act, norm_eps=norm_eps)
+        self.conv2 = ConvNormAct(dim, dim, 3, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class Residual(nn.Module):
+    """x + DropPath(main(x)), or main(x) where there is no shortcut.
+
+    Args:
+        main: the branch.
+        shortcut: whether x is added; a branch that changes the shape has none.
+        drop_path: probability that the branch is dropped.
+    """
+
+    def __init__(self, main: nn.Module, *, shortcut: bool = True, drop_path: float = 0.) -> None:
+        super().__init__()
+        self.main = main
+        self.shortcut = shortcut
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.main(x)) if self.shortcut else self.main(x)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Fold every BatchNorm that follows a convolution into it, in place, for inference alone.
+
+    It finds the pairs inside `ConvNormAct` and those that stand side by side in an nn.Sequential.
+    The outputs stay the same up to rounding; the state dict does not: load the checkpoint first.
+
+    Args:
+        model: in evaluation mode.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is in training mode, where a BatchNorm cannot be folded.
+    """
+    if model.training:
+        raise ValueError('fold_batch_norm needs running statistics: call model.eval() first')
+    for parent in model.modules():
+        if not isinstance(parent, (ConvNormAct, nn.Sequential)):
+            continue
+        children = list(parent.named_children())
+        for (name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return model

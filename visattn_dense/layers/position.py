@@ -1,0 +1,72 @@
+"""Position tables: the sinusoid one, and any table on other maps than it was trained on."""
+import torch
+from torch import Tensor
+
+from .precision import without_autocast
+
+# Torch's bicubic kernel: Keys' cubic convolution with this parameter.
+_A = -.75
+
+
+def resize_position_grid(table: Tensor, from_size: tuple[int, int],
+                         to_size: tuple[int, int]) -> Tensor:
+    """Resize a table of positions in two dimensions, bicubically.
+
+    The kernel is that of `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`.
+    It is separable, so it is carried out as one small matrix product for each axis that changes:
+    faster than the interpolation on many channels, and with a gradient that is deterministic on
+    every device.
+
+    Args:
+        table: (1, N, C), position by position, row by row; N = h·w. A class token is the caller's.
+        from_size: (h, w), the table's own grid.
+        to_size: (H, W), the grid that is asked for.
+
+    Returns:
+        (1, H·W, C) of the table's dtype, computed in float32 or wider, autocast or not;
+        `table` itself where the sizes are equal.
+
+    Raises:
+        ValueError: the table is not of `from_size`.
+    """
+    (height, width), (new_height, new_width) = from_size, to_size
+    if table.ndim != 3 or table.shape[0] != 1 or table.shape[1] != height * width:
+        raise ValueError(f'a table for {height}x{width} positions has the shape '
+                         f'(1, {height * width}, C), got {tuple(table.shape)}')
+    if (height, width) == (new_height, new_width):
+        return table
+    with without_autocast(table):
+        grid = table.to(torch.promote_types(table.dtype, torch.float32))
+        grid = grid.unflatten(1, (height, width)).squeeze(0)             # (h, w, C)
+        if height != new_height:
+            rows = _bicubic_matrix(grid, height, new_height)
+            grid = (rows @ grid.flatten(1)).unflatten(1, (width, -1))    # (H, w, C)
+        if width != new_width:
+            grid = _bicubic_matrix(grid, width, new_width) @ grid        # (H, W, C)
+        return grid.flatten(0, 1)[None].to(table.dtype)
+
+
+def _bicubic_matrix(like: Tensor, size: int, new_size: int) -> Tensor:
+    """(new_size, size): what each new position takes from each old one; rows sum to 1.
+
+    Written out, not taken from an interpolated unit matrix: compilers break that up into hundreds
+    of operations for each table.
+    """
+    new, old = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (new_size, size))
+    centre = (new[:, None] + .5) * (size / new_size) - .5
+    taps = centre.floor() - 1 + torch.arange(4, dtype=like.dtype, device=like.device)
+    distance = (centre - taps).abs()
+    near = ((_A + 2) * distance - (_A + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * _A - 4 * _A
+    weights = torch.where(distance <= 1, near, far)
+    # Taps beyond the border count for the position at it.
+    at = taps.clamp(0, size - 1)[..., None] == old
+    return (weights[..., None] * at).sum(1)
+
+
+def sinusoid_table(positions: int, dim: int) -> Tensor:
+    """(1, positions, dim): sin at even channels 2i and cos at odd ones of p / 10000^(2i/dim)."""
+    rate = 10000 ** (-2 * (torch.arange(dim) // 2).double() / dim)
+    angles = torch.arange(positions).double()[:, None] * rate
+    even = torch.arange(dim) % 2 == 0
+    return torch.where(even, angles.sin(), angles.cos()).float()[None]
