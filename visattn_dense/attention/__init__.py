@@ -1,0 +1,19 @@
+"""The attention mechanisms, each usable alone in any network: (B, H, W, C) in and out, any H, W.
+
+These modules need torch and `visattn_dense.layers`, nothing else. `visattn_dense.attention.naive`
+holds the equation of each, slow and obvious, with the same parameters.
+"""
+from .bra import BiLevelRoutingAttention, record_routing
+from .cswin import CrossShapedWindowAttention, StripeAttention
+from .focused import FocusedLinearAttention, FocusedStripeAttention
+from .litemla import LiteMLA
+from .routed import routed_attention
+from .self_attention import LePESelfAttention, SelfAttention
+from .tokens import TokenPerformer, TokensToToken, TokenTransformer, WideSelfAttention
+
+__all__ = [
+    'BiLevelRoutingAttention', 'CrossShapedWindowAttention', 'FocusedLinearAttention',
+    'FocusedStripeAttention', 'LePESelfAttention', 'LiteMLA', 'SelfAttention', 'StripeAttention',
+    'TokenPerformer', 'TokenTransformer', 'TokensToToken', 'WideSelfAttention', 'record_routing',
+    'routed_attention',
+]

@@ -1,0 +1,193 @@
+"""Bi-level routing attention (BiFormer, arXiv 2303.08810, §3.2).
+
+The map is cut in n_win × n_win regions. Region descriptors, the means of q and of k, say which K
+regions each region looks at; tokens of a region then attend to all tokens of those regions:
+
+    index_r = top-K_i( q̄_r · k̄_i · scale ),   out_r = softmax(q_r [k_i]ᵀ · scale) [v_i] + LePE(v)
+
+Shapes: B batch, H×W map (after padding: multiples of n_win), C channels, Q = qk_dim channels of q
+and k, R = n_win² regions, N tokens of a region, h heads.
+
+Official code: rayleizhu/BiFormer, ops/bra_legacy.py. The scale is Q^-½, not head_dim^-½. The map
+is zero-padded at the bottom and right *before* the qkv projection, so padded tokens carry its bias,
+and padding is not masked. Deviations: keys and values are not gathered for all regions at once (see
+`visattn_dense.attention.routed`); a top-k larger than the number of regions means all of them;
+differentiable hard routing, which the official code leaves out, is the straight-through estimate.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import Tensor, nn
+
+from visattn_dense.layers import (
+    DepthwiseConv,
+    crop,
+    merge_windows,
+    pad_to_multiple,
+    partition_windows,
+)
+
+from .routed import routed_attention
+
+KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
+
+
+class TopkRouting(nn.Module):
+    """Which regions each region looks at.
+
+    Args:
+        qk_dim: Q, channels of the descriptors.
+        topk: K; more than there are regions means all of them.
+        scale: factor of the routing logits.
+        param_routing: put a learned linear map on the descriptors.
+        diff_routing: let gradients through the descriptors.
+    """
+
+    def __init__(self, qk_dim: int, topk: int, *, scale: float, param_routing: bool = False,
+                 diff_routing: bool = False) -> None:
+        super().__init__()
+        self.topk = topk
+        self.scale = scale
+        self.diff_routing = diff_routing
+        self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Route.
+
+        Args:
+            q, k: (B, R, Q) descriptors.
+
+        Returns:
+            weight: (B, R, K), the softmax over the kept logits.
+            index: (B, R, K), the regions, by falling weight.
+        """
+        if not self.diff_routing:
+            q, k = q.detach(), k.detach()
+        logits = self.emb(q) * self.scale @ self.emb(k).transpose(1, 2)
+        kept, index = logits.topk(min(self.topk, logits.shape[-1]), dim=-1)
+        return kept.softmax(-1), index
+
+
+class BiLevelRoutingAttention(nn.Module):
+    """Bi-level routing attention on a map.
+
+    Args:
+        dim: C.
+        num_heads: h; divides `dim` and `qk_dim`.
+        n_win: regions along each side.
+        topk: K, regions that each region attends to.
+        qk_dim: Q, C by default.
+        scale: factor of the logits, Q^-½ by default.
+        side_dwconv: kernel size of LePE on v, odd; 0 for none.
+        kv_downsample_mode: how k and v of a region are pooled: 'identity' (not at all), 'avgpool'
+            or 'maxpool' (by `kv_downsample_ratio`), 'ada_avgpool' or 'ada_maxpool' (to
+            `kv_per_win`²).
+        kv_downsample_ratio: side of the pooling window, in tokens.
+        kv_per_win: side of the pooled region, in tokens.
+        param_attention: 'qkvo', or 'qkv' for no output projection.
+        param_routing, diff_routing: see `TopkRouting`.
+        soft_routing: multiply k and v of a routed region by its routing weight.
+        auto_pad: pad the map to multiples of n_win; else such a map is an error.
+
+    Raises:
+        ValueError: heads that do not divide, or an unknown mode; the choices are named.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, n_win: int = 7, topk: int = 4,
+                 qk_dim: int | None = None, scale: float | None = None, side_dwconv: int = 5,
+                 kv_downsample_mode: KVPool = 'identity', kv_downsample_ratio: int = 4,
+                 kv_per_win: int = 4, param_attention: Literal['qkvo', 'qkv'] = 'qkvo',
+                 param_routing: bool = False, diff_routing: bool = False,
+                 soft_routing: bool = False, auto_pad: bool = True) -> None:
+        super().__init__()
+        self.qk_dim = qk_dim or dim
+        if dim % num_heads or self.qk_dim % num_heads:
+            raise ValueError(f'num_heads {num_heads} must divide dim {dim} and qk_dim '
+                             f'{self.qk_dim}')
+        if topk < 1 or n_win < 1:
+            raise ValueError(f'n_win and topk are at least 1, got {n_win} and {topk}')
+        if param_attention not in ('qkvo', 'qkv'):
+            raise ValueError(f"param_attention is 'qkvo' or 'qkv', got {param_attention!r}")
+        if param_routing and not diff_routing:
+            raise ValueError('param_routing needs diff_routing: without it nothing trains the '
+                             'routing')
+        self.dim = dim
+        self.num_heads = num_heads
+        self.n_win = n_win
+        self.scale = self.qk_dim ** -.5 if scale is None else scale
+        self.soft_routing = soft_routing
+        self.auto_pad = auto_pad
+        self.router = TopkRouting(self.qk_dim, topk, scale=self.scale,
+                                  param_routing=param_routing, diff_routing=diff_routing)
+        self.qkv = nn.ModuleDict({'qkv': nn.Linear(dim, 2 * self.qk_dim + dim)})
+        self.kv_down = _kv_pool(kv_downsample_mode, kv_downsample_ratio, kv_per_win)
+        self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv else None
+        self.wo = nn.Linear(dim, dim) if param_attention == 'qkvo' else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        if not self.auto_pad and (x.shape[1] % self.n_win or x.shape[2] % self.n_win):
+            raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
+                             f'{x.shape[2]}; resize it or set auto_pad=True')
+        x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
+        height, width = x.shape[1:3]
+        regions = partition_windows(x, (height // self.n_win, width // self.n_win))
+        qkv = self.qkv['qkv'](regions).unflatten(0, (x.shape[0], -1))      # (B, R, rh, rw, 2Q + C)
+        q, kv = qkv.split([self.qk_dim, self.qk_dim + self.dim], dim=-1)
+        k, v = self._pool(kv).split([self.qk_dim, self.dim], dim=-1)
+
+        weight, index = self.router(q.mean((2, 3)), kv[..., :self.qk_dim].mean((2, 3)))
+        heads = [t.flatten(2, 3).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
+        out = routed_attention(*heads, index, scale=self.scale, weight=self._factor(weight))
+
+        out = merge_windows(out.reshape(*regions.shape[:3], self.dim), (height, width))
+        if self.lepe is not None:
+            values = kv[..., self.qk_dim:].flatten(0, 1)
+            out = out + self.lepe(merge_windows(values, (height, width)))
+        return crop(self.wo(out), pads)
+
+    def _pool(self, kv: Tensor) -> Tensor:
+        """(B, R, rh, rw, Q + C) to (B, R, rh', rw', Q + C)."""
+        if isinstance(self.kv_down, nn.Identity):
+            return kv
+        pooled = self.kv_down(kv.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return pooled.unflatten(0, kv.shape[:2])
+
+    def _factor(self, weight: Tensor) -> Tensor | None:
+        """What multiplies the routed k and v: the weights, one with their gradient, or nothing."""
+        if self.soft_routing:
+            return weight
+        return 1 + weight - weight.detach() if self.router.diff_routing else None
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect the routing of every bi-level routing attention in `model` while the block runs.
+
+    Yields:
+        Name of the attention -> (B, R, K) regions of its last forward, filled as forward runs.
+    """
+    found: dict[str, Tensor] = {}
+    handles = [
+        module.router.register_forward_hook(
+            lambda _module, _inputs, output, name=name: found.__setitem__(name, output[1]))
+        for name, module in model.named_modules() if isinstance(module, BiLevelRoutingAttention)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kv_pool(mode: KVPool, ratio: int, per_win: int) -> nn.Module:
+    pools = {
+        'identity': nn.Identity,
+        'avgpool': lambda: nn.AvgPool2d(ratio),
+        'maxpool': lambda: nn.MaxPool2d(ratio),
+        'ada_avgpool': lambda: nn.AdaptiveAvgPool2d(per_win),
+        'ada_maxpool': lambda: nn.AdaptiveMaxPool2d(per_win),
+    }
+    if mode not in pools:
+        raise ValueError(f'kv_downsample_mode is one of {", ".join(pools)}; got {mode!r}')
+    return pools[mode]()

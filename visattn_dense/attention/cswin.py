@@ -1,0 +1,171 @@
+"""Cross-shaped window attention with LePE (CSWin, arXiv 2107.00652, §3.2–3.3).
+
+Half of the heads attends in vertical stripes, the other half in horizontal ones; inside a stripe
+
+    out = softmax(q kᵀ · scale) v + LePE(v)
+
+with LePE a depthwise 3×3 convolution of v, zero-padded at the border of its stripe.
+
+Shapes: B batch, H×W map, C channels of the block, h heads, d = C/h, S stripes of N tokens. A branch
+has C' = C/2 channels and h/2 heads, or all of them where the stripe is the whole map.
+
+Official code: microsoft/CSWin-Transformer, segmentation/backbone/cswin_transformer.py. Deviations:
+any number of heads and channels is given, not inferred from the stage; the padding of the map can
+be masked (`mask_padding`), which the official code cannot.
+"""
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visattn_dense.layers import (
+    DepthwiseConv,
+    crop,
+    merge_windows,
+    pad_to_multiple,
+    partition_windows,
+)
+
+Direction = Literal['vertical', 'horizontal', 'full']
+
+
+class StripeBranch(nn.Module):
+    """One branch of the cross: what happens inside the stripes of one direction.
+
+    A subclass defines forward(qkv): (B, H, W, 3, C') to (B, H, W, C').
+
+    Args:
+        dim: C', channels of the branch.
+        num_heads: heads of the branch; divides `dim`.
+        direction: 'vertical' stripes (the map's height, `stripe_width` columns), 'horizontal' ones
+            (`stripe_width` rows, the map's width), or 'full': one stripe, the whole map.
+        stripe_width: columns or rows of a stripe; not used by 'full'.
+
+    Raises:
+        ValueError: heads do not divide channels, or an unknown direction.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, direction: Direction,
+                 stripe_width: int = 7) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'num_heads {num_heads} does not divide dim {dim}')
+        if direction not in ('vertical', 'horizontal', 'full'):
+            raise ValueError(f"direction is 'vertical', 'horizontal' or 'full', got {direction!r}")
+        if stripe_width < 1:
+            raise ValueError(f'stripe_width is at least 1, got {stripe_width}')
+        self.num_heads = num_heads
+        self.direction = direction
+        self.stripe_width = stripe_width
+        self.get_v = DepthwiseConv(dim)
+
+    def window_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of a stripe on a map of that size."""
+        return {'vertical': (height, self.stripe_width),
+                'horizontal': (self.stripe_width, width),
+                'full': (height, width)}[self.direction]
+
+    def tokens_on_map(self, qkv: Tensor) -> Tensor:
+        """(B·S, N) bool, True where a token of a stripe stands on the map, not on its padding."""
+        window = self.window_size(*qkv.shape[1:3])
+        inside = qkv.new_ones(qkv.shape[:3])
+        stripes = partition_windows(pad_to_multiple(inside, window, centred=True)[0], window)
+        return stripes.flatten(1).bool()
+
+
+class StripeAttention(StripeBranch):
+    """Softmax attention inside the stripes of one direction.
+
+    Args:
+        dim, num_heads, direction, stripe_width: see `StripeBranch`.
+        scale: factor of the logits, (C'/heads)^-½ by default.
+        mask_padding: leave the padding out of the softmax. By default its keys take part with
+            logit 0, as the released dense checkpoints were trained with it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, direction: Direction, stripe_width: int = 7,
+                 scale: float | None = None, mask_padding: bool = False) -> None:
+        super().__init__(dim, num_heads, direction=direction, stripe_width=stripe_width)
+        self.scale = scale
+        self.mask_padding = mask_padding
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            qkv: (B, H, W, 3, C'), queries, keys and values of the branch.
+
+        Returns:
+            (B, H, W, C').
+        """
+        window = self.window_size(*qkv.shape[1:3])
+        padded, pads = pad_to_multiple(qkv, window, centred=True)
+        stripes = partition_windows(padded, window)              # (B·S, h, w, 3, C')
+        mask = (self.tokens_on_map(qkv)[:, None, None]           # (B·S, 1, 1, N)
+                if self.mask_padding and any(pads) else None)
+
+        tokens = stripes.flatten(1, 2).unflatten(-1, (self.num_heads, -1))
+        q, k, v = tokens.permute(2, 0, 3, 1, 4)                  # each (B·S, heads, N, d)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        out = out.transpose(1, 2).reshape(*stripes.shape[:3], -1)
+
+        out = out + self.get_v(stripes[..., 2, :])
+        return crop(merge_windows(out, padded.shape[1:3]), pads)
+
+
+class CrossShapedAttention(nn.Module):
+    """The cross on a map: project, attend in both directions, project; what a branch does is given.
+
+    Channels of q, k and v are halved: the first half of the heads attends in vertical stripes, the
+    second in horizontal ones. With `stripe_width=None` all heads attend over the whole map.
+
+    Args:
+        dim: C.
+        num_heads: h; even where there are stripes.
+        stripe_width: columns (rows) of a vertical (horizontal) stripe, or None.
+        qkv_bias: whether the qkv projection has a bias.
+        branch: makes a `StripeBranch` of (C', heads, direction=, stripe_width=).
+
+    Raises:
+        ValueError: heads cannot be halved or do not divide the channels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, stripe_width: int | None, qkv_bias: bool,
+                 branch: Callable[..., StripeBranch]) -> None:
+        super().__init__()
+        self.directions: tuple[Direction, ...] = (
+            ('full',) if stripe_width is None else ('vertical', 'horizontal'))
+        branches = len(self.directions)
+        if num_heads % branches or dim % num_heads:
+            raise ValueError(
+                f'{branches} branch(es) need num_heads that {branches} divides and that divides '
+                f'dim; got dim {dim}, num_heads {num_heads}')
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attns = nn.ModuleList(
+            branch(dim // branches, num_heads // branches, direction=direction,
+                   stripe_width=1 if stripe_width is None else stripe_width)
+            for direction in self.directions)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        qkv = self.qkv(x).unflatten(-1, (3, len(self.attns), -1))     # (B, H, W, 3, branch, C')
+        out = [attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)]
+        return self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0])
+
+
+class CrossShapedWindowAttention(CrossShapedAttention):
+    """Cross-shaped window attention on a map: the cross of `StripeAttention`.
+
+    Args:
+        dim, num_heads, stripe_width, qkv_bias: see `CrossShapedAttention`.
+        mask_padding: see `StripeAttention`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, stripe_width: int | None = 7,
+                 qkv_bias: bool = True, mask_padding: bool = False) -> None:
+        super().__init__(dim, num_heads, stripe_width=stripe_width, qkv_bias=qkv_bias,
+                         branch=partial(StripeAttention, mask_padding=mask_padding))

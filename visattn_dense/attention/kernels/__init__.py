@@ -1,0 +1,1 @@
+"""GPU kernels in Triton. Nothing here is imported before a kernel is wanted."""

@@ -1,0 +1,94 @@
+"""Multi-scale ReLU linear attention (EfficientViT of MIT, arXiv 2205.14756, §3.1).
+
+A 1×1 convolution makes q, k and v; for each scale s, a depthwise s×s convolution and a grouped 1×1
+one aggregate them from their neighbours. Every head of the original and of the aggregated tokens
+attends over the whole map:
+
+    out_i = (Σ_j v_j (k_jᵀ q_i)) / (Σ_j k_jᵀ q_i + eps),  q = relu(·), k = relu(·)
+
+computed as (Σ_j v_j k_jᵀ) q_i: linear in the number of positions. The heads of all scales are
+concatenated and projected by a 1×1 convolution with BatchNorm.
+
+Shapes: B batch, H×W map, N = H·W positions, C channels, h heads of each scale, d head_dim, S number
+of scales. The layout is (B, C, H, W), other than in the other attentions here: all but one step of
+the mechanism are convolutions.
+
+Official code: mit-han-lab/efficientvit, efficientvit/models/nn/ops.py (`LiteMLA`); parameter names
+are its own. Deviations: the sum of the keys is computed as such, not by padding v with ones, which
+TensorRT cannot read (efficientvit issue 63); the products are in float32 on every device type, not
+on CUDA alone; one linear form serves every map, where the official code takes the equal quadratic
+form if N ≤ d. timm's form has eps 1e-5.
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.layers import ConvNormAct, without_autocast
+
+
+class LiteMLA(nn.Module):
+    """Multi-scale ReLU linear attention on a map, NCHW in and out.
+
+    Args:
+        dim: C, channels in.
+        num_heads: h; there are h heads for the original tokens and h for each scale.
+        head_dim: d, C/h by default.
+        out_dim: channels out, C by default.
+        scales: sizes of the aggregating convolutions, odd; () for none.
+        eps: added to the denominator (`eps` of the official `LiteMLA`).
+        norm_eps: eps of the BatchNorm after the projection; 1e-7 in the released L models
+            (efficientvit/cls_model_zoo.py).
+
+    Raises:
+        ValueError: heads do not divide channels and no head_dim is given, or a scale is even.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, head_dim: int | None = None,
+                 out_dim: int | None = None, scales: Sequence[int] = (5,), eps: float = 1e-15,
+                 norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        if head_dim is None:
+            if dim % num_heads:
+                raise ValueError(f'num_heads {num_heads} does not divide dim {dim}; '
+                                 'choose another or give head_dim')
+            head_dim = dim // num_heads
+        if any(scale % 2 == 0 for scale in scales):
+            raise ValueError(f'scales are odd, so that the map keeps its size; got {scales}')
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.eps = eps
+        width = num_heads * head_dim
+        self.qkv = ConvNormAct(dim, 3 * width, norm_eps=None, bias=False)
+        self.aggreg = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3 * width, 3 * width, scale, padding=scale // 2, groups=3 * width,
+                          bias=False),
+                nn.Conv2d(3 * width, 3 * width, 1, groups=3 * num_heads, bias=False))
+            for scale in scales)
+        self.proj = ConvNormAct((1 + len(scales)) * width, out_dim or dim, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out_dim, H, W)."""
+        qkv = self.qkv(x)
+        out = [self.attend(tokens) for tokens in (qkv, *(scale(qkv) for scale in self.aggreg))]
+        return self.proj(torch.cat(out, dim=1))
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Attend with the heads of one scale.
+
+        Args:
+            qkv: (B, 3·h·d, H, W); channels by head, within a head by q, k, v.
+
+        Returns:
+            (B, h·d, H, W), in the dtype of `qkv`.
+        """
+        # In half precision both sums overflow: float32 for the products and the division.
+        with without_autocast(qkv):
+            tokens = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).flatten(2)
+            tokens = tokens.unflatten(1, (self.num_heads, 3, self.head_dim))
+            q, k, v = tokens.unbind(2)                               # each (B, h, d, N)
+            q, k = q.relu(), k.relu()
+            keys = k.sum(-1, keepdim=True)                           # (B, h, d, 1)
+            out = (v @ k.mT) @ q / (keys.mT @ q + self.eps)
+        return out.flatten(1, 2).unflatten(-1, qkv.shape[2:]).to(qkv.dtype)

@@ -1,0 +1,193 @@
+"""`routed_attention` on the GPU: the operators around the Triton kernels.
+
+The kernels read q, k, v by their strides and keep, for backward, the output and the logarithm of
+the softmax's sum: memory is that of the tensors themselves. k's and v's gradients are summed by
+walking the routing's transpose (for each key region, the query regions that look at it) in a fixed
+order, so there are no atomic additions and the gradients are the same at every run.
+
+Inputs of float32 are multiplied in float32 ('ieee'), not TF32, whatever torch's own setting is.
+
+Shapes: as in `visattn_dense.attention.routed`.
+"""
+import importlib.util
+import os
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = importlib.util.find_spec('triton') is not None
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+"""Whether the kernels run in Triton's interpreter, on CPU tensors; set before Triton's import."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
+
+
+def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """What keeps the kernels from taking these, or None."""
+    if not HAS_TRITON:
+        return 'Triton is not installed'
+    if q.device.type != 'cuda' and not (INTERPRETED and q.device.type == 'cpu'):
+        return f'the tensors are on {q.device.type!r}, not a CUDA device'
+    if q.is_cuda and torch.cuda.get_device_properties(q.device).major < 8:
+        return 'the GPU is older than compute capability 8.0, where Triton has no matrix units'
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        return (f'q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, not alike float32, bfloat16 '
+                'or float16')
+    if max(q.shape[-1], v.shape[-1]) > MAX_HEAD_DIM:
+        return (f'a head has {q.shape[-1]} channels in q and {v.shape[-1]} in v, more than '
+                f'{MAX_HEAD_DIM}')
+    return None
+
+
+class Tile(NamedTuple):
+    """A tile of a program's own side, and how the other side is walked (see `kernels.routed`)."""
+    block: int
+    slots: int
+    tokens: int
+    num_warps: int
+
+    @classmethod
+    def of(cls, own: int, other: int, regions: int, dtype: torch.dtype, width: int, *,
+           forward: bool) -> 'Tile':
+        """For `own` tokens, and `other` tokens of each of about `regions` regions.
+
+        `width` is the larger head dim. The sizes are the largest whose sums stay in registers by
+        the compiler's report (docs/performance.md); they were not chosen by timing.
+        """
+        narrow = width <= 64
+        if dtype == torch.float32:
+            most, walked = (32, 32) if narrow else (16, 16)
+        else:
+            most = 128 if forward and narrow else 64
+            walked = 64 if forward or narrow else 32
+        # tl.dot wants at least 16 of each.
+        block = min(most, max(16, _power_of_two(own)))
+        tokens = min(walked, _power_of_two(other))
+        slots = min(walked // tokens, _power_of_two(regions))
+        # A warp's matrix product has 16 rows, and the softmax of a row stays in one warp. float32
+        # is multiplied without the matrix units.
+        warps = 4 if dtype == torch.float32 else min(4, block // 16)
+        return cls(block, slots, max(tokens, 16 // slots), warps)
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def transpose_routing(index: Tensor) -> tuple[Tensor, Tensor]:
+    """The query regions that look at each key region, without waiting for the device.
+
+    Rows count the regions of all images: image · R + region.
+
+    Args:
+        index: (B, R, K).
+
+    Returns:
+        pairs: (B·R·K,), positions in index.flatten(), those with the same key row together, each
+            group in rising order; position // K is the query row.
+        offsets: (B·R + 1,), where the group of each key row starts in `pairs`.
+    """
+    first = torch.arange(index.shape[0], device=index.device) * index.shape[1]
+    rows, pairs = (index + first[:, None, None]).flatten().sort(stable=True)
+    ends = torch.arange(index.shape[0] * index.shape[1] + 1, device=index.device)
+    return pairs, torch.searchsorted(rows, ends)
+
+
+def _launch_options(tile: Tile, q: Tensor, v: Tensor, weight: Tensor | None) -> dict:
+    return dict(D=q.shape[-1], E=v.shape[-1], BLOCK_D=max(16, _power_of_two(q.shape[-1])),
+                BLOCK_E=max(16, _power_of_two(v.shape[-1])), WEIGHTED=weight is not None,
+                PRECISION='ieee', BLOCK=tile.block, SLOTS=tile.slots, TOKENS=tile.tokens,
+                num_warps=tile.num_warps, num_stages=2, enable_fp_fusion=True)
+
+
+def _grid(q: Tensor, tokens: int, tile: Tile) -> tuple[int]:
+    return (q.shape[0] * q.shape[1] * q.shape[3] * -(-tokens // tile.block),)
+
+
+def _on(tensor: Tensor):
+    """Triton launches on the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@torch.library.custom_op('visattn::routed_attention_triton', mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,
+             scale: float) -> tuple[Tensor, Tensor]:
+    from .kernels.routed import forward_kernel
+    (batch, regions, n, heads, _), m, slots = q.shape, k.shape[2], index.shape[2]
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    lse = q.new_empty(batch, regions, heads, n, dtype=torch.float32)
+    tile = Tile.of(n, m, slots, q.dtype, max(q.shape[-1], v.shape[-1]),
+                   forward=True)
+    with _on(q):
+        forward_kernel[_grid(q, n, tile)](
+            q, k, v, index.contiguous(), weight.contiguous() if weight is not None else None,
+            out, lse, scale, n, m, slots, regions, heads, *q.stride(), *k.stride(), *v.stride(),
+            **_launch_options(tile, q, v, weight))
+    return out, lse
+
+
+@_forward.register_fake
+def _(q, k, v, index, weight, scale):
+    return (q.new_empty(*q.shape[:-1], v.shape[-1]),
+            q.new_empty(*q.shape[:2], q.shape[3], q.shape[2], dtype=torch.float32))
+
+
+@torch.library.custom_op('visattn::routed_attention_triton_backward', mutates_args=())
+def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
+                 weight: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> list[Tensor]:
+    from .kernels.routed import key_gradient_kernel, query_gradient_kernel
+    (_, regions, n, heads, d), m, slots = q.shape, k.shape[2], index.shape[2]
+    index = index.contiguous()
+    weight = weight.contiguous() if weight is not None else None
+    grad_q, grad_k, grad_v = (q.new_empty(t.shape) for t in (q, k, v))
+    delta = torch.empty_like(lse)
+    strides = [step for t in (q, k, v, grad) for step in t.stride()]
+    width = max(d, v.shape[-1])
+
+    pairs, offsets = transpose_routing(index)
+    askers = pairs // slots
+    key_tile = Tile.of(m, n, slots, q.dtype, width, forward=False)
+    ordered, shares = None, None
+    if weight is not None:
+        ordered = weight.flatten()[pairs]
+        shares = lse.new_empty(len(pairs), heads, -(-m // key_tile.block), -(-n // key_tile.tokens))
+
+    tile = Tile.of(n, m, slots, q.dtype, width, forward=False)
+    with _on(q):
+        query_gradient_kernel[_grid(q, n, tile)](
+            q, k, v, index, weight, out, lse, grad, delta, grad_q, scale, n, m, slots, regions,
+            heads, *strides, **_launch_options(tile, q, v, weight))
+        key_gradient_kernel[_grid(q, m, key_tile)](
+            q, k, v, ordered, lse, grad, delta, grad_k, grad_v, shares, askers, offsets, scale,
+            n, m, regions, heads, *strides, **_launch_options(key_tile, q, v, weight))
+    if weight is None:
+        return [grad_q, grad_k, grad_v]
+    grad_w = torch.empty_like(weight)
+    grad_w.view(-1)[pairs] = shares.sum((1, 2, 3)).to(weight.dtype)
+    return [grad_q, grad_k, grad_v, grad_w]
+
+
+@_backward_op.register_fake
+def _(grad, q, k, v, index, weight, out, lse, scale):
+    tensors = [q, k, v] + ([weight] if weight is not None else [])
+    return [t.new_empty(t.shape) for t in tensors]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, index, weight, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, index, weight, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad: Tensor, _):
+    *tensors, out, lse = ctx.saved_tensors
+    grads = torch.ops.visattn.routed_attention_triton_backward(grad, *tensors, out, lse, ctx.scale)
+    return *grads[:3], None, grads[3] if len(grads) > 3 else None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)

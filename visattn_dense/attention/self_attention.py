@@ -1,0 +1,68 @@
+"""Multi-head self-attention over all positions (arXiv 1706.03762), plain and with LePE.
+
+    out = softmax(q kᵀ · scale) v,  q, k, v = qkv(x)
+
+Shapes: x (B, ..., C), all dimensions between the first and the last being positions: N tokens
+(B, N, C) or a map (B, H, W, C) of any size; h heads, d = C/h.
+"""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visattn_dense.layers import DepthwiseConv
+
+
+class SelfAttention(nn.Module):
+    """proj(softmax(q kᵀ · scale) v) over all positions.
+
+    Args:
+        dim: C.
+        num_heads: h; divides `dim`.
+        qkv_bias: whether the qkv projection has a bias.
+        scale: factor of the logits, d^-½ by default. It belongs to the checkpoint: the released
+            T2T-ViT weights were trained with C^-½.
+
+    Raises:
+        ValueError: heads do not divide channels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = False,
+                 scale: float | None = None) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f'num_heads {num_heads} does not divide dim {dim}')
+        self.num_heads = num_heads
+        self.scale = scale
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Everything but the last projection: (B, ..., C) to (B, ..., C)."""
+        qkv = self.qkv(x).flatten(1, -2).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                     # each (B, h, N, d)
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return out.transpose(1, 2).reshape(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to the same shape."""
+        return self.proj(self.attend(x))
+
+
+class LePESelfAttention(SelfAttention):
+    """Self-attention on a map with a depthwise convolution of its *input* added before `proj`.
+
+    BiFormer's last stage (rayleizhu/BiFormer, models/_common.py, AttentionLePE): there LePE is on
+    the input of the attention, not on the values as elsewhere.
+
+    Args:
+        dim, num_heads, qkv_bias, scale: see `SelfAttention`.
+        lepe_kernel_size: of the depthwise convolution, odd.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, *, qkv_bias: bool = False,
+                 scale: float | None = None, lepe_kernel_size: int = 5) -> None:
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, scale=scale)
+        self.lepe = DepthwiseConv(dim, lepe_kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        return self.proj(self.attend(x) + self.lepe(x))

@@ -1,0 +1,158 @@
+"""The attentions of tokens-to-token: performer and transformer (T2T-ViT, arXiv 2101.11986, §3.1).
+
+Both take wide tokens, the pixels or features of a patch, to narrow ones, with v as the skip:
+
+    y = v + Dropout(proj(attention(q, k, v)));   out = y + Dropout(mlp(norm2(y))),
+    k, q, v = kqv(norm1(x))
+
+The transformer's attention is softmax(q kᵀ · scale) v with one head. The performer's (arXiv
+2009.14794) replaces exp(q·k) by φ(q)·φ(k) with positive random features
+
+    φ(t) = exp(W t − ‖t‖²/2) / √m,    attention = φ(q) (Σ φ(k) vᵀ) / (φ(q) · Σ φ(k) + 1e-8)
+
+and W a fixed random matrix (m × token_dim) with orthogonal rows, part of the checkpoint.
+
+Shapes: (B, ..., C) in, (B, ..., D) out, D = token_dim; all dimensions between are positions.
+
+Official code: yitu-opensource/T2T-ViT, models/token_performer.py and models/token_transformer.py.
+The feature map and both products are computed in float32, autocast or not.
+"""
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visattn_dense.layers import Mlp, without_autocast
+
+RunBlock = Callable[[nn.Module, Tensor], Tensor]
+
+
+class TokenPerformer(nn.Module):
+    """Tokens through the performer's linear attention.
+
+    Args:
+        dim: C, channels in.
+        token_dim: D, channels out.
+        kernel_ratio: m / D, random features for each channel.
+        dropout: of both residual branches, while training.
+        eps: added to the denominator.
+    """
+
+    def __init__(self, dim: int, token_dim: int = 64, *, kernel_ratio: float = 0.5,
+                 dropout: float = 0.1, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+        self.norm1 = nn.LayerNorm(dim)
+        self.kqv = nn.Linear(dim, 3 * token_dim)
+        self.proj = nn.Linear(token_dim, token_dim)
+        self.norm2 = nn.LayerNorm(token_dim)
+        self.mlp = Mlp(token_dim, token_dim)
+        self.dropout = nn.Dropout(dropout)
+        features = int(token_dim * kernel_ratio)
+        w = nn.init.orthogonal_(torch.empty(features, token_dim)) * math.sqrt(features)
+        self.register_buffer('w', w)
+
+    def features(self, t: Tensor) -> Tensor:
+        """φ: (B, N, D) to (B, N, m), positive. ‖t‖² goes through the exponent with W t."""
+        half_norm = t.square().sum(-1, keepdim=True) / 2
+        return (F.linear(t, self.w) - half_norm).exp() / math.sqrt(self.w.shape[0])
+
+    def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
+        """Linear attention: (B, N, D) each, and out, in float32 or wider."""
+        with without_autocast(v):
+            kind = torch.promote_types(v.dtype, torch.float32)
+            phi_k, phi_q = self.features(k.to(kind)), self.features(q.to(kind))
+            key_sum = phi_k.sum(1)[..., None]                    # (B, m, 1)
+            context = phi_k.transpose(1, 2) @ v.to(kind)         # (B, m, D)
+            return phi_q @ context / (phi_q @ key_sum + self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to (B, ..., D)."""
+        k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
+        y = self.attend(k.flatten(1, -2), q.flatten(1, -2), v.flatten(1, -2)).view(v.shape)
+        x = v + self.dropout(self.proj(y))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class WideSelfAttention(nn.Module):
+    """One-head self-attention from C channels to D, with v as the skip.
+
+    Args:
+        dim: C.
+        token_dim: D.
+        scale: factor of the logits, C^-½ by default: the width of the input, not of the head.
+    """
+
+    def __init__(self, dim: int, token_dim: int, *, scale: float | None = None) -> None:
+        super().__init__()
+        self.scale = dim ** -.5 if scale is None else scale
+        self.qkv = nn.Linear(dim, 3 * token_dim, bias=False)
+        self.proj = nn.Linear(token_dim, token_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to (B, ..., D)."""
+        qkv = self.qkv(x)
+        q, k, v = qkv.flatten(1, -2)[:, None].chunk(3, dim=-1)   # each (B, 1, N, D)
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return (v + self.proj(out)).reshape(*qkv.shape[:-1], -1)
+
+
+class TokenTransformer(nn.Module):
+    """Tokens through softmax attention.
+
+    Args:
+        dim: C, channels in.
+        token_dim: D, channels out.
+        scale: factor of the logits, C^-½ by default.
+    """
+
+    def __init__(self, dim: int, token_dim: int = 64, *, scale: float | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WideSelfAttention(dim, token_dim, scale=scale)
+        self.norm2 = nn.LayerNorm(token_dim)
+        self.mlp = Mlp(token_dim, token_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., C) to (B, ..., D)."""
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def soft_split(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """Patches as tokens: (B, C, H, W) to (B, H', W', C · k²), channel by channel, k² inside."""
+    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
+    patches = F.unfold(x, kernel_size, padding=padding, stride=stride)
+    return patches.transpose(1, 2).unflatten(1, (height, width))
+
+
+class TokensToToken(nn.Module):
+    """The image to tokens at stride 16, through two attentions at strides 4 and 8.
+
+    Args:
+        embed_dim: channels of the tokens.
+        tokens: 'performer' or 'transformer', the attentions.
+        in_channels: channels of the image.
+    """
+
+    token_dim = 64
+
+    def __init__(self, embed_dim: int, *, tokens: str, in_channels: int = 3) -> None:
+        super().__init__()
+        kinds = {'performer': TokenPerformer, 'transformer': TokenTransformer}
+        if tokens not in kinds:
+            raise ValueError(f'tokens are made by {" or ".join(kinds)}, got {tokens!r}')
+        self.attention1 = kinds[tokens](in_channels * 7 * 7, self.token_dim)
+        self.attention2 = kinds[tokens](self.token_dim * 3 * 3, self.token_dim)
+        self.project = nn.Linear(self.token_dim * 3 * 3, embed_dim)
+
+    def forward(self, image: Tensor, run_block: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) to maps (B, H/s, W/s, ·) at the strides 4, 8 and 16.
+
+        `run_block(attention, x)` calls an attention, with or without activation checkpointing.
+        """
+        fine = run_block(self.attention1, soft_split(image, 7, 4, 2))
+        middle = run_block(self.attention2, soft_split(fine.permute(0, 3, 1, 2), 3, 2, 1))
+        return fine, middle, self.project(soft_split(middle.permute(0, 3, 1, 2), 3, 2, 1))
