@@ -1,0 +1,209 @@
+"""Finding the weights of a model in somebody's checkpoint: wrapper, prefix, layout, shapes."""
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.errors import UserError
+
+StateDict = dict[str, Tensor]
+Layout = Callable[[StateDict], StateDict]
+"""From the tensor names (and forms) of a checkpoint to those of a model here."""
+
+# In the order of preference: authors report the averaged weights. mmengine's EMAHook saves those as
+# `state_dict`, and what was averaged as `ema_state_dict`.
+_WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'module', 'ema_state_dict')
+
+
+def rename(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Layout:
+    """A layout that differs by names alone: regular expressions applied in turn to every name.
+
+    Args:
+        rules: (pattern, replacement), the replacement as `re.sub` takes it.
+    """
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def layout(state: StateDict) -> StateDict:
+        out = {}
+        for name, tensor in state.items():
+            for pattern, replacement in compiled:
+                name = pattern.sub(replacement, name)
+            out[name] = tensor
+        return out
+
+    return layout
+
+
+def unwrap(contents: Any) -> StateDict:
+    """The state dict inside a checkpoint's contents.
+
+    Raises:
+        UserError: there is none; the message says what is there instead.
+    """
+    looked_at = contents
+    while isinstance(looked_at, Mapping):
+        inner = next((looked_at[key] for key in _WRAPPERS
+                      if isinstance(looked_at.get(key), Mapping) and looked_at[key]), None)
+        if inner is None:
+            break
+        looked_at = inner
+    if isinstance(looked_at, Mapping):
+        tensors = {name: value for name, value in looked_at.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    found = (f'the keys {", ".join(map(str, list(contents)[:8]))}'
+             if isinstance(contents, Mapping) else f'a {type(contents).__name__}')
+    raise UserError(f'the checkpoint holds {found}, and no state dict under any of '
+                    f'{", ".join(_WRAPPERS)} or at its top')
+
+
+@dataclass
+class MatchReport:
+    """What of a model a checkpoint fills.
+
+    Attributes:
+        layout: the layout whose names fitted ('native' is this project's own).
+        prefix: what stood before the names in the file ('backbone.' in a whole segmentor).
+        matched: names that are filled as they are.
+        adapted: names that are filled after a change of shape, and what changed.
+        missing: names that the file does not fill.
+        mismatched: names whose shape or kind of number in the file does not fit, and both.
+        converted: names that are filled after a change of precision, and the file's precision.
+        fresh: missing names that such a file is known not to hold; not counted against it.
+        unused: names in the file that the model has no use for (a classifier, optimizer state).
+    """
+
+    layout: str
+    prefix: str
+    matched: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    mismatched: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, str] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def fraction(self) -> float:
+        """Part of the model's tensors, the known fresh ones aside, that are filled: 0 to 1."""
+        filled = len(self.matched) + len(self.adapted)
+        return filled / max(1, filled + len(self.missing) + len(self.mismatched))
+
+    def __str__(self) -> str:
+        filled = len(self.matched) + len(self.adapted)
+        total = filled + len(self.missing) + len(self.mismatched)
+        lines = [f'matched {filled} of {total} tensors ({self.fraction:.1%}), layout '
+                 f'{self.layout}' + (f', prefix {self.prefix!r}' if self.prefix else '')]
+        for dtype, count in Counter(self.converted.values()).items():
+            lines.append(f'  converted from {dtype}: {count} tensors')
+        for title, names in (('adapted', [f'{k} {v}' for k, v in self.adapted.items()]),
+                             ('wrong shape', [f'{k} {v}' for k, v in self.mismatched.items()]),
+                             ('missing', self.missing),
+                             ('fresh, not in such files', self.fresh),
+                             ('in the file, not used', self.unused)):
+            if names:
+                lines.append(f'  {title}: {_few(names)}')
+        return '\n'.join(lines)
+
+
+def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str, Layout],
+                     fresh: Iterable[str] = (), prefix: str | None = None,
+                     adapt: Callable[[str, Tensor], Tensor | None] | None = None,
+                     ) -> tuple[StateDict, MatchReport]:
+    """Find in `state` what fills `model`, whatever the prefix and layout of its names.
+
+    Args:
+        model: whose tensors are to be filled; it is not changed.
+        state: the checkpoint's tensors.
+        layouts: name -> layout of the other namings that such files come in.
+        fresh: patterns of tensors that such files are known not to hold.
+        prefix: take names after this prefix only; by default every prefix in the file is tried.
+        adapt: fits a tensor of another shape to a name, or returns None.
+
+    Returns:
+        The tensors in the model's naming and shapes, and the report.
+    """
+    target = model.state_dict()
+    native: dict[str, Layout] = {'native': dict}
+    best: tuple[int, int, str, str, StateDict] | None = None
+    for candidate in _prefixes(state) if prefix is None else [prefix]:
+        stripped = {name[len(candidate):]: tensor for name, tensor in state.items()
+                    if name.startswith(candidate)}
+        for layout_name, layout in {**native, **layouts}.items():
+            renamed = layout(stripped)
+            # Equal counts: the longer prefix left less behind.
+            score = (len(renamed.keys() & target.keys()), len(candidate))
+            if best is None or score > best[:2]:
+                best = (*score, candidate, layout_name, renamed)
+    _, _, found_prefix, layout_name, renamed = best
+
+    report = MatchReport(layout_name, found_prefix)
+    fresh_pattern = re.compile('|'.join(fresh) or r'(?!)')
+    filled: StateDict = {}
+    for name, wanted in target.items():
+        tensor = renamed.get(name)
+        if tensor is None:
+            # Counters of BatchNorm do no more than count: old files lack them.
+            optional = fresh_pattern.fullmatch(name) or name.endswith('num_batches_tracked')
+            (report.fresh if optional else report.missing).append(name)
+            continue
+        if tensor.dtype.is_floating_point != wanted.dtype.is_floating_point or tensor.is_complex():
+            report.mismatched[name] = (f'{_short(tensor.dtype)} in the file, '
+                                       f'{_short(wanted.dtype)} here')
+            continue
+        if tensor.shape == wanted.shape:
+            filled[name] = tensor
+            report.matched.append(name)
+        else:
+            change = f'{tuple(tensor.shape)} in the file, {tuple(wanted.shape)} here'
+            fitted = adapt(name, tensor) if adapt else None
+            if fitted is None:
+                fitted = _adapt_channels(model, name, tensor)
+            if fitted is None:
+                report.mismatched[name] = change
+                continue
+            filled[name] = fitted
+            report.adapted[name] = change
+        if tensor.dtype != wanted.dtype:
+            report.converted[name] = _short(tensor.dtype)
+    report.unused = sorted(renamed.keys() - target.keys())
+    return filled, report
+
+
+def _adapt_channels(model: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
+    """The kernel of the model's first convolution, from images of another number of channels.
+
+    As timm does it: one channel is the sum of the three, several are the three in turn, scaled so
+    that the sum over channels keeps its size.
+    """
+    first = next(((owner, module) for owner, module in model.named_modules()
+                  if isinstance(module, nn.Conv2d)), None)
+    if first is None or name != f'{first[0]}.weight'.lstrip('.'):
+        return None
+    here, there = first[1].weight.shape, tensor.shape
+    if len(there) != 4 or there[1] != 3 or (here[0], *here[2:]) != (there[0], *there[2:]):
+        return None
+    from timm.models import adapt_input_conv
+    return adapt_input_conv(here[1], tensor)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
+def _prefixes(state: StateDict) -> list[str]:
+    """'' and every beginning of a name, up to a dot, that three levels of wrapping can make."""
+    prefixes = {''}
+    for name in state:
+        parts = name.split('.')
+        prefixes.update('.'.join(parts[:n]) + '.' for n in range(1, min(4, len(parts))))
+    return sorted(prefixes, key=len)
+
+
+def _few(names: list[str], limit: int = 6) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more

@@ -1,0 +1,124 @@
+"""load_pretrained: a checkpoint of whatever origin into a backbone, or a clear failure."""
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.errors import UserError
+
+from .matching import MatchReport, StateDict, match_state_dict, unwrap
+from .memory import MappedPages
+from .reading import read_checkpoint, resolve
+
+if TYPE_CHECKING:
+    from visattn_dense.backbones import DenseBackbone
+
+# Copied at a time: what a load needs beyond the model itself is a small multiple of this.
+_PORTION = 16 << 20
+
+
+def load_pretrained(model: 'DenseBackbone', checkpoint: str | os.PathLike, *,
+                    prefix: str | None = None, min_matched: float = 0.95) -> MatchReport:
+    """Fill a backbone from a checkpoint and say what was matched.
+
+    The file may wrap its weights (`state_dict`, `state_dict_ema`, `model`, `module.`), be a whole
+    segmentor or detector (`backbone.`), and use the authors' names or this project's. The first
+    convolution is adapted to another number of image channels, position tables to another size.
+
+    Args:
+        model: the backbone; changed only if enough is matched.
+        checkpoint: path, http(s) URL or 'visattn://NAME'; see `read_checkpoint`.
+        prefix: take only names that begin with it; found by itself when None.
+        min_matched: part of the model's tensors, from 0 to 1, that must be filled.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        FileNotFoundError, UserError: the file cannot be read; see `read_checkpoint`.
+        UserError: less than `min_matched` of the model is in the file, or it holds numbers that
+            are not finite.
+    """
+    path = resolve(checkpoint)
+    state = unwrap(read_checkpoint(path, mmap=True))
+    filled, report = match_state_dict(model, state, layouts=model.layouts, fresh=model.fresh,
+                                      prefix=prefix, adapt=model.adapt_tensor)
+    name = type(model).__name__
+    if report.fraction < min_matched:
+        raise UserError(
+            f'{checkpoint} does not fit {name}: {report}\n'
+            f'At least {min_matched:.0%} must match. Is it another family or arch? The names in '
+            f'the file begin with {", ".join(list(state)[:3])}.')
+    fill(model, filled, path)
+    model.on_loaded(report)
+    _logger().info('%s from %s: %s', name, checkpoint, report)
+    return report
+
+
+def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:
+    """Copy tensors into a model of the same names and shapes, or leave it as it is.
+
+    Beyond the model, memory for a small part of it is needed, also while the tensors are mapped
+    from the file: each portion's pages are given back.
+
+    Args:
+        model: what is filled; its precision and device stay.
+        filled: name -> tensor; emptied on the way.
+        path: the file they come from.
+
+    Raises:
+        UserError: there are numbers that are not finite.
+    """
+    pages = MappedPages(path)
+    broken = []
+    for portion in _portions(filled):
+        broken += nonfinite(portion)
+        pages.release(portion.values())
+    if broken:
+        more = f' and {len(broken) - 5} more' if len(broken) > 5 else ''
+        raise UserError(f'{path} holds NaN or infinity in {", ".join(broken[:5])}{more}: the '
+                        'training that wrote it had diverged, or the file is damaged; nothing was '
+                        'loaded. Take an earlier checkpoint')
+    for portion in _portions(filled):
+        model.load_state_dict(portion, strict=False)
+        pages.release(portion.values())
+        for name in portion:
+            # BatchNorm adds its counter to what it is given.
+            filled.pop(name, None)
+
+
+def nonfinite(state: StateDict) -> list[str]:
+    """The names of the tensors with a NaN or an infinity."""
+    return [name for name, tensor in state.items()
+            if tensor.is_floating_point() and not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # One pass without a copy; a sum that overflows is looked at again.
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
+
+
+def _portions(state: StateDict) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of `_PORTION` bytes, or one each where they are larger."""
+    portion, size = {}, 0
+    for name, tensor in list(state.items()):
+        if portion and size + tensor.nbytes > _PORTION:
+            yield portion
+            portion, size = {}, 0
+        portion[name] = tensor
+        size += tensor.nbytes
+    if portion:
+        yield portion
+
+
+def _logger() -> logging.Logger:
+    """mmengine's current logger where a run has one, so that the report lands in the run's log."""
+    import sys
+    mmengine_logging = sys.modules.get('mmengine.logging')
+    if mmengine_logging is not None:
+        return mmengine_logging.MMLogger.get_current_instance()
+    return logging.getLogger('visattn_dense')
