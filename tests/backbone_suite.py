@@ -1,0 +1,253 @@
+"""The tests that every backbone inherits. A new family writes:
+
+    class TestCSWin(BackboneSuite):
+        backbone = CSWin
+        arch = dict(embed_dim=16, depths=(1, 1, 2, 1), ...)      # small, for speed
+        official_state = ...                                      # optional, see below
+"""
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from visattn_dense.backbones import DenseBackbone
+from visattn_dense.errors import UserError
+from visattn_dense.registry import BACKBONES
+
+SIZES = [(64, 64), (64, 96), (65, 97), (31, 17), (37, 131), (1, 1), (3, 200), (128, 32)]
+
+
+class BackboneSuite:
+    """Behaviour that a user of any backbone relies on."""
+
+    backbone: type[DenseBackbone]
+    arch: str | dict[str, Any]
+    kwargs: dict[str, Any] = {}
+    # Names of parameters that get no gradient by design, with the reason beside them.
+    without_gradient: tuple[str, ...] = ()
+    half_tolerance = 0.05
+
+    def build(self, **kwargs: Any) -> DenseBackbone:
+        torch.manual_seed(0)
+        return self.backbone(self.arch, **{**self.kwargs, **kwargs})
+
+    def image(self, height: int = 64, width: int = 96, batch: int = 2) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(batch, 3, height, width, generator=generator)
+
+    @pytest.mark.parametrize('size', SIZES, ids=lambda s: f'{s[0]}x{s[1]}')
+    def test_any_size_gives_the_pyramid(self, size):
+        model = self.build().eval()
+        with torch.no_grad():
+            outs = model(self.image(*size))
+        assert isinstance(outs, tuple) and len(outs) == 4
+        for out, channels, stride in zip(outs, model.out_channels, model.strides, strict=True):
+            assert out.shape[:2] == (2, channels)
+            for got, pixels in zip(out.shape[2:], size, strict=True):
+                assert max(1, pixels // stride) <= got <= -(-pixels // stride)
+            assert out.isfinite().all()
+
+    def test_strides_and_channels_are_readable(self):
+        model = self.build()
+        assert model.strides == (4, 8, 16, 32)
+        assert all(isinstance(c, int) for c in model.out_channels)
+
+    @pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 3), (3, 0)])
+    def test_out_indices_choose_stages(self, out_indices):
+        everything, some = self.build().eval(), self.build(out_indices=out_indices).eval()
+        some.load_state_dict({k: v for k, v in everything.state_dict().items()
+                              if k in some.state_dict()})
+        with torch.no_grad():
+            full, part = everything(self.image()), some(self.image())
+        assert some.out_channels == tuple(everything.out_channels[i] for i in out_indices)
+        for out, i in zip(part, out_indices, strict=True):
+            torch.testing.assert_close(out, full[i])
+
+    @pytest.mark.parametrize('bad', [(4,), (-1,), (0, 0), ()])
+    def test_bad_out_indices_are_refused(self, bad):
+        with pytest.raises(UserError, match='out_indices'):
+            self.build(out_indices=bad)
+
+    def test_every_parameter_gets_a_gradient(self):
+        model = self.build().train()
+        sum((out ** 2).mean() for out in model(self.image())).backward()
+        # A layer may end in a zero-initialised product: the gradient must exist and be finite.
+        without = {name for name, p in model.named_parameters() if p.grad is None}
+        assert without == set(self.without_gradient)
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+    def test_batch_entries_do_not_mix(self):
+        model, x = self.build().eval(), self.image(64, 96)
+        with torch.no_grad():
+            both, first = model(x), model(x[:1])
+        for out, alone in zip(both, first, strict=True):
+            torch.testing.assert_close(out[:1], alone, rtol=1e-4, atol=1e-4)
+
+    def test_forward_does_not_change_the_module(self):
+        model = self.build().eval()
+        before = {name: copy.copy(module.__dict__) for name, module in model.named_modules()}
+        with torch.no_grad():
+            model(self.image(65, 97))
+        for name, module in model.named_modules():
+            assert before[name].keys() == module.__dict__.keys(), name
+            assert all(before[name][key] is value or before[name][key] == value
+                       for key, value in module.__dict__.items()
+                       if not key.startswith('_')), name
+
+    def test_state_dict_round_trip_is_strict(self):
+        one, other = self.build().eval(), self.build().eval()
+        with torch.no_grad():
+            for p in one.parameters():
+                p.add_(torch.randn_like(p) * .01)
+        other.load_state_dict(one.state_dict(), strict=True)
+        with torch.no_grad():
+            for a, b in zip(one(self.image()), other(self.image()), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+    @pytest.mark.parametrize('how', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                             ids=['deepcopy', 'pickle'])
+    def test_copies_compute_the_same(self, how):
+        model = self.build().eval()
+        with torch.no_grad():
+            for a, b in zip(model(self.image()), how(model)(self.image()), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+    def test_checkpointing_gives_equal_gradients(self):
+        plain, saving = self.build().train(), self.build(with_cp=True).train()
+        saving.load_state_dict(plain.state_dict())
+        for model in (plain, saving):
+            torch.manual_seed(3)
+            sum(out.square().mean() for out in model(self.image())).backward()
+        for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f'{n}: {m}')
+        # Recomputing must not count a batch twice in running statistics.
+        for (name, p), q in zip(plain.named_buffers(), saving.buffers(), strict=True):
+            torch.testing.assert_close(p, q, msg=lambda m, n=name: f'{n}: {m}')
+
+    def test_checkpointing_keeps_less(self):
+        def kept(with_cp: bool) -> int:
+            total = 0
+
+            def pack(tensor: Tensor) -> Tensor:
+                nonlocal total
+                total += tensor.numel()
+                return tensor
+
+            model = self.build(with_cp=with_cp).train()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                model(self.image())
+            return total
+
+        assert kept(True) < .6 * kept(False)
+
+    @pytest.mark.parametrize('frozen', [-1, 0, 1, 2, 4])
+    def test_frozen_stages_stay_as_they_are(self, frozen):
+        model = self.build(frozen_stages=frozen).train()
+        groups = model.stage_modules()
+        assert len(groups) == 5
+        for i, modules in enumerate(groups):
+            for module in modules:
+                assert all(p.requires_grad == (i > frozen) for p in module.parameters())
+                assert module.training == (i > frozen)
+        if frozen == 4:
+            assert not any(p.requires_grad for p in model.parameters())
+            return
+        before = copy.deepcopy(model.state_dict())
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=.1)
+        sum(out.square().mean() for out in model(self.image())).backward()
+        optimizer.step()
+        frozen_ids = {id(t) for modules in groups[:frozen + 1] for m in modules
+                      for t in m.state_dict(keep_vars=True).values()}
+        changed = {name for name, t in model.state_dict(keep_vars=True).items()
+                   if not torch.equal(t, before[name])}
+        still = {name for name, t in model.state_dict(keep_vars=True).items()
+                 if id(t) in frozen_ids}
+        assert changed and not changed & still
+
+    def test_norm_eval_fixes_batch_statistics(self):
+        model = self.build(norm_eval=True).train()
+        assert all(not m.training for m in model.modules() if isinstance(m, _BatchNorm))
+        assert any(m.training for m in model.modules())
+
+    def test_drop_path_acts_in_training_only(self):
+        model = self.build(drop_path_rate=.5)
+        with torch.no_grad():
+            model.eval()
+            torch.testing.assert_close(model(self.image()), model(self.image()))
+            # BatchNorm aside, what differs between two passes is what was dropped.
+            model.train()
+            for m in model.modules():
+                if isinstance(m, _BatchNorm):
+                    m.eval()
+            a, b = model(self.image())[-1], model(self.image())[-1]
+        assert not torch.equal(a, b)
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bf16', 'fp16'])
+    def test_autocast_stays_close_to_float32(self, dtype):
+        model = self.build().eval()
+        with torch.no_grad():
+            exact = model(self.image())
+            with torch.autocast('cpu', dtype=dtype):
+                rough = model(self.image())
+        for a, b in zip(exact, rough, strict=True):
+            assert b.isfinite().all()
+            assert (a - b.float()).norm() < self.half_tolerance * a.norm()
+
+    def test_channels_last_input_computes_the_same(self):
+        model, x = self.build().eval(), self.image()
+        with torch.no_grad():
+            for a, b in zip(model(x), model(x.contiguous(memory_format=torch.channels_last)),
+                            strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_compiles_without_graph_breaks(self):
+        model = self.build().eval()
+        x = self.image(64, 96, batch=1)
+        # The eager backend traces as inductor's does and needs no C++ compiler.
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        with torch.no_grad():
+            for a, b in zip(model(x), compiled(x), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_grey_images(self):
+        model = self.build(in_channels=1).eval()
+        with torch.no_grad():
+            assert len(model(torch.randn(1, 1, 64, 64))) == 4
+
+    def test_registered_by_name(self):
+        from mmengine.registry import MODELS
+        name = self.backbone.__name__
+        assert BACKBONES.get(name) is self.backbone is MODELS.get(name)
+        built = MODELS.build(dict(type=name, arch=self.arch, **self.kwargs))
+        assert isinstance(built, nn.Module) and type(built) is self.backbone
+
+    @pytest.mark.parametrize('name', ['tiney', 'xxl'])
+    def test_a_wrong_arch_names_the_others(self, name):
+        with pytest.raises(UserError, match='|'.join(self.backbone.archs)):
+            self.backbone(name)
+
+    def test_a_wrong_entry_of_arch_names_the_near_one(self):
+        if isinstance(self.arch, str):
+            pytest.skip('this family is built by name here')
+        key = sorted(self.arch)[0]
+        bad = {k: v for k, v in self.arch.items() if k != key} | {key + 's': self.arch[key]}
+        with pytest.raises(UserError, match=key):
+            self.backbone(bad)
+
+    def test_pretrained_through_init_cfg(self, tmp_path):
+        source = self.build().eval()
+        torch.save({'state_dict': {f'module.backbone.{k}': v
+                                   for k, v in source.state_dict().items()}}, tmp_path / 'x.pth')
+        torch.manual_seed(7)
+        model = self.backbone(self.arch, **self.kwargs, init_cfg=dict(
+            type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+        model.init_weights()
+        model.eval()
+        with torch.no_grad():
+            for a, b in zip(source(self.image()), model(self.image()), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)

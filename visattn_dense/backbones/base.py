@@ -1,0 +1,218 @@
+"""What every backbone here has in common: variants as data, freezing, checkpointing, pretraining.
+
+A backbone takes (B, C, H, W) of any H and W and returns a tuple of maps, finest first, one for each
+entry of `out_indices`, at the strides of `strides`. It is a plain torch module: OpenMMLab builds it
+through the registry and asks no more of it, and without OpenMMLab it works as it is.
+"""
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
+from visattn_dense.errors import UserError, did_you_mean
+
+
+class DenseBackbone(nn.Module):
+    """Base of the backbones. A subclass builds its stages, then calls `self.freeze_stages()` last.
+
+    Args:
+        out_indices: which of the four stages (0–3) are returned, in this order. Stages after the
+            last of them are not built: no parameter is without a gradient under DDP.
+        out_channels: channels of all four stages.
+        frozen_stages: −1 trains everything, 0 freezes the stem, n freezes the stem and n stages.
+        norm_eval: keep BatchNorm in evaluation mode (running statistics fixed) while training.
+        with_cp: recompute each block's activations in backward instead of keeping them
+            (non-reentrant checkpointing: works under DDP and with frozen stages).
+        init_cfg: mmengine's initialisation config, or a list of them, or None. A checkpoint loads
+            by dict(type='Pretrained', checkpoint=PATH_OR_URL, prefix=None, min_matched=0.95); see
+            `visattn_dense.checkpoints.load_pretrained`.
+
+    Attributes:
+        out_channels: channels of each returned map.
+        strides: input pixels for each position of each returned map.
+    """
+
+    archs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The published variants, by name."""
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+    """Where checkpoints of others name their tensors differently: a function for each layout."""
+    fresh: ClassVar[tuple[str, ...]] = ()
+    """Patterns (regular expressions) of tensors that an ImageNet checkpoint does not hold."""
+
+    def __init__(self, *, out_indices: Sequence[int], out_channels: Sequence[int],
+                 frozen_stages: int = -1, norm_eval: bool = False, with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None,
+                 strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+        super().__init__()
+        stages = len(out_channels)
+        if (not out_indices or len(set(out_indices)) < len(out_indices)
+                or not all(0 <= i < stages for i in out_indices)):
+            raise UserError(f'out_indices are distinct stages of 0..{stages - 1}, '
+                            f'got {tuple(out_indices)}')
+        if not -1 <= frozen_stages <= stages:
+            raise UserError(f'frozen_stages is -1 (none), 0 (the stem) or up to {stages} (all '
+                            f'stages), got {frozen_stages}')
+        self.out_indices = tuple(out_indices)
+        self.out_channels = tuple(out_channels[i] for i in out_indices)
+        self.strides = tuple(strides[i] for i in out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.init_cfg = copy.deepcopy(init_cfg)
+        self.is_init = False
+
+    @classmethod
+    def resolve_arch(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The dimensions that `arch` stands for.
+
+        Args:
+            arch: a name of `archs`, or a mapping with the same entries.
+
+        Raises:
+            UserError: unknown name, or entries missing or unknown; the nearest names are given.
+        """
+        if isinstance(arch, str):
+            if arch.lower() not in cls.archs:
+                raise UserError(f'{cls.__name__} has no arch {arch!r}. '
+                                f'{did_you_mean(arch, cls.archs)}')
+            return dict(cls.archs[arch.lower()])
+        known = {key for variant in cls.archs.values() for key in variant}
+        needed = set.intersection(*(set(variant) for variant in cls.archs.values()))
+        for key in arch:
+            if key not in known:
+                raise UserError(f'{cls.__name__}: arch has no entry {key!r}. '
+                                f'{did_you_mean(key, known)}')
+        if missing := needed - set(arch):
+            raise UserError(f'{cls.__name__}: an arch given as a dict also needs '
+                            f'{", ".join(sorted(missing))}; got {", ".join(arch) or "nothing"}')
+        return dict(arch)
+
+    def stage_modules(self) -> list[list[nn.Module]]:
+        """The modules of the stem, then of each stage with its output norm: for freezing."""
+        raise NotImplementedError
+
+    def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        """What lies at each depth: the stem at 0, then every block at one of its own.
+
+        What leads into a later stage lies with that stage's first block, as in ConvNeXt. Output
+        norms and upsampling are in no group: no ImageNet checkpoint has them, or only the last.
+        """
+        raise NotImplementedError
+
+    def layer_depths(self) -> dict[str, int]:
+        """Parameter name -> depth. What is in no group has the depth of the heads, the number of
+        groups: BEiT and ConvNeXt train it at the heads' rate too."""
+        groups = self.layer_groups()
+        depths = {}
+        for depth, group in enumerate(groups):
+            for part in group:
+                parameters = [part] if isinstance(part, nn.Parameter) else part.parameters()
+                depths.update((id(parameter), depth) for parameter in parameters)
+        return {name: depths.get(id(parameter), len(groups))
+                for name, parameter in self.named_parameters()}
+
+    def adapt_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
+        """Fit a checkpoint's tensor to this model's shape (position tables and the like).
+
+        Args:
+            name: the parameter or buffer, in this model's naming.
+            tensor: what the checkpoint has, of another shape than this model's.
+
+        Returns:
+            The tensor in this model's shape, or None where there is no honest way.
+        """
+        return None
+
+    def on_loaded(self, report: MatchReport) -> None:
+        """Called after `load_pretrained`: for what belongs to a checkpoint and is no tensor."""
+
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        """block(x), its activations recomputed in backward where `with_cp` is set."""
+        if not (self.with_cp and self.training):
+            return block(x)
+        norms = [m for m in block.modules()
+                 if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        # Recomputing would count the batch twice in them. The compiler takes no such contexts.
+        if not norms or torch.compiler.is_compiling():
+            return checkpoint(block, x, use_reentrant=False)
+
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), _statistics_kept(norms)
+
+        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+
+    def freeze_stages(self) -> None:
+        """Turn off gradients and training mode of the frozen stages."""
+        for modules in self.stage_modules()[:self.frozen_stages + 1]:
+            for module in modules:
+                module.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'DenseBackbone':
+        """As torch's; frozen stages, and BatchNorm with `norm_eval`, stay in evaluation mode."""
+        super().train(mode)
+        self.freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Carry out `init_cfg`; mmengine calls it once, before training."""
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
+        cfgs = [cfg for cfg in cfgs if cfg]
+        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        others = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
+        if others:
+            from mmengine.model import initialize
+            initialize(self, others)
+        for cfg in pretrained:
+            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+        self.is_init = True
+
+
+@contextmanager
+def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """BatchNorms that normalise as in training and leave their running statistics as they are."""
+    # Without any statistics they would save other tensors than in the first pass.
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in before:
+        norm.momentum = 0.
+        norm.num_batches_tracked = count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
+
+
+def groups_by_depth(stages: Iterable[tuple[nn.Module, Iterable[nn.Module]]]
+                    ) -> list[list[nn.Module | nn.Parameter]]:
+    """`DenseBackbone.layer_groups` of a pyramid.
+
+    Args:
+        stages: for each stage what leads into it (the stem, into the first) and its blocks.
+    """
+    groups: list[list[nn.Module | nn.Parameter]] = []
+    for i, (entry, blocks) in enumerate(stages):
+        own: list[list[nn.Module | nn.Parameter]] = [[block] for block in blocks]
+        if i == 0:
+            groups.append([entry])
+        else:
+            own[0].insert(0, entry)
+        groups += own
+    return groups
+
+
+def pad_to_minimum(x: Tensor, size: int) -> Tensor:
+    """Zero-pad an image smaller than `size` at the bottom and right: (B, C, H, W) in and out."""
+    pad_h, pad_w = max(0, size - x.shape[2]), max(0, size - x.shape[3])
+    return F.pad(x, (0, pad_w, 0, pad_h)) if pad_h or pad_w else x

@@ -1,0 +1,179 @@
+"""EfficientViT of MIT (arXiv 2205.14756): mobile convolutions, then multi-scale linear attention.
+
+    local block:      x += DropPath(conv(x)),  conv an inverted residual or its fused form
+    attention block:  x += DropPath(LiteMLA(x));  x += DropPath(MBConv(x))
+
+The stem halves the image; each of four stages opens with a strided block, which has no shortcut.
+Only the last two stages (B) or the last (L) attend. What is returned are the raw stage maps.
+
+Shapes: (B, C, H, W) throughout; stage maps of ⌈H/s⌉×⌈W/s⌉ at the strides s = 4, 8, 16, 32.
+
+Official code: mit-han-lab/efficientvit, efficientvit/models/efficientvit/backbone.py, with L's eps
+from efficientvit/cls_model_zoo.py. Deviations: B and L are one class, what differs between them is
+data; stochastic depth is in the blocks, where the official training code adds it from outside; on
+the CPU the maps are channels_last in memory, whatever the image is.
+
+Microsoft's EfficientViT (M0–M5) is another model.
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.attention import LiteMLA
+from visattn_dense.checkpoints import rename
+from visattn_dense.checkpoints.matching import StateDict
+from visattn_dense.layers import (
+    ConvNormAct,
+    ConvPair,
+    DepthwiseSeparableConv,
+    FusedMBConv,
+    MBConv,
+    Residual,
+    drop_path_rates,
+)
+from visattn_dense.registry import BACKBONES
+
+from .base import DenseBackbone
+
+# The official *_backbone_b0 … l3. Depths count the blocks after the strided one, in every stage;
+# the published B depths (2,2,2,2 for B0) count the strided one too in the first two stages.
+_B0 = dict(stem_dim=8, dims=(16, 32, 64, 128), depths=(1, 1, 2, 2), head_dim=16,
+           stem='separable', stages=('mbconv', 'mbconv', 'attention', 'attention'),
+           strided_ratios=(4, 4, 4, 4), expand_ratios=(4, 4, 4, 4), act='hardswish', norm_eps=1e-5)
+_B2 = dict(_B0, stem_dim=24, dims=(48, 96, 192, 384), depths=(2, 3, 4, 6), head_dim=32)
+_L0 = dict(stem_dim=32, dims=(64, 128, 256, 512), depths=(1, 1, 4, 4), head_dim=32,
+           stem='pair', stages=('fused', 'fused', 'mbconv', 'attention'),
+           strided_ratios=(16, 16, 16, 24), expand_ratios=(4, 4, 4, 6), act='gelu_tanh',
+           norm_eps=1e-7)
+_L2 = dict(_L0, depths=(2, 2, 8, 8))
+
+_STEMS = {'separable': DepthwiseSeparableConv, 'pair': ConvPair}
+_LOCAL = {'mbconv': MBConv, 'fused': FusedMBConv}
+
+
+def official_layout(state: StateDict) -> StateDict:
+    """The official names: B has an `input_stem`, in L the stem is the first of five stages."""
+    if any(name.startswith('input_stem.') for name in state):
+        return rename((r'^input_stem\.op_list\.', 'stem.'), (r'^(stages\.\d)\.op_list\.', r'\1.'))(
+            state)
+    return rename((r'^stages\.0\.op_list\.', 'stem.'),
+                  *((rf'^stages\.{i + 1}\.op_list\.', f'stages.{i}.') for i in range(4)))(state)
+
+
+class EfficientViTBlock(nn.Sequential):
+    """LiteMLA, then an inverted residual, both residual. (B, C, H, W) in and out.
+
+    Args:
+        dim: C.
+        head_dim: channels of a head; ⌊C/head_dim⌋ heads for each scale.
+        expand_ratio: hidden channels of the inverted residual over C.
+        scales: aggregating convolutions of the attention.
+        act, norm_eps: activation, and eps of the BatchNorms.
+        drop_path: probability that a branch is dropped.
+    """
+
+    def __init__(self, dim: int, *, head_dim: int, expand_ratio: float, scales: Sequence[int],
+                 act: str, norm_eps: float, drop_path: float = 0.) -> None:
+        super().__init__()
+        self.context_module = Residual(
+            LiteMLA(dim, dim // head_dim, head_dim=head_dim, scales=scales, norm_eps=norm_eps),
+            drop_path=drop_path)
+        self.local_module = Residual(
+            MBConv(dim, dim, expand_ratio=expand_ratio, inner_norm=False, act=act,
+                   norm_eps=norm_eps), drop_path=drop_path)
+
+
+@BACKBONES.register_module()
+class EfficientViT(DenseBackbone):
+    """EfficientViT as a dense backbone.
+
+    Args:
+        arch: 'b0' … 'b3', 'l0' … 'l3', or a dict with stem_dim, dims and depths of the stages
+            (blocks after the strided one), head_dim, stem ('separable', 'pair'), stages (each of
+            'mbconv', 'fused', 'attention'), strided_ratios and expand_ratios (of the strided
+            blocks and the others), act ('hardswish', 'gelu_tanh'), norm_eps.
+        in_channels: channels of the image.
+        scales: aggregating convolutions of the attention; the released models have (5,).
+        norm_eps: eps of every BatchNorm; by default the arch's, which released weights need.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+        out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`.
+
+    Raises:
+        UserError: an unknown arch or option value.
+    """
+
+    archs = {
+        'b0': _B0,
+        'b1': dict(_B0, stem_dim=16, dims=(32, 64, 128, 256), depths=(1, 2, 3, 4)),
+        'b2': _B2,
+        'b3': dict(_B2, stem_dim=32, dims=(64, 128, 256, 512), depths=(3, 5, 6, 9)),
+        'l0': _L0,
+        'l1': dict(_L0, depths=(1, 1, 6, 6)),
+        'l2': _L2,
+        'l3': dict(_L2, stem_dim=64, dims=(128, 256, 512, 1024)),
+    }
+    layouts = {
+        'official': official_layout,
+        'timm': rename((r'^stem\.in_conv\.', 'stem.0.'),
+                       (r'^stem\.res(\d+)\.', lambda match: f'stem.{int(match[1]) + 1}.'),
+                       (r'^(stages\.\d+)\.blocks\.', r'\1.')),
+    }
+
+    def __init__(self, arch: str | Mapping[str, Any] = 'b1', *, in_channels: int = 3,
+                 scales: Sequence[int] = (5,), norm_eps: float | None = None,
+                 drop_path_rate: float = 0., out_indices: Sequence[int] = (0, 1, 2, 3),
+                 frozen_stages: int = -1, norm_eval: bool = False, with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        dims = self.resolve_arch(arch)
+        super().__init__(out_indices=out_indices, out_channels=dims['dims'],
+                         frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
+                         init_cfg=init_cfg)
+        common = dict(act=dims['act'], norm_eps=dims['norm_eps'] if norm_eps is None else norm_eps)
+        width = dims['stem_dim']
+        self.stem = nn.ModuleList([
+            ConvNormAct(in_channels, width, 3, stride=2, **common),
+            Residual(_STEMS[dims['stem']](width, width, **common))])
+        self.stages = nn.ModuleList()
+        rates = drop_path_rates(drop_path_rate, [1 + depth for depth in dims['depths']])
+        for i, kind in enumerate(dims['stages'][:max(self.out_indices) + 1]):
+            dim = dims['dims'][i]
+            # Official `fewer_norm`: in the last two stages the hidden convolutions have biases.
+            local = dict(common, inner_norm=i < 2)
+            ratio = dims['expand_ratios'][i]
+            strided = _LOCAL.get(kind, MBConv)(
+                width, dim, stride=2, expand_ratio=dims['strided_ratios'][i], **local)
+            blocks = [Residual(strided, shortcut=False)]
+            for rate in rates[i][1:]:
+                if kind == 'attention':
+                    blocks.append(EfficientViTBlock(
+                        dim, head_dim=dims['head_dim'], expand_ratio=ratio, scales=scales,
+                        drop_path=rate, **common))
+                else:
+                    blocks.append(Residual(_LOCAL[kind](dim, dim, expand_ratio=ratio, **local),
+                                           drop_path=rate))
+            self.stages.append(nn.ModuleList(blocks))
+            width = dim
+        self.freeze_stages()
+
+    def stage_modules(self) -> list[list[nn.Module]]:
+        return [[self.stem], *([stage] for stage in self.stages)]
+
+    def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
+        # The strided block is one among the others, and the first of its stage.
+        return [[self.stem], *([block] for stage in self.stages for block in stage)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) to one (B, out_channels[i], ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
+        if x.device.type == 'cpu':
+            # oneDNN then copies less between layouts; docs/attention/efficientvit.md has the gain.
+            x = x.contiguous(memory_format=torch.channels_last)
+        for block in self.stem:
+            x = self.run_block(block, x)
+        outs = {}
+        for i, stage in enumerate(self.stages):
+            for block in stage:
+                x = self.run_block(block, x)
+            outs[i] = x
+        return tuple(outs[i] for i in self.out_indices)
