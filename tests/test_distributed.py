@@ -1,0 +1,81 @@
+"""Two processes on the CPU, through the scripts that a lab with eight GPUs types."""
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_runs import Child, Done, free_port, logged_losses, run, run_tool, write_run
+
+# The head reads the last map only: the norms of the other three get no gradient.
+UNUSED = "model['decode_head'].update(input_transform=None, in_index=3, in_channels=128)\n"
+
+
+def as_ranks(folder: Path, *arguments: object, slurm: bool = False) -> list[Done]:
+    """tools/train.py as two ranks of one run, started without torchrun's seconds."""
+    names = ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS') if slurm else (
+        'RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+    port = str(free_port())
+    ranks = [Child('train', folder, *arguments, '--launcher', 'slurm' if slurm else 'pytorch',
+                   MASTER_ADDR='127.0.0.1', MASTER_PORT=port,
+                   **dict(zip(names, (str(rank), str(rank), '2'), strict=True)))
+             for rank in range(2)]
+    return [rank.wait() for rank in ranks]
+
+
+def metrics(work: Path) -> dict[str, float]:
+    result = json.loads(next(work.glob('*/*.json')).read_text())
+    return {name: result[name] for name in ('aAcc', 'mIoU', 'mAcc')}
+
+
+def test_scripts_train_and_evaluate(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    work = tmp_path / 'a work dir'
+    done = run_tool('dist_train.sh', config.name, 2, '--work-dir', work, '--no-validate',
+                    '--cfg-options', 'train_cfg.max_iters=4', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert 'No GPU: 2 gloo processes on the CPU' in said
+    assert said.count('SyncBN runs as BN') == 1
+    assert '2 processes x 2 images' in said
+    assert sorted(logged_losses(work)) == [1, 2, 3, 4]
+
+    done = run_tool('dist_test.sh', config.name, work / 'iter_4.pth', 2,
+                    '--work-dir', tmp_path / 'two', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run('test', tmp_path, config, work / 'iter_4.pth', '--work-dir', tmp_path / 'one',
+               ).code == 0
+    assert metrics(tmp_path / 'two') == metrics(tmp_path / 'one')
+
+
+def test_only_one_rank_speaks_of_a_wrong_config(tmp_path: Path) -> None:
+    done = run_tool('dist_train.sh', tmp_path / 'gone.py', 2)
+    assert done.returncode == 2
+    assert done.stderr.count('no config file') == 1
+    assert 'Traceback' not in done.stderr and 'ChildFailedError' not in done.stderr
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    short = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=6']
+    whole, again = tmp_path / 'whole', tmp_path / 'again'
+    for first in as_ranks(tmp_path, config, '--work-dir', whole, *short):
+        assert first.code == 0, first.output
+    for second in as_ranks(tmp_path, config, '--work-dir', again, '--resume',
+                           whole / 'iter_2.pth', *short, slurm=True):
+        assert second.code == 0, second.output
+    expected = logged_losses(whole)
+    assert logged_losses(again) == {step: expected[step] for step in (3, 4, 5, 6)}
+
+
+def test_unused_parameters_are_named(tmp_path: Path) -> None:
+    config = write_run(tmp_path, UNUSED)
+    failed = as_ranks(tmp_path, config)
+    assert [done.code for done in failed] == [2, 2]
+    assert 'backbone.norm1.weight' in failed[0].output
+    assert 'find_unused_parameters=True' in failed[0].output
+
+
+@pytest.mark.parametrize('gpus', ['0', 'two', ''])
+def test_wrong_number_of_processes(tmp_path: Path, gpus: str) -> None:
+    done = run_tool('dist_train.sh', 'config.py', gpus, cwd=tmp_path)
+    assert done.returncode == 2 and 'positive number' in done.stderr

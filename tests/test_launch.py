@@ -1,0 +1,229 @@
+"""tools/train.py and tools/test.py: flags, messages, exit codes."""
+import json
+import os
+import pickle
+import re
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from tests.tiny_runs import (
+    ROOT,
+    Done,
+    run,
+    run_tool,
+    write_detection_run,
+    write_run,
+)
+from visattn_dense.config import merge_options
+from visattn_dense.engine.checks import learning_rate_message
+from visattn_dense.errors import UserError
+
+SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=2']
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    """One message, exit code 2, no traceback."""
+    assert done.code == 2, done.output
+    assert 'Traceback' not in done.output
+    message = done.output[done.output.index('error: '):]
+    assert len(message.splitlines()) <= 4, message
+    for word in words:
+        assert word in message
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run with --auto-scale-lr, best checkpoints and one kept checkpoint."""
+    folder = tmp_path_factory.mktemp('trained')
+    config = write_run(folder, '''
+default_hooks['checkpoint'].update(max_keep_ckpts=1, save_best='mIoU')
+custom_hooks = [dict(type='NonFiniteLossHook'), dict(type='IterationSeedHook')]
+''')
+    done = run('train', folder, config, '--auto-scale-lr', '--seed', '3', '--cfg-options',
+               'train_cfg.max_iters=6', 'train_cfg.val_interval=2')
+    assert done.code == 0, done.output
+    (folder / 'output').write_text(done.output)
+    return folder
+
+
+def test_says_what_it_changed(trained: Path) -> None:
+    output = (trained / 'output').read_text()
+    assert 'SyncBN runs as BN' in output
+    assert 'The learning rate is scaled by 0.125: the real batch is 2' in output
+    log = next(trained.glob('work/*/vis_data/*.json')).read_text()
+    assert json.loads(log.splitlines()[0])['lr'] == pytest.approx(1e-3 / 8)
+    assert 'seed: 3' in next(trained.glob('work/*/*.log')).read_text()
+    assert re.search(r'Iter\(train\) \[4/6\] .*eta: \d:\d\d:\d\d', output)
+
+
+def test_hooks_are_there_once(trained: Path) -> None:
+    hooks = re.search(r'order:\n(.*)', (trained / 'output').read_text())[1].split(', ')
+    for name in ('AtomicCheckpointHook', 'NonFiniteLossHook', 'IterationSeedHook'):
+        assert hooks.count(name) == 1
+    assert 'CheckpointHook' not in hooks
+
+
+def test_keeps_one_checkpoint_and_the_best(trained: Path) -> None:
+    work = trained / 'work'
+    names = sorted(path.name for path in work.glob('*.pth'))
+    assert len(names) == 2 and names[0].startswith('best_mIoU_iter_') and names[1] == 'iter_6.pth'
+    assert (work / 'last_checkpoint').read_text() == str(work / 'iter_6.pth')
+    assert not list(work.glob('.*'))
+
+
+def test_evaluates_and_paints(trained: Path, tmp_path: Path) -> None:
+    done = run('test', tmp_path, trained / 'tiny.py', trained / 'work' / 'iter_6.pth',
+               '--out', tmp_path / 'labels', '--show-dir', tmp_path / 'painted')
+    assert done.code == 0, done.output
+    result = json.loads(next((tmp_path / 'work').glob('*/*.json')).read_text())
+    assert 0 <= result['mIoU'] <= 100
+    assert len(list((tmp_path / 'labels').glob('*.png'))) == 8
+    assert len(list((tmp_path / 'painted').rglob('*.png'))) == 8
+
+
+def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -> None:
+    config, good = trained / 'tiny.py', trained / 'work' / 'iter_6.pth'
+    assert_refused(run('test', tmp_path, config, trained / 'work' / 'iter_5.pth'),
+                   "Did you mean 'iter_6.pth'")
+    torch.save({'state_dict': {'head.weight': torch.zeros(3)}}, tmp_path / 'other.pth')
+    assert_refused(run('test', tmp_path, config, tmp_path / 'other.pth'),
+                   'fits 0 of the', 'another config')
+    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:5000])
+    assert_refused(run('test', tmp_path, config, tmp_path / 'cut.pth'), 'does not load')
+    with open(tmp_path / 'trap.pth', 'wb') as file:
+        pickle.dump(os.system, file)
+    assert_refused(run('test', tmp_path, config, tmp_path / 'trap.pth'), 'does not load')
+    assert_refused(run('test', tmp_path, config, good, '--tta'), 'tta_model')
+
+
+def test_one_option_moves_the_data() -> None:
+    cfg = Config(dict(data_root='data/ade', model=dict(init='data/ade.pth'), train_dataloader=dict(
+        dataset=dict(data_root='data/ade', ann_file='data/ade/list.txt'), sizes=[1, 2]),
+        pipelines=[dict(type='Load', root='data/ade/')]))
+    merge_options(cfg, {'data_root': '/mnt/x/'}, print)
+    assert cfg.train_dataloader.dataset == dict(data_root='/mnt/x', ann_file='/mnt/x/list.txt')
+    assert cfg.pipelines[0].root == '/mnt/x/' and cfg.model.init == 'data/ade.pth'
+
+
+def test_mmdet_by_the_same_launcher(tmp_path: Path) -> None:
+    config = write_detection_run(tmp_path)
+    done = run('train', tmp_path, config, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert done.code == 0, done.output
+    done = run('test', tmp_path, config, tmp_path / 'work' / 'epoch_1.pth', '--tta',
+               '--work-dir', tmp_path / 'evaluated', '--out', tmp_path / 'found')
+    assert done.code == 0, done.output
+    assert all(box['image_id'] is not None and len(box['bbox']) == 4
+               for box in json.loads((tmp_path / 'found.bbox.json').read_text()))
+    assert 'coco/bbox_mAP' in next((tmp_path / 'evaluated').glob('*/*.json')).read_text()
+
+
+@pytest.mark.parametrize(('option', 'words'), [
+    ('model.backbnoe.drop_path_rate=0.1', ["model has no 'backbnoe'", "'backbone'"]),
+    ('modle.backbone.with_cp=True', ["'model'"]),
+    ('train_dataloader.batchsize=4', ["'batch_size'"]),
+    ('randomnes.seed=4', ["'randomness'"]),
+    ('train_pipeline.9.prob=1', ['list of 6']),
+    ('work_dir.x=1', ['has no entries']),
+])
+def test_option_typos_are_refused(tmp_path: Path, option: str, words: list[str]) -> None:
+    cfg = Config.fromfile(write_run(tmp_path, "work_dir = 'here'\n"))
+    key, _, value = option.partition('=')
+    with pytest.raises(UserError) as refused:
+        merge_options(cfg, {key: value}, print)
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_new_options_are_taken_and_named(tmp_path: Path) -> None:
+    cfg = Config.fromfile(write_run(tmp_path))
+    said: list[str] = []
+    merge_options(cfg, {'model.backbone.with_cp': True, 'randomness.deterministic': True,
+                        'find_unused_parameters': True, '+train_dataloader.batchsize': 3,
+                        'train_pipeline.3.prob': 0.0}, said.append)
+    assert cfg.model.backbone.with_cp and cfg.find_unused_parameters
+    assert cfg.train_dataloader.batchsize == 3 and cfg.train_pipeline[3].prob == 0.0
+    assert len(said) == 2 and "had no 'with_cp'" in said[0]
+
+
+@pytest.mark.parametrize(('world', 'accumulated', 'words'), [
+    (8, 1, None), (4, 2, None), (2, 1, '4 times too high'), (16, 1, '2 times too low')])
+def test_learning_rate_against_the_real_batch(tmp_path: Path, world: int, accumulated: int,
+                                              words: str | None) -> None:
+    cfg = Config.fromfile(write_run(tmp_path))
+    cfg.optim_wrapper.accumulative_counts = accumulated
+    message = learning_rate_message(cfg, world)
+    assert message is None if words is None else words in message and '--auto-scale-lr' in message
+
+
+def test_learning_rate_scales_with_accumulation(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    done = run('train', tmp_path, config, '--auto-scale-lr', *SHORT,
+               'optim_wrapper.accumulative_counts=2')
+    assert done.code == 0, done.output
+    log = next(tmp_path.glob('work/*/vis_data/*.json')).read_text()
+    assert json.loads(log.splitlines()[0])['lr'] == pytest.approx(1e-3 * 4 / 16)
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    assert_refused(run('train', tmp_path, tmp_path / 'tyny.py'), 'no config file', 'tiny.py')
+    assert_refused(run('train', tmp_path, config, '--cfg-options', 'model.backbone.type=CSWim'),
+                   "Did you mean 'CSWin'")
+    assert_refused(run('train', tmp_path, config, '--cfg-options', 'model.backbone.deptz=3'),
+                   'deptz')
+    assert_refused(run('train', tmp_path, config, '--cfg-options',
+                       'model.backbone.init_cfg.type=Pretrained',
+                       'model.backbone.init_cfg.checkpoint=/nowhere/x.pth'),
+                   'model.backbone.init_cfg.checkpoint', '/nowhere/x.pth')
+    assert_refused(run('train', tmp_path, config, '--work-dir', config / 'work'), '--work-dir')
+    assert_refused(run('train', tmp_path, config, '--cfg-options', 'nonsense'), 'KEY=VALUE')
+    broken = tmp_path / 'broken.py'
+    broken.write_text('model = dict(\n')
+    assert_refused(run('train', tmp_path, broken), 'broken.py', 'line 1')
+    broken.write_text(config.read_text().replace('train_dataloader =', 'train_dataloder ='))
+    assert_refused(run('train', tmp_path, broken), 'no train_dataloader', "'train_dataloder'")
+    shown = run('train', tmp_path, tmp_path / 'tyny.py', VISATTN_DEBUG='1')
+    assert shown.code == 2 and 'Traceback' in shown.output
+
+
+def test_unreadable_image_is_named(tmp_path: Path) -> None:
+    """In a worker process, and after the check before training has seen it whole."""
+    config = write_run(tmp_path, '''
+train_dataloader['sampler'] = dict(type='DamagingSampler')
+custom_imports = dict(imports=['visattn_dense', 'tests.tiny_modules'])
+''')
+    done = run('train', tmp_path, config, '--cfg-options', 'train_dataloader.num_workers=2')
+    assert_refused(done, str(tmp_path / 'data' / 'images' / '3.png'), 'cannot load')
+
+
+def test_no_traceback_is_hidden_from_a_bug(tmp_path: Path) -> None:
+    config = write_run(tmp_path, '''
+custom_hooks = [dict(type='BuggyHook')]
+custom_imports = dict(imports=['visattn_dense', 'tests.tiny_modules'])
+''')
+    done = run('train', tmp_path, config)
+    assert done.code == 1 and 'Traceback' in done.output and 'ZeroDivisionError' in done.output
+
+
+@pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_usage_lines(name: str, tmp_path: Path) -> None:
+    done = run_tool(f'{name}.sh', 'only_one', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('usage: ') and 'CONFIG' in done.stderr
+
+
+def test_slurm_command(tmp_path: Path) -> None:
+    """What is handed to srun; there is no slurm here."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
+    done = run_tool('slurm_train.sh', 'gpu', 'my job', 'a config.py', '--amp', cwd=tmp_path,
+                    PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='2', SRUN_ARGS='--time=1 -x n1')
+    words = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert {'--job-name=my job', '--ntasks=2', '--ntasks-per-node=2', '--gres=gpu:2',
+            '--kill-on-bad-exit=1', '--time=1', '-x', 'n1'} <= set(words)
+    assert Path(words[words.index('a config.py') - 1]).resolve() == ROOT / 'tools' / 'train.py'
+    assert words[-3:] == ['--amp', '--launcher', 'slurm']

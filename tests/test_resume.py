@@ -1,0 +1,252 @@
+"""A run that is killed, at whatever moment, and resumed is the run that was never killed."""
+import os
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+from tests.tiny_runs import Child, logged_losses, run, write_detection_run, write_run
+from visattn_dense.atomic import write_text_whole, written_whole
+from visattn_dense.engine import DenseRunner
+from visattn_dense.engine.data_stream import enter_at, numbered
+
+# A checkpoint that takes a moment to write.
+SLOW_SAVE = '''
+custom_imports = dict(imports=['visattn_dense', 'tests.tiny_modules'])
+custom_hooks = [dict(type='BallastHook')]
+'''
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+
+
+def assert_same_run(work: Path, reference: Path, last: str, after: int) -> None:
+    """The same losses from iteration `after` on and the same weights in the end, to the bit."""
+    expected = {step: loss for step, loss in logged_losses(reference).items() if step > after}
+    assert len(expected) > 1 and len(set(expected.values())) == len(expected)
+    resumed = logged_losses(work)
+    assert {step: resumed[step] for step in expected} == expected
+    ours, theirs = weights(work / last), weights(reference / last)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of eight iterations that nothing interrupted."""
+    folder = tmp_path_factory.mktemp('reference')
+    done = run('train', folder, write_run(folder))
+    assert done.code == 0, done.output
+    return folder
+
+
+def test_killed_between_saves(reference: Path, tmp_path: Path) -> None:
+    """With worker processes, which the reference does not have."""
+    loading = ['--cfg-options', 'train_dataloader.num_workers=2',
+               'train_dataloader.persistent_workers=True']
+    config = reference / 'tiny.py'
+    child = Child('train', tmp_path, config, *loading)
+    killed = child.kill_when(lambda: 5 in logged_losses(tmp_path / 'work'))
+    assert killed.code == -9
+    done = run('train', tmp_path, config, '--resume', *loading)
+    assert done.code == 0, done.output
+    assert 'Resuming from' in done.output
+    assert_same_run(tmp_path / 'work', reference / 'work', 'iter_8.pth', after=4)
+
+
+def test_killed_while_saving(reference: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, SLOW_SAVE)
+    work = tmp_path / 'work'
+    temporary, final = work / '.iter_6.pth.tmp', work / 'iter_6.pth'
+    for _ in range(5):
+        shutil.rmtree(work, ignore_errors=True)
+        Child('train', tmp_path, config).kill_when(temporary.exists)
+        if temporary.exists():
+            break
+    assert temporary.exists() and not final.exists(), 'the kill never hit the save'
+    assert (work / 'last_checkpoint').read_text() == str(work / 'iter_4.pth')
+    done = run('train', tmp_path, config, '--resume')
+    assert done.code == 0, done.output
+    assert f'Resuming from {work / "iter_4.pth"}' in done.output
+    assert not temporary.exists()
+    assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
+
+
+def test_falls_back_to_the_newest_that_loads(reference: Path, tmp_path: Path) -> None:
+    work = tmp_path / 'work'
+    work.mkdir()
+    for step in (4, 6):
+        shutil.copy(reference / 'work' / f'iter_{step}.pth', work)
+    # Cut off, as by a full disk; then one with a flipped byte inside; then one that runs code.
+    whole = (work / 'iter_6.pth').read_bytes()
+    (work / 'iter_6.pth').write_bytes(whole[:len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 0xFF
+    (work / 'iter_7.pth').write_bytes(flipped)
+    trap = tmp_path / 'executed'
+    torch.save({'meta': dict(iter=8), 'state_dict': Trap(str(trap))}, work / 'iter_8.pth')
+    (work / 'last_checkpoint').write_text(str(work / 'iter_9.pth'))
+    for age, step in enumerate((8, 7, 6, 4)):
+        os.utime(work / f'iter_{step}.pth', (1e9 - age, 1e9 - age))
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume')
+    assert done.code == 0, done.output
+    assert f'last_checkpoint names {work / "iter_9.pth"}, which is not there' in done.output
+    for step in (6, 7, 8):
+        assert f'Passed over: {work / f"iter_{step}.pth"}' in done.output
+    assert f'Resuming from {work / "iter_4.pth"}' in done.output
+    assert not trap.exists()
+    assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
+
+
+class Trap:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (self.path, 'w')
+
+
+def test_nothing_to_resume_from(reference: Path, tmp_path: Path) -> None:
+    config = reference / 'tiny.py'
+    short = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=1']
+    done = run('train', tmp_path, config, '--resume', *short)
+    assert done.code == 0 and 'starting from the beginning' in done.output
+    # A run that is always started with --resume begins with the weights that it was given.
+    begun = run('train', tmp_path, config, '--resume', '--work-dir', tmp_path / 'begun', *short,
+                f'load_from={reference / "work" / "iter_8.pth"}')
+    assert begun.code == 0 and 'Load checkpoint from' in begun.output
+    assert 'Resuming' not in begun.output
+    (tmp_path / 'work' / 'iter_1.pth').write_bytes(b'not a checkpoint')
+    done = run('train', tmp_path, config, '--resume', *short)
+    assert done.code == 2 and 'none of the 1 checkpoints' in done.output
+    done = run('train', tmp_path, config, '--resume', tmp_path / 'gone.pth', *short)
+    assert done.code == 2 and f'no checkpoint {tmp_path / "gone.pth"}' in done.output
+
+
+def test_pretrained_weights_and_resume(reference: Path, tmp_path: Path) -> None:
+    """Reading pretrained weights first must not get into the way of reading the checkpoint."""
+    state = weights(reference / 'work' / 'iter_8.pth')
+    torch.save({name.removeprefix('backbone.'): value for name, value in state.items()
+                if name.startswith('backbone.')}, tmp_path / 'pretrained.pth')
+    config = write_run(tmp_path, f"""
+model['backbone']['init_cfg'] = dict(type='Pretrained',
+                                     checkpoint={str(tmp_path / 'pretrained.pth')!r})
+train_cfg['max_iters'] = 4
+""")
+    work, again = tmp_path / 'work', tmp_path / 'again'
+    assert run('train', tmp_path, config, '--no-validate').code == 0
+    assert logged_losses(work)[1] != logged_losses(reference / 'work')[1]
+    done = run('train', tmp_path, config, '--no-validate', '--work-dir', again, '--resume',
+               work / 'iter_2.pth')
+    assert done.code == 0, done.output
+    assert_same_run(again, work, 'iter_4.pth', after=2)
+
+
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_stream_is_entered_anywhere(sampler: type, workers: int,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The iteration loop's batches after a resume, also where the sampler ends after each pass."""
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda _: None)
+
+    def loop(done: int) -> SimpleNamespace:
+        cfg = numbered(dict(dataset=Noise(7), batch_size=2, num_workers=workers, drop_last=False,
+                            sampler=dict(type=sampler, shuffle=True)))
+        loader = DenseRunner.build_dataloader(cfg, seed=3)
+        out = SimpleNamespace(dataloader=loader, iter=done, epoch=0,
+                              dataloader_iterator=_InfiniteDataloaderIterator(loader))
+        if done:
+            enter_at(out)
+        for _ in range(done):
+            next(out.dataloader_iterator)
+        return out
+
+    whole = loop(0).dataloader_iterator
+    expected = [next(whole) for _ in range(13)]
+    # Four batches are a pass; eight are on their way when two workers have been started.
+    for done in (1, 3, 4, 6, 8, 11):
+        resumed = loop(done).dataloader_iterator
+        assert [next(resumed) for _ in range(done, 13)] == expected[done:]
+
+
+class Noise(torch.utils.data.Dataset):
+    """Index and three random numbers, one of each generator."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[float]:
+        assert type(index) is int
+        return [index, random.random(), np.random.rand(), torch.rand(()).item()]
+
+
+def test_loading_does_not_move_the_models_generators() -> None:
+    cfg = numbered(dict(dataset=Noise(4), batch_size=2, num_workers=0,
+                        sampler=dict(type=DefaultSampler)))
+    batches = iter(DenseRunner.build_dataloader(cfg, seed=3))
+    before = random.getstate(), torch.get_rng_state()
+    next(batches)
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / 'x.pth'
+    write_text_whole(path, 'old')
+    with pytest.raises(RuntimeError), written_whole(path) as temporary:
+        temporary.write_text('half of the ne')
+        assert path.read_text() == 'old'
+        raise RuntimeError
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x.pth']
+    write_text_whole(path, 'new')
+    assert path.read_text() == 'new' and os.listdir(tmp_path) == ['x.pth']
+
+
+def test_unseeded_run_keeps_its_seed(reference: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, 'randomness = dict(seed=None)\ntrain_cfg["max_iters"] = 4\n')
+    assert run('train', tmp_path, config, '--no-validate').code == 0
+    again = tmp_path / 'again'
+    again.mkdir()
+    done = run('train', tmp_path, config, '--no-validate', '--work-dir', again,
+               '--resume', tmp_path / 'work' / 'iter_2.pth')
+    assert done.code == 0, done.output
+    assert_same_run(again, tmp_path / 'work', 'iter_4.pth', after=2)
+
+
+def test_epochs_of_mmdet(tmp_path: Path) -> None:
+    """By epochs, with a batch sampler that groups by shape, and from the middle of an epoch."""
+    config = write_detection_run(tmp_path)
+    assert run('train', tmp_path, config).code == 0
+    (tmp_path / 'again').mkdir()
+    done = run('train', tmp_path, config, '--work-dir', tmp_path / 'again',
+               '--resume', tmp_path / 'work' / 'epoch_1.pth')
+    assert done.code == 0, done.output
+    assert_same_run(tmp_path / 'again', tmp_path / 'work', 'epoch_3.pth', after=3)
+
+    by_iteration = ['--cfg-options', 'default_hooks.checkpoint.by_epoch=False',
+                    'default_hooks.checkpoint.interval=5']
+    middle = tmp_path / 'middle'
+    assert run('train', tmp_path, config, '--work-dir', middle, *by_iteration).code == 0
+    for path in middle.glob('iter_9.pth'):
+        path.unlink()
+    (middle / 'last_checkpoint').unlink()
+    for log in middle.glob('*/vis_data/*.json'):
+        log.unlink()
+    done = run('train', tmp_path, config, '--work-dir', middle, *by_iteration, '--resume')
+    assert done.code == 0, done.output
+    assert f'Resuming from {middle / "iter_5.pth"}' in done.output
+    steps = logged_losses(middle)
+    assert sorted(steps) == [6, 7, 8, 9]
+    expected = logged_losses(tmp_path / 'work')
+    assert steps == {step: expected[step] for step in steps}

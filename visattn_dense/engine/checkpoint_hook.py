@@ -1,0 +1,88 @@
+"""mmengine's CheckpointHook in an order in which no moment is without a whole checkpoint."""
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from visattn_dense.atomic import remove_leftovers, write_text_whole
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """Saves first, then points `last_checkpoint` to the new file, then removes outdated ones.
+
+    mmengine removes first (with `max_keep_ckpts=1`, or for the best checkpoint, the only one there
+    is) and writes `last_checkpoint` in place. Arguments are those of `CheckpointHook`. That the
+    checkpoint itself is written whole is `DenseRunner.save_checkpoint`'s doing.
+    """
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if is_main_process() and isinstance(self.file_backend, LocalBackend):
+            for leftover in remove_leftovers(self.out_dir):
+                runner.logger.info(f'Removed {leftover}, which an interrupted save left behind.')
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        outdated = None
+        if self.max_keep_ckpts > 0:
+            if not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != step:
+                if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                    outdated = self.keep_ckpt_ids.popleft()
+                self.keep_ckpt_ids.append(step)
+                runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
+            backend_args=self.backend_args, **self.args)
+        if is_main_process():
+            write_text_whole(osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+            if outdated is not None:
+                path = self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(outdated))
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        with self._removals_deferred():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _removals_deferred(self) -> Iterator[None]:
+        backend = self.file_backend
+        self.file_backend = deferred = _DeferredRemoval(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for path in deferred.removed:
+            # The new best one may have the name of the old: it has replaced it already.
+            if path not in self._best_paths() and backend.isfile(path):
+                backend.remove(path)
+
+    def _best_paths(self) -> list[str | None]:
+        many = getattr(self, 'best_ckpt_path_dict', {})
+        return [getattr(self, 'best_ckpt_path', None), *many.values()]
+
+
+class _DeferredRemoval:
+    """A file backend that notes what it is asked to remove."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.removed: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.removed.append(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)

@@ -1,0 +1,155 @@
+"""What can be known to be wrong before any training, and said in one line."""
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+from visattn_dense.errors import UserError, did_you_mean
+
+_NEEDED = {'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
+           'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')}
+
+
+def check_entries(cfg: Config, task: str) -> None:
+    """Every entry that `task` ('train', 'test') needs is there.
+
+    Raises:
+        UserError: names the missing ones and what looks like them.
+    """
+    missing = [name for name in _NEEDED[task] if cfg.get(name) is None]
+    if missing:
+        others = [key for key in cfg if key not in _NEEDED[task]]
+        raise UserError(f'the config {cfg.filename} has no {" and no ".join(missing)}, which '
+                        f'{task}ing needs. {did_you_mean(missing[0], others)}')
+
+
+def check_work_dir(path: str) -> None:
+    """The work directory exists or can be made, and takes files.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f'cannot write to the work directory {path}: {error.strerror}; choose '
+                        'another with --work-dir') from error
+
+
+def check_weights(cfg: Config) -> None:
+    """The files of pretrained weights that the config names are there.
+
+    Raises:
+        UserError: names the entry and the file.
+    """
+    named = list(_pretrained('model', cfg.model))
+    # With resume=True it is the file to resume from, which is read, and judged, by the runner.
+    if isinstance(cfg.get('load_from'), str) and cfg.get('resume') is not True:
+        named.append(('load_from', cfg.load_from))
+    for entry, source in named:
+        # Addresses (https://, torchvision://, ...) are looked up when they are loaded.
+        if '://' in source or Path(source).expanduser().exists():
+            continue
+        raise UserError(f'{entry} names the file {source}, which does not exist')
+
+
+def _pretrained(path: str, node: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield f'{path}.checkpoint', node['checkpoint']
+        if isinstance(node.get('pretrained'), str):
+            yield f'{path}.pretrained', node['pretrained']
+        for key, value in node.items():
+            yield from _pretrained(f'{path}.{key}', value)
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from _pretrained(f'{path}.{number}', value)
+
+
+def learning_rate_message(cfg: Config, world_size: int) -> str | None:
+    """A line about the learning rate where the real batch is not the one that it was made for."""
+    scale = cfg.get('auto_scale_lr') or {}
+    base = scale.get('base_batch_size')
+    loader = cfg.train_dataloader
+    batch = loader.get('batch_size') if isinstance(loader, Mapping) else None
+    if not base or not batch:
+        return None
+    wrapper = cfg.optim_wrapper
+    steps = wrapper.get('accumulative_counts', 1) if isinstance(wrapper, Mapping) else 1
+    real = world_size * batch * steps
+    if real == base:
+        return None
+    parts = f'{world_size} process{"es" if world_size > 1 else ""} x {batch} images'
+    parts += f' x {steps} accumulated' if steps > 1 else ''
+    if scale.get('enable'):
+        return (f'The learning rate is scaled by {real / base:g}: the real batch is {real} '
+                f'({parts}), the config is made for {base}.')
+    return (f'The learning rate is made for a batch of {base}, the real batch is {real} ({parts}): '
+            f'it is {_times(base / real)} for it. --auto-scale-lr multiplies it by '
+            f'{real / base:g}.')
+
+
+def _times(factor: float) -> str:
+    return (f'{factor:g} times too high' if factor > 1 else f'{1 / factor:g} times too low')
+
+
+def accumulation_message(cfg: Config) -> str | None:
+    """A line where checkpoints fall between the batches of one accumulated step."""
+    steps = cfg.optim_wrapper.get('accumulative_counts', 1)
+    saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    interval = saving.get('interval', 1)
+    if steps > 1 and not saving.get('by_epoch', True) and interval % steps:
+        return (f'Checkpoints every {interval} iterations fall between the {steps} batches of one '
+                'step; a resumed run loses their gradients. Make the interval a multiple.')
+    return None
+
+
+def count_sync_bn(node: Any) -> int:
+    """How many entries of a model config ask for synchronized batch norm."""
+    if isinstance(node, Mapping):
+        own = int(str(node.get('type')).split('.')[-1] in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN'))
+        return own + sum(count_sync_bn(value) for value in node.values())
+    if isinstance(node, (list, tuple)):
+        return sum(count_sync_bn(value) for value in node)
+    return 0
+
+
+def unused_parameters_message(model: nn.Module, error: str) -> str | None:
+    """What DDP's error about parameters without a gradient means here; None for another error."""
+    found = re.search(r'did not receive grad for rank \d+: ([\d ]+)', error)
+    if found is None:
+        return None
+    names = [name for name, value in model.module.named_parameters() if value.requires_grad]
+    unused = [names[int(index)] for index in found[1].split()]
+    return (f'{len(unused)} parameters take no part in the loss, which distributed training has to '
+            f'know: {", ".join(unused[:6])}{", ..." if len(unused) > 6 else ""}. Leave them out of '
+            'the model (out_indices, frozen_stages), or add --cfg-options '
+            'find_unused_parameters=True, which costs a little time in every iteration')
+
+
+def root_cause(error: BaseException) -> str:
+    """What went wrong in a failed build, without mmengine's chain of wrapping messages."""
+    cause = error
+    while cause.__cause__ is not None or (cause.__context__ is not None
+                                          and not cause.__suppress_context__):
+        cause = cause.__cause__ or cause.__context__
+    text = str(error) if cause is error else f'{error} ({type(cause).__name__}: {cause})'
+    name = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+    return name + text.strip('\'"')
+
+
+def message_of(error: BaseException) -> str:
+    """An error's message; of one from a data worker, the worker's message without its traceback."""
+    text = str(error)
+    if 'Original Traceback' in text:
+        text = text.rstrip().rpartition('UserError: ')[2]
+    return text

@@ -1,0 +1,93 @@
+"""Process groups for one machine or many, with GPUs (nccl) or without (gloo)."""
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list, get_rank, init_dist, is_distributed
+
+from visattn_dense.errors import UserError
+
+# Where each launcher says who a process is.
+_ENVIRONMENT = {
+    'slurm': dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
+    'mpi': dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+                LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'),
+    'pytorch': dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE', LOCAL_RANK='LOCAL_RANK'),
+}
+
+
+def rank_from_environment(launcher: str) -> int:
+    """This process's rank as its launcher tells it, before there is a process group; 0 alone."""
+    return int(os.environ.get(_ENVIRONMENT.get(launcher, {}).get('RANK', ''), 0))
+
+
+def start(launcher: str, dist_cfg: Mapping | None = None) -> None:
+    """Join the process group: nccl where there are GPUs, gloo on the CPU where there are none.
+
+    Args:
+        launcher: 'none' does nothing; 'pytorch' (torchrun), 'slurm', 'mpi'.
+        dist_cfg: the config's `env_cfg.dist_cfg`: backend, timeout in seconds, port (slurm).
+
+    Raises:
+        UserError: the launcher's variables are missing, or there are fewer GPUs than processes.
+    """
+    if launcher == 'none' or is_distributed():
+        return
+    for name, source in _ENVIRONMENT[launcher].items():
+        if source not in os.environ:
+            raise UserError(f'--launcher {launcher} needs the variable {source}, which is not set: '
+                            f'start with {_STARTED_BY[launcher]}')
+        os.environ[name] = os.environ[source]
+    settings = dict(dist_cfg or {})
+    if torch.cuda.is_available():
+        local_rank, count = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(f'process {local_rank} of this machine has no GPU: {count} visible. '
+                            'Start one process per GPU')
+        init_dist(launcher, **settings)
+        return
+    port = settings.get('port')
+    os.environ.setdefault('MASTER_PORT', str(port or 29500))
+    if 'MASTER_ADDR' not in os.environ:
+        os.environ['MASTER_ADDR'] = _first_slurm_host() if launcher == 'slurm' else '127.0.0.1'
+    torch.distributed.init_process_group(
+        'gloo', timeout=timedelta(seconds=settings.get('timeout', 1800)))
+
+
+_STARTED_BY = {'pytorch': 'tools/dist_train.sh (torchrun)', 'slurm': 'tools/slurm_train.sh (srun)',
+               'mpi': 'mpirun'}
+
+
+def _first_slurm_host() -> str:
+    nodes = os.environ.get('SLURM_NODELIST', '127.0.0.1')
+    try:
+        shown = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True,
+                               text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f'cannot tell the first host of {nodes!r} ({error}); '
+                        'set MASTER_ADDR') from error
+    return shown.stdout.split()[0]
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
+def on_first_rank(check: Callable[[], Any]) -> None:
+    """Run `check` on rank 0; what it raises as `UserError` is raised on every rank."""
+    error: list[str | None] = [None]
+    if get_rank() == 0:
+        try:
+            check()
+        except UserError as raised:
+            error[0] = str(raised)
+    broadcast_object_list(error)
+    if error[0] is not None:
+        raise UserError(error[0])
