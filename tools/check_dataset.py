@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Check the data that a config names before training on them.
+
+    python tools/check_dataset.py CONFIG [--split train] [--quick] [--json]
+
+Prints what the data are (number, sizes, classes) and either 'ok' or each problem with its file and
+its fix. Exit code: 0 for ok, 1 for problems, 2 where there was nothing to check.
+"""
+import argparse
+import json
+import sys
+
+import visattn_dense  # noqa: F401  (mends and registers)
+from visattn_dense.config import add_cfg_options, merge_options, read_config
+from visattn_dense.datasets.check import SPLITS, check_config
+from visattn_dense.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Check the data that a config names.')
+    parser.add_argument('config', help='config file of mmsegmentation or mmdetection')
+    parser.add_argument('--split', choices=SPLITS, action='append',
+                        help='check this split only; may be given several times')
+    parser.add_argument('--quick', action='store_true',
+                        help='open a sample of the files only, as the launchers do')
+    parser.add_argument('--json', action='store_true', help='print JSON instead of tables')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        cfg = read_config(args.config)
+        merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
+        reports = check_config(cfg, args.split, quick=args.quick)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    problems = sum(len(report.problems) for report in reports)
+    if args.json:
+        print(json.dumps(dict(ok=not problems, datasets=[r.as_dict() for r in reports]), indent=2))
+    else:
+        print('\n\n'.join(report.as_table() for report in reports))
+        print(f'\n{problems} problem{"s"[:problems > 1]}' if problems else '\nok')
+    return int(problems > 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
