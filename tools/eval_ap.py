@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Score detections in COCO JSON: box, mask and boundary AP.
+
+    python tools/eval_ap.py RESULTS.json ANNOTATIONS.json --type bbox segm boundary --classwise
+
+RESULTS is one file, or the outfile_prefix that mmdetection wrote PREFIX.bbox.json and
+PREFIX.segm.json with. Numbers are 0..1, '-' where there is no object. docs/evaluation.md says
+more. Exit code: 0, or 1 with one message where something does not fit.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visattn_dense.atomic import write_text_whole  # noqa: E402
+from visattn_dense.errors import UserError  # noqa: E402
+from visattn_dense.evaluation.coco import (  # noqa: E402
+    BACKENDS,
+    METRICS,
+    TYPES,
+    CocoScores,
+    default_backend,
+    evaluate_coco,
+)
+from visattn_dense.evaluation.coco_files import (  # noqa: E402
+    FIELD,
+    read_annotations,
+    read_results,
+    result_files,
+)
+from visattn_dense.evaluation.report import (  # noqa: E402
+    as_csv,
+    as_json,
+    as_table,
+    check_outputs,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Score detections in COCO JSON.')
+    parser.add_argument('results', help='JSON of detections, or the prefix of mmdetection\'s files')
+    parser.add_argument('annotations', help='COCO annotation file')
+    parser.add_argument('--type', nargs='+', choices=TYPES, metavar='TYPE', dest='types',
+                        help=f'{", ".join(TYPES)}; without it bbox and segm, as far as the '
+                             'results hold them')
+    parser.add_argument('--classwise', action='store_true', help='also print every category')
+    parser.add_argument('--backend', choices=BACKENDS,
+                        help='default: faster-coco-eval where it is installed')
+    parser.add_argument('--json', metavar='FILE', help='write everything, categories too')
+    parser.add_argument('--csv', metavar='FILE', help='write a row for each type and category')
+    return parser.parse_args()
+
+
+def backend_to_use(wanted: str | None) -> str:
+    """The evaluator; says so on stderr where it is the slower one for lack of the other.
+
+    Raises:
+        UserError: faster-coco-eval is wanted and not installed.
+    """
+    present = default_backend()
+    if wanted == BACKENDS[0] != present:
+        raise UserError('faster-coco-eval is not installed; pip install faster-coco-eval, or '
+                        'leave --backend out')
+    if wanted is None and present != BACKENDS[0]:
+        print('note: counting with pycocotools; faster-coco-eval (pip install faster-coco-eval) '
+              'gives the same numbers sooner', file=sys.stderr)
+    return wanted or present
+
+
+def read_by_type(args: argparse.Namespace, truth: dict[str, Any]) -> dict[str, list[dict]]:
+    """Detections for each type of AP, each file read once."""
+    files = result_files(args.results)
+    content = {path: read_results(path, truth) for path in dict.fromkeys(files.values())}
+    types = args.types
+    if not types:
+        held = {field for field, path in files.items()
+                if all(field in result for result in content[path])}
+        types = [kind for kind in ('bbox', 'segm') if FIELD[kind] in held]
+        # An empty file holds anything; boxes need no masks in the annotations.
+        if not any(content.values()):
+            types = ['bbox']
+        if not types:
+            raise UserError(f'{args.results}: some detections have no box and some no mask; choose '
+                            'with --type')
+    absent = [kind for kind in types if FIELD[kind] not in files]
+    if absent:
+        raise UserError(f'there are no results for {" and ".join(absent)}: '
+                        f'{args.results}.{"bbox" if absent == ["bbox"] else "segm"}.json is not '
+                        'there')
+    return {kind: content[files[FIELD[kind]]] for kind in dict.fromkeys(types)}
+
+
+def rows_of(kind: str, scores: CocoScores) -> list[list[Any]]:
+    """type, category, objects and the twelve numbers: all categories first, then each."""
+    total = sum(count for _, _, count in scores.categories)
+    rows = [[kind, 'all', total, *scores.metrics().values()]]
+    for at, (_, name, count) in enumerate(scores.categories):
+        rows.append([kind, name, count, *scores.metrics(at).values()])
+    return rows
+
+
+def report_of(scores: CocoScores) -> dict[str, Any]:
+    """The scores of one type for JSON."""
+    return {**scores.metrics(), 'categories': [
+        {'id': i, 'name': name, 'objects': count, **scores.metrics(at)}
+        for at, (i, name, count) in enumerate(scores.categories)]}
+
+
+def main() -> None:
+    args = parse_args()
+    outputs = [args.json, args.csv]
+    inputs = [args.annotations, args.results,
+              *(f'{args.results}.{kind}.json' for kind in ('bbox', 'segm'))]
+    check_outputs(outputs, inputs)
+    backend = backend_to_use(args.backend)
+    truth = read_annotations(args.annotations)
+    by_type = read_by_type(args, truth)
+    seen = {result['image_id'] for results in by_type.values() for result in results}
+    print(f'{len(truth["images"])} images, {len(seen)} of them with detections')
+    if not seen:
+        print(f'warning: {args.results} holds no detection, so every AP is 0', file=sys.stderr)
+
+    header, rows, report = ['type', 'category', 'objects', *METRICS], [], {}
+    for kind, results in by_type.items():
+        start = time.perf_counter()
+        scores = evaluate_coco(truth, results, kind, backend=backend)
+        print(f'{kind}: {len(results)} detections, {backend}, '
+              f'{time.perf_counter() - start:.1f} s')
+        rows += rows_of(kind, scores)
+        report[kind] = report_of(scores)
+    shown = [row for row in rows if args.classwise or row[1] == 'all']
+    if not args.classwise:
+        header, shown = [header[0], *header[2:]], [[row[0], *row[2:]] for row in shown]
+    print('\n' + as_table(header, shown, digits=3))
+    if args.csv:
+        write_text_whole(args.csv, as_csv(['type', 'category', 'objects', *METRICS], rows))
+    if args.json:
+        write_text_whole(args.json, as_json({
+            'metrics': report, 'images': len(truth['images']), 'backend': backend}))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')

@@ -1,0 +1,190 @@
+"""Box, mask and boundary AP as the COCO server counts them.
+
+The counting is done by faster-coco-eval where it is installed and by pycocotools otherwise; both
+give the same numbers, the first several times sooner. Boundary AP (Cheng et al., CVPR 2021,
+arXiv:2103.16562) replaces the IoU of two masks by min(mask IoU, boundary IoU); crowd regions keep
+the mask IoU, as in the authors' boundary-iou-api. With pycocotools, which does not know it, that
+one matrix is computed here.
+
+Areas (small, medium, large) are box areas for box AP and mask areas for mask and boundary AP.
+pycocotools would take the box area for masks as well where a detection holds both; mmdetection's
+CocoMetric removes the box for that reason, and so does this.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from visattn_dense.errors import UserError
+from visattn_dense.evaluation.boundary import DEFAULT_RATIO, boundary_distance, boundary_region
+from visattn_dense.evaluation.coco_files import FIELD, masks_as_rle
+
+TYPES = tuple(FIELD)
+BACKENDS = ('faster-coco-eval', 'pycocotools')
+# Name: (recall instead of precision, index of the IoU threshold, of the area range, of maxDets),
+# in COCO's order. Thresholds are 0.50:0.05:0.95, maxDets 1, 10, 100.
+_ALL = slice(None)
+METRICS = {
+    'AP': (False, _ALL, 0, 2), 'AP50': (False, 0, 0, 2), 'AP75': (False, 5, 0, 2),
+    'APs': (False, _ALL, 1, 2), 'APm': (False, _ALL, 2, 2), 'APl': (False, _ALL, 3, 2),
+    'AR1': (True, _ALL, 0, 0), 'AR10': (True, _ALL, 0, 1), 'AR100': (True, _ALL, 0, 2),
+    'ARs': (True, _ALL, 1, 2), 'ARm': (True, _ALL, 2, 2), 'ARl': (True, _ALL, 3, 2),
+}
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """Precision and recall of one evaluation.
+
+    Attributes:
+        precision: (10 thresholds, 101 recalls, K categories, 4 area ranges, 3 maxDets), -1 where
+            there is nothing to find.
+        recall: (10, K, 4, 3), likewise.
+        categories: the K categories by id: id, name and number of objects without crowds.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    categories: tuple[tuple[int, str, int], ...]
+
+    def metrics(self, category: int | None = None) -> dict[str, float]:
+        """The twelve COCO numbers, 0..1, over all categories or of the one at this index; NaN
+        where there is no object to find."""
+        which = _ALL if category is None else slice(category, category + 1)
+        found = {}
+        for name, (recall, threshold, area, dets) in METRICS.items():
+            values = (self.recall[threshold, which, area, dets] if recall
+                      else self.precision[threshold][..., which, area, dets])
+            values = values[values > -1]
+            found[name] = float(values.mean()) if values.size else float('nan')
+        return found
+
+
+def default_backend() -> str:
+    """'faster-coco-eval' where it is installed, otherwise 'pycocotools'."""
+    return BACKENDS[0 if importlib.util.find_spec('faster_coco_eval') else 1]
+
+
+def evaluate_coco(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, *,
+                  backend: str | None = None) -> CocoScores:
+    """Evaluate detections against annotations.
+
+    Args:
+        truth: content of an annotation file, from `read_annotations`.
+        results: detections, from `read_results`; none at all give AP 0.
+        kind: 'bbox', 'segm' or 'boundary'.
+        backend: one of BACKENDS; None takes the faster one that is installed.
+
+    Raises:
+        UserError: detections or annotations lack what `kind` needs, or there is no object.
+    """
+    if kind not in TYPES:
+        raise UserError(f'unknown kind of AP {kind!r}; it is one of {", ".join(TYPES)}')
+    backend = backend or default_backend()
+    objects = [{'iscrowd': 0, **annotation} for annotation in truth['annotations']]
+    if not any(not annotation['iscrowd'] for annotation in objects):
+        raise UserError('the annotations hold no object (crowd regions do not count), so there is '
+                        'no AP')
+    lacking = [at for at, result in enumerate(results) if FIELD[kind] not in result]
+    if lacking:
+        raise UserError(f'{len(lacking)} of {len(results)} detections have no {FIELD[kind]!r} '
+                        f'(the first is number {lacking[0]}), so there is no {kind} AP')
+    keys = ('image_id', 'category_id', 'score', FIELD[kind])
+    detections = [{'iscrowd': 0, **{key: result[key] for key in keys}} for result in results]
+    if kind != 'bbox':
+        objects = masks_as_rle(objects, truth, 'annotation')
+        detections = masks_as_rle(detections, truth, 'detection')
+    names = {category['id']: category['name'] for category in truth['categories']}
+    counts = dict.fromkeys(sorted(names), 0)
+    for annotation in objects:
+        counts[annotation['category_id']] += not annotation['iscrowd']
+    run = _run_faster if backend == BACKENDS[0] else _run_pycocotools
+    evaluated = run(_as_dataset(truth, objects, kind), _as_dataset(truth, detections, kind), kind)
+    return CocoScores(np.asarray(evaluated['precision']), np.asarray(evaluated['recall']),
+                      tuple((i, names[i], count) for i, count in counts.items()))
+
+
+def _as_dataset(truth: dict[str, Any], items: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """COCO dataset of annotations or detections, numbered in the order of their ids.
+
+    Both evaluators need annotations that count from 1 (pycocotools takes 0 for "not matched" and
+    misses that object), and faster-coco-eval takes integers only. Areas are filled in where they
+    are missing.
+    """
+    numbers = {part: {old: new for new, old in
+                      enumerate(sorted(item['id'] for item in truth[part]), 1)}
+               for part in ('images', 'categories')}
+    annotations = [{'area': _area(item, kind), **item, 'id': number,
+                    'image_id': numbers['images'][item['image_id']],
+                    'category_id': numbers['categories'][item['category_id']]}
+                   for number, item in enumerate(items, 1)]
+    return {'annotations': annotations,
+            **{part: [{**item, 'id': numbers[part][item['id']]} for item in truth[part]]
+               for part in numbers}}
+
+
+def _area(item: dict[str, Any], kind: str) -> float:
+    """Square pixels of the box, or of the mask where masks are evaluated."""
+    if kind == 'bbox':
+        return item['bbox'][2] * item['bbox'][3]
+    return float(rle_tools.area(item['segmentation']))
+
+
+def _run_faster(truth: dict[str, Any], found: dict[str, Any], kind: str) -> dict[str, Any]:
+    from faster_coco_eval import COCO as FasterCOCO
+    from faster_coco_eval import COCOeval_faster
+
+    evaluation = COCOeval_faster(FasterCOCO(truth), FasterCOCO(found), kind,
+                                 boundary_dilation_ratio=DEFAULT_RATIO)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval
+
+
+def _run_pycocotools(truth: dict[str, Any], found: dict[str, Any], kind: str) -> dict[str, Any]:
+    # It prints what it does; the caller prints the result.
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for data in (truth, found):
+            side = COCO()
+            side.dataset = data
+            side.createIndex()
+            sides.append(side)
+        evaluation = _BoundaryEval(*sides) if kind == 'boundary' else COCOeval(*sides, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval
+
+
+class _BoundaryEval(COCOeval):
+    """Mask AP of pycocotools with min(mask IoU, boundary IoU) in place of the mask IoU."""
+
+    def __init__(self, truth: COCO, found: COCO) -> None:
+        super().__init__(truth, found, 'segm')
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list:  # noqa: N803
+        """(detections by falling score, objects), or an empty list."""
+        ious = super().computeIoU(imgId, catId)
+        objects, detections = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not objects or not detections:
+            return ious
+        order = np.argsort([-d['score'] for d in detections], kind='mergesort')
+        regions = [_boundary_rle(detections[i]) for i in order[:self.params.maxDets[-1]]]
+        crowd = [int(annotation['iscrowd']) for annotation in objects]
+        of_boundary = rle_tools.iou(regions, [_boundary_rle(a) for a in objects], crowd)
+        return np.where(np.array(crowd, bool), ious, np.minimum(ious, of_boundary))
+
+
+def _boundary_rle(item: dict[str, Any]) -> dict[str, Any]:
+    mask = rle_tools.decode(item['segmentation'])
+    region = boundary_region(mask, boundary_distance(*mask.shape)) & (mask > 0)
+    return rle_tools.encode(np.asfortranarray(region, np.uint8))

@@ -1,0 +1,199 @@
+"""Reading COCO annotations and results, and saying what is wrong with them before any evaluation.
+
+Results are a list of detections, each with image_id, category_id, score and a bbox
+[x, y, width, height] or a segmentation (RLE, compressed or not, or polygons): the format of the
+COCO server, and what mmdetection's CocoMetric writes with `outfile_prefix` as PREFIX.bbox.json and
+PREFIX.segm.json.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as rle_tools
+
+from visattn_dense.errors import UserError
+
+# What a detection has to hold for each kind of AP.
+FIELD = {'bbox': 'bbox', 'segm': 'segmentation', 'boundary': 'segmentation'}
+_SHOWN = 5
+
+
+def read_annotations(path: str | os.PathLike) -> dict[str, Any]:
+    """A COCO annotation file. Missing `annotations` (no object at all) become an empty list.
+
+    Raises:
+        UserError: the file is missing or not such a file, or its parts contradict each other.
+    """
+    data = _read_json(path, 'annotations')
+    if not isinstance(data, dict) or not {'images', 'categories'} <= data.keys():
+        raise UserError(f'{path} is no COCO annotation file: it needs "images", "categories" and '
+                        '"annotations" (is it the file of results?)')
+    # mmdetection leaves the key out where there is no object.
+    data.setdefault('annotations', [])
+    for part, keys in (('images', ('id', 'height', 'width')), ('categories', ('id', 'name')),
+                       ('annotations', ('image_id', 'category_id', 'bbox'))):
+        for at, item in enumerate(data[part]):
+            if lacking := [key for key in keys if key not in item]:
+                raise UserError(f'{path}: entry {at} of "{part}" has no {", ".join(lacking)}')
+    images, names = _ids(path, data, 'images'), _ids(path, data, 'categories')
+    for at, annotation in enumerate(data['annotations']):
+        for key, known, part in (('image_id', images, 'images'),
+                                 ('category_id', names, 'categories')):
+            if annotation[key] not in known:
+                raise UserError(f'{path}: annotation {annotation.get("id", at)} has the {key} '
+                                f'{annotation[key]!r}, which is not in "{part}"')
+    return data
+
+
+def result_files(path: str | os.PathLike) -> dict[str, Path]:
+    """The file of results for each field, 'bbox' and 'segmentation'.
+
+    Args:
+        path: one file, which may hold both, or mmdetection's `outfile_prefix`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(path)
+    if path.suffix in ('.pkl', '.pickle'):
+        raise UserError(f'{path} is a pickle; results are read from COCO JSON, which mmdetection '
+                        'writes with outfile_prefix in its CocoMetric')
+    if path.is_file():
+        return {'bbox': path, 'segmentation': path}
+    found = {field: Path(f'{path}.{kind}.json')
+             for kind, field in (('bbox', 'bbox'), ('segm', 'segmentation'))}
+    found = {field: file for field, file in found.items() if file.is_file()}
+    if not found:
+        raise UserError(f'results {path} do not exist, nor {path}.bbox.json or {path}.segm.json')
+    return found
+
+
+def read_results(path: str | os.PathLike, truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The detections of one file, checked against the annotations.
+
+    Raises:
+        UserError: the file is missing or no list of detections, a detection lacks something or
+            is of an image or a category that the annotations do not have.
+    """
+    results = _read_json(path, 'results')
+    if isinstance(results, dict) and 'annotations' in results:
+        raise UserError(f'{path} is an annotation file, not a list of detections; is it in the '
+                        'wrong place on the command line?')
+    if not isinstance(results, list):
+        raise UserError(f'{path} holds a {type(results).__name__}; results are a list of '
+                        'detections, [{"image_id": ..., "category_id": ..., "score": ..., ...}]')
+    for at, result in enumerate(results):
+        problem = _problem(result)
+        if problem:
+            raise UserError(f'{path}: detection {at} {problem}')
+    _check_ids(path, results, truth)
+    return results
+
+
+def masks_as_rle(items: Iterable[dict[str, Any]], truth: dict[str, Any],
+                 what: str) -> list[dict[str, Any]]:
+    """Copies of annotations or detections with every mask as compressed RLE.
+
+    Raises:
+        UserError: a mask is missing, cannot be read, or has another size than its image.
+    """
+    sizes = {image['id']: (image['height'], image['width']) for image in truth['images']}
+    copies = []
+    for at, item in enumerate(items):
+        image = item['image_id']
+        where = f'{what} {item.get("id", at)} (image {image})'
+        mask = item.get('segmentation')
+        if not mask:
+            raise UserError(f'{where} has no mask ("segmentation"); with boxes only, ask for '
+                            '--type bbox')
+        try:
+            rle = _as_rle(mask, sizes[image])
+        # Whatever is wrong inside comes as one of many errors of pycocotools' C code.
+        except Exception as error:
+            raise UserError(f'the mask of {where} is neither RLE nor polygons: {error}') from error
+        if tuple(rle['size']) != sizes[image]:
+            raise UserError(f'the mask of {where} is {rle["size"][0]}x{rle["size"][1]}, the image '
+                            f'{sizes[image][0]}x{sizes[image][1]} (height x width)')
+        copies.append({**item, 'segmentation': rle})
+    return copies
+
+
+def _as_rle(mask: dict | list, size: tuple[int, int]) -> dict[str, Any]:
+    if isinstance(mask, list):
+        return rle_tools.merge(rle_tools.frPyObjects(mask, *size))
+    if isinstance(mask['counts'], list):
+        if sum(mask['counts']) != mask['size'][0] * mask['size'][1]:
+            raise ValueError('the runs do not add up to the size')
+        return rle_tools.frPyObjects(mask, *mask['size'])
+    return mask
+
+
+def _problem(result: Any) -> str | None:
+    if not isinstance(result, dict):
+        return f'is a {type(result).__name__}, not a dict'
+    for key in ('image_id', 'category_id', 'score'):
+        if key not in result:
+            return f'has no {key!r}'
+    score = result['score']
+    if not isinstance(score, (int, float)) or not math.isfinite(score):
+        return f'has the score {score!r}, not a finite number'
+    if 'bbox' not in result and 'segmentation' not in result:
+        return 'has neither "bbox" nor "segmentation"'
+    box = result.get('bbox', (0, 0, 0, 0))
+    if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
+        return f'has the bbox {box!r}; a box is [x, y, width, height]'
+    return None
+
+
+def _check_ids(path: str | os.PathLike, results: list[dict[str, Any]],
+               truth: dict[str, Any]) -> None:
+    images = {image['id'] for image in truth['images']}
+    names = {category['id'] for category in truth['categories']}
+    if strange := _unlike(results, 'image_id', images):
+        raise UserError(
+            f'{path}: {strange} in the annotations ({len(images)} images, ids like '
+            f'{_some(images)}). Were the results made on another split?')
+    if strange := _unlike(results, 'category_id', names):
+        given = {result['category_id'] for result in results}
+        hint = ''
+        if all(isinstance(i, int) and 0 <= i < len(names) for i in given):
+            hint = (' They look like class indices 0..N-1: write the category ids of the '
+                    'annotation file instead.')
+        raise UserError(f'{path}: {strange} among the {len(names)} categories of the annotations '
+                        f'(ids like {_some(names)}).{hint}')
+
+
+def _ids(path: str | os.PathLike, data: dict[str, Any], part: str) -> set:
+    ids = [item['id'] for item in data[part]]
+    if twice := {i for i, count in Counter(ids).items() if count > 1}:
+        raise UserError(f'{path}: "{part}" lists {_some(twice)} more than once')
+    return set(ids)
+
+
+def _unlike(results: list[dict[str, Any]], key: str, known: set) -> str:
+    wrong = {result[key] for result in results} - known
+    count = sum(result[key] in wrong for result in results)
+    if not wrong:
+        return ''
+    return (f'{count} of {len(results)} detections have {key} {_some(wrong)}, which '
+            f'{"is" if len(wrong) == 1 else "are"} not')
+
+
+def _some(values: Iterable) -> str:
+    values = sorted(values, key=lambda value: (str(type(value)), value))
+    return ', '.join(map(repr, values[:_SHOWN])) + (', ...' if len(values) > _SHOWN else '')
+
+
+def _read_json(path: str | os.PathLike, what: str) -> Any:
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f'{what} {path} cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise UserError(f'{what} {path} is no JSON: {error}') from error

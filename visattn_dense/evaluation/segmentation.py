@@ -1,0 +1,257 @@
+"""Semantic segmentation scores of label maps: confusion matrix, IoU, accuracy, boundary IoU.
+
+Everything is summed over all images first and divided once, as mmsegmentation's IoUMetric, ADE20K
+and Cityscapes do. With C[i, j] the number of judged pixels of class i predicted as j,
+
+    IoU_i = C[i, i] / (Σ_j C[i, j] + Σ_j C[j, i] - C[i, i])      mIoU: mean over classes seen
+    Acc_i = C[i, i] / Σ_j C[i, j]                                mAcc: mean over classes labelled
+    aAcc  = Σ_i C[i, i] / Σ_ij C[i, j]
+
+A pixel is judged unless its label is the ignored value. Deviations from IoUMetric: counts are
+integers (it sums float32, which loses single pixels above 2^24), and values that are no class are
+an error that names the file (it drops them).
+"""
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from visattn_dense.errors import UserError
+from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
+from visattn_dense.evaluation.pairs import Pair, read_index_map
+
+# Files for each message between processes: large enough to hide its cost, small enough for a
+# steady progress bar.
+_CHUNK = 8
+# The confusion matrix of one image then takes 128 MiB.
+_MOST_CLASSES = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the values in the files mean.
+
+    Attributes:
+        num_classes: N; classes are 0..N-1 once read.
+        ignore_index: label value that is not judged; in predictions, no class (always wrong).
+        reduce_zero_label: the files hold 0 for "other" and 1..N for the classes (ADE20K). Read
+            like mmsegmentation does: 0 becomes 255, every other value loses 1, 255 stays.
+        pred_zero_based: predictions hold 0..N-1 although the labels hold 1..N.
+        boundary_ratio: also count boundary regions, this share of the diagonal wide.
+    """
+
+    num_classes: int
+    ignore_index: int = 255
+    reduce_zero_label: bool = False
+    pred_zero_based: bool = False
+    boundary_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= _MOST_CLASSES:
+            raise UserError(f'{self.num_classes} classes; the number of classes is '
+                            f'1..{_MOST_CLASSES}')
+        if self.boundary_ratio is not None and not 0 < self.boundary_ratio <= 0.5:
+            raise UserError(f'boundary width {self.boundary_ratio}; it is a share of the image '
+                            'diagonal between 0 and 0.5, 0.02 in the paper')
+        if self.pred_zero_based and not self.reduce_zero_label:
+            raise UserError('predictions that count from zero are the normal case unless '
+                            'reduce_zero_label is set; leave one of the two out')
+
+    @cached_property
+    def label_classes(self) -> np.ndarray:
+        """(65536,) table from a label value to 0..N-1, N for not judged, N + 1 for wrong."""
+        read = self._read(self.reduce_zero_label)
+        table = np.where(read < self.num_classes, read, self.num_classes + 1)
+        return self._narrow(np.where(read == self.ignore_index, self.num_classes, table))
+
+    @cached_property
+    def pred_classes(self) -> np.ndarray:
+        """(65536,) table from a predicted value to 0..N-1, N for no class, N + 1 for wrong."""
+        read = self._read(self.reduce_zero_label and not self.pred_zero_based)
+        table = np.where(read == self.ignore_index, self.num_classes, self.num_classes + 1)
+        return self._narrow(np.where(read < self.num_classes, read, table))
+
+    def _narrow(self, table: np.ndarray) -> np.ndarray:
+        """The smallest type in which (N + 2)² fits: the tables are read once for each pixel."""
+        return table.astype(np.uint16 if (self.num_classes + 2) ** 2 <= 65536 else np.uint32)
+
+    @staticmethod
+    def _read(reduce: bool) -> np.ndarray:
+        values = np.arange(65536)
+        return np.where((values == 0) | (values == 255), 255, values - 1) if reduce else values
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixel counts of any number of images; they add up.
+
+    Attributes:
+        confusion: (N, N + 1) int64, [label, prediction]; the last column is "no class".
+        boundary: (3, N) int64 pixels of boundary regions: in both, of the prediction, of the
+            label. None where they were not asked for.
+        images: how many images these are.
+        pred_zeros: predicted pixels that hold 0 in the file.
+    """
+
+    confusion: np.ndarray
+    boundary: np.ndarray | None
+    images: int
+    pred_zeros: int
+
+    @classmethod
+    def none(cls, settings: Settings) -> Counts:
+        """The counts of no image."""
+        n = settings.num_classes
+        boundary = None if settings.boundary_ratio is None else np.zeros((3, n), np.int64)
+        return cls(np.zeros((n, n + 1), np.int64), boundary, 0, 0)
+
+    def __add__(self, other: Counts) -> Counts:
+        boundary = None if self.boundary is None else self.boundary + other.boundary
+        return Counts(self.confusion + other.confusion, boundary, self.images + other.images,
+                      self.pred_zeros + other.pred_zeros)
+
+
+def count_image(pred: np.ndarray, label: np.ndarray, settings: Settings) -> Counts:
+    """Counts of one image.
+
+    Args:
+        pred, label: (H, W) uint8 or uint16, values as they stand in the files.
+
+    Raises:
+        UserError: sizes differ, or a value is neither a class nor the ignored value.
+    """
+    if pred.shape != label.shape:
+        raise UserError(f'the prediction is {pred.shape}, the label {label.shape}')
+    n = settings.num_classes
+    classes = np.take(settings.pred_classes, pred), np.take(settings.label_classes, label)
+    joint = np.bincount((classes[1] * (n + 2) + classes[0]).ravel(), minlength=(n + 2) ** 2)
+    joint = joint.reshape(n + 2, n + 2)
+    for values, found, what in ((label, joint[n + 1].sum(), 'label'),
+                                (pred, joint[:, n + 1].sum(), 'prediction')):
+        if found:
+            raise UserError(_wrong_values(values, what, settings))
+    boundary = None if settings.boundary_ratio is None else _count_boundary(*classes, settings)
+    return Counts(joint[:n, :n + 1], boundary, 1, int(np.count_nonzero(pred == 0)))
+
+
+def count_pairs(pairs: Sequence[Pair], settings: Settings, *, workers: int = 1,
+                progress: bool = False) -> Counts:
+    """Counts of all pairs of files. Memory does not depend on their number.
+
+    Args:
+        workers: processes. With more than one, the calling script has to guard its main part
+            with `if __name__ == '__main__'`, as always with multiprocessing.
+        progress: show a bar on stderr.
+
+    Raises:
+        UserError: a file cannot be read, or holds a value that is no class; names the file.
+    """
+    chunks = [pairs[i:i + _CHUNK] for i in range(0, len(pairs), _CHUNK)]
+    total = Counts.none(settings)
+    # A log file gets a line now and then, a terminal a moving bar.
+    pause = 0.2 if sys.stderr.isatty() else 10.
+    with tqdm(total=len(pairs), unit='image', mininterval=pause, disable=not progress) as bar:
+        for counts in _count_chunks(chunks, settings, min(workers, len(chunks))):
+            total += counts
+            bar.update(counts.images)
+    return total
+
+
+def _count_chunks(chunks: Sequence[Sequence[Pair]], settings: Settings,
+                  workers: int) -> Iterator[Counts]:
+    count = partial(_count_chunk, settings=settings)
+    if workers <= 1:
+        yield from map(count, chunks)
+        return
+    # Fresh processes: a fork of one that has started threads (torch, OpenCV) can lock up.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'),
+                               initializer=cv2.setNumThreads, initargs=(1,))
+    try:
+        yield from pool.map(count, chunks)
+    except BrokenProcessPool as error:
+        raise UserError('a worker process was killed, most likely for lack of memory; try '
+                        '--workers 1') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _count_chunk(pairs: Sequence[Pair], settings: Settings) -> Counts:
+    total = Counts.none(settings)
+    for pair in pairs:
+        pred, label = read_index_map(pair.prediction), read_index_map(pair.label)
+        try:
+            total += count_image(pred, label, settings)
+        except UserError as error:
+            raise UserError(f'{pair.prediction} and {pair.label}: {error}') from None
+    return total
+
+
+def _count_boundary(pred: np.ndarray, label: np.ndarray, settings: Settings) -> np.ndarray:
+    """(3, N) boundary pixels of one image: in both, of the prediction, of the label."""
+    n = settings.num_classes
+    distance = boundary_distance(*label.shape, settings.boundary_ratio)
+    # A label outside the judged area is not known, and neither is whether a prediction is right.
+    unknown = label == n
+    of_pred = boundary_region(pred, distance, unknown)
+    of_label = boundary_region(label, distance, unknown)
+    both = label[of_pred & of_label & (pred == label)]
+    # "No class" is N; its boundary is nobody's.
+    return np.stack([np.bincount(found, minlength=n + 1)[:n]
+                     for found in (both, pred[of_pred], label[of_label])])
+
+
+def _wrong_values(values: np.ndarray, what: str, settings: Settings) -> str:
+    table = settings.label_classes if what == 'label' else settings.pred_classes
+    wrong = np.unique(values[table[values] == settings.num_classes + 1])
+    shown = ', '.join(map(str, wrong[:8])) + (', ...' if len(wrong) > 8 else '')
+    n = settings.num_classes
+    counted_from_one = settings.reduce_zero_label and not (
+        what == 'prediction' and settings.pred_zero_based)
+    allowed = f'1..{n}, and 0 is not judged' if counted_from_one else f'0..{n - 1}'
+    hint = 'is the number of classes right?'
+    if n in wrong and not counted_from_one:
+        hint = 'if the files count classes from 1 and hold 0 for "other", give --reduce-zero-label'
+    return (f'the {what} holds {shown}, but the {n} classes are {allowed} (ignored: '
+            f'{settings.ignore_index}); {hint}')
+
+
+class Scores:
+    """The scores of some counts, in per cent; NaN where a class was never seen.
+
+    Attributes:
+        iou, acc: (N,) per class.
+        boundary_iou: (N,) or None.
+        aacc, miou, macc, boundary_miou: over all classes; boundary_miou may be None.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        n = len(counts.confusion)
+        right = np.diagonal(counts.confusion).astype(np.float64)
+        labelled = counts.confusion.sum(axis=1)
+        predicted = counts.confusion[:, :n].sum(axis=0)
+        if not labelled.any():
+            raise UserError('not one pixel of the labels is judged: all hold the ignored value')
+        self.counts = counts
+        self.iou = _percent(right, labelled + predicted - right)
+        self.acc = _percent(right, labelled)
+        self.aacc = float(100 * right.sum() / labelled.sum())
+        self.miou, self.macc = float(np.nanmean(self.iou)), float(np.nanmean(self.acc))
+        self.boundary_iou = self.boundary_miou = None
+        if counts.boundary is not None:
+            both, of_pred, of_label = counts.boundary
+            self.boundary_iou = _percent(both, of_pred + of_label - both)
+            self.boundary_miou = float(np.nanmean(self.boundary_iou))
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """100 · part / whole, NaN where the whole is 0."""
+    return np.divide(100. * part, whole, out=np.full(len(part), np.nan), where=whole > 0)
