@@ -1,0 +1,149 @@
+"""tools/infer.py and what it stands on: the predictions are those of mmseg's own test."""
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from visattn_dense.engine.launch import register_scope
+from visattn_dense.errors import UserError
+from visattn_dense.inference import open_segmentor, window_spans
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / 'configs/demo_upernet_cswin_scenes.py'
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A config file and a checkpoint of random weights that does not predict one class only."""
+    folder = tmp_path_factory.mktemp('model')
+    config = folder / 'tiny.py'
+    config.write_text(f"_base_ = '{BASE}'\n"
+                      "model = dict(backbone=dict(arch=dict(depths=(1, 1, 1, 1))))\n"
+                      "test_pipeline = [dict(type='LoadImageFromFile'),\n"
+                      "    dict(type='Resize', scale=(120, 90), keep_ratio=True),\n"
+                      "    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]\n")
+    cfg = Config.fromfile(config)
+    register_scope('mmseg')
+    torch.manual_seed(3)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel()**-0.5)
+    checkpoint = folder / 'tiny.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+    return config, checkpoint
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    """37×53 pixels: smaller than any crop, odd, not square; smooth, so that labels have shapes."""
+    noise = np.random.default_rng(5).integers(0, 256, (5, 7, 3), np.uint8)
+    path = tmp_path / 'photos' / 'odd.png'
+    path.parent.mkdir()
+    Image.fromarray(noise).resize((53, 37), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def mmseg_label(config: Path, checkpoint: Path, image: Path, **test_cfg) -> np.ndarray:
+    from mmseg.apis import inference_model, init_model
+    cfg = Config.fromfile(config)
+    cfg.model.test_cfg = dict(test_cfg)
+    cfg.model.auxiliary_head = None
+    model = init_model(cfg, device='cpu')
+    model.load_state_dict(torch.load(checkpoint)['state_dict'], strict=False)
+    return inference_model(model, str(image)).pred_sem_seg.data[0].numpy()
+
+
+def infer(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / 'tools/infer.py'), *map(str, arguments)],
+                          capture_output=True, text=True)
+
+
+def test_whole_and_slide_agree_with_mmseg(trained, photo):
+    config, checkpoint = trained
+    whole = open_segmentor(Config.fromfile(config), checkpoint).label(photo)
+    assert whole.shape == (37, 53) and whole.dtype == np.uint8
+    assert len(np.unique(whole)) > 2
+    np.testing.assert_array_equal(whole, mmseg_label(*trained, photo, mode='whole'))
+    windows = dict(crop=(40, 52), stride=(27, 30))
+    slide = open_segmentor(Config.fromfile(config), checkpoint, mode='slide', **windows)
+    reference = mmseg_label(*trained, photo, mode='slide', crop_size=(40, 52), stride=(27, 30))
+    # Summed in another order: a tie may fall to the other side.
+    assert (slide.label(photo) == reference).mean() > 0.999
+    assert (reference != whole).any(), 'windows change nothing: the case proves nothing'
+
+
+def test_a_window_larger_than_the_image_is_the_whole_image(trained, photo):
+    config, checkpoint = trained
+    cfg = Config.fromfile(config)
+    slide = open_segmentor(cfg, checkpoint, mode='slide', crop=(512, 512)).label(photo)
+    np.testing.assert_array_equal(slide, open_segmentor(cfg, checkpoint).label(photo))
+
+
+@pytest.mark.parametrize('length, crop, stride', [(1, 5, 3), (5, 5, 3), (6, 5, 5), (23, 7, 3)])
+def test_windows_cover_without_leaving_the_image(length, crop, stride):
+    spans = window_spans(length, crop, stride)
+    assert set().union(*(range(*span) for span in spans)) == set(range(length))
+    assert all(end - start == min(crop, length) for start, end in spans)
+    assert len(spans) == len(set(spans))
+
+
+def test_steps_larger_than_the_window_are_refused(trained):
+    config, checkpoint = trained
+    with pytest.raises(UserError, match='leave gaps'):
+        open_segmentor(Config.fromfile(config), checkpoint, crop=(8, 8), stride=(9, 8))
+
+
+def test_command_line_writes_overlays_and_labels(trained, photo, tmp_path):
+    grey = photo.parent / 'grey.jpg'
+    Image.open(photo).convert('L').save(grey)
+    twin = photo.parent / 'odd.bmp'
+    Image.open(photo).save(twin)
+    (photo.parent / 'notes.txt').write_text('no image')
+    done = infer(*trained, photo.parent, photo.parent / '*.jpg', '--out-dir', tmp_path / 'out',
+                 '--mode', 'slide', '--no-legend', '--device', 'cpu')
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert written == {'classes.json', 'grey_label.png', 'grey_overlay.png', 'odd_label.png',
+                       'odd_overlay.png', 'odd_png_label.png', 'odd_png_overlay.png'}
+    label = np.asarray(Image.open(tmp_path / 'out/odd_label.png'))
+    names = json.loads((tmp_path / 'out/classes.json').read_text())
+    assert label.shape == (37, 53) and set(map(str, np.unique(label))) <= set(names)
+    assert names['0'] == 'building' and len(names) == 19
+    assert Image.open(tmp_path / 'out/odd_overlay.png').size == (53, 37)
+
+
+@pytest.mark.parametrize('wrong, message', [
+    ('missing.jpg', 'missing.jpg'), ('none-*.jpg', 'no image matches'), ('empty', 'no images'),
+    ('broken.jpg', 'broken.jpg is no image'),
+])
+def test_bad_images_are_one_message_before_anything_is_written(trained, photo, tmp_path, capsys,
+                                                               wrong, message):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'broken.jpg').write_bytes(b'not a picture')
+    command = runpy.run_path(str(ROOT / 'tools/infer.py'))['main']
+    code = command([*map(str, trained), str(photo), str(tmp_path / wrong),
+                    '--out-dir', str(tmp_path / 'out')])
+    assert code == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: ') and message in said and said.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, photo, tmp_path):
+    config, checkpoint = trained
+    state = torch.load(checkpoint)['state_dict']
+    torch.save({f'other.{i}': tensor for i, tensor in enumerate(state.values())},
+               tmp_path / 'other.pth')
+    for name, message in (('other.pth', 'another config'), ('absent.pth', 'absent.pth')):
+        with pytest.raises((UserError, FileNotFoundError), match=message):
+            open_segmentor(Config.fromfile(config), tmp_path / name)
