@@ -1,0 +1,65 @@
+"""FLOPs of a forward pass, attention included.
+
+    FLOPs = 2 · MACs,   MACs: multiplications of matrix products, convolutions and attention
+
+Counters that hook modules leave attention out where it is a fused call without a module (mmcv
+#2342). torch's counter sees every operator instead; it is told here about those it does not know.
+Norms, activations, softmax and sampling are not counted, as usual. With a runtime of operators that
+skip work (masks), the count is that of the dense form.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+Shape = torch.Size
+
+
+class FlopCount(NamedTuple):
+    """FLOPs of one pass; `attention` are those of fused attention operators."""
+
+    total: int
+    attention: int
+
+
+def count_flops(run: Callable[[], object]) -> FlopCount:
+    """Run once and count.
+
+    Args:
+        run: the pass, eager: compiled code hides its operators.
+
+    Returns:
+        The FLOPs of all operators that ran, and of them those of fused attention.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_unknown_to_torch()) as counter:
+        run()
+    found = counter.get_flop_counts().get('Global', {})
+    attention = sum(count for operator, count in found.items() if 'attention' in str(operator))
+    return FlopCount(counter.get_total_flops(), attention)
+
+
+def _unknown_to_torch() -> dict:
+    """Formulas for our operator, and for those of torch that this release does not count."""
+    # The operator is registered by its import.
+    from visattn_dense.attention import routed  # noqa: F401
+    formulas = {torch.ops.visattn.routed_attention: _routed_attention,
+                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    return {operator: formula for operator, formula in formulas.items()
+            if operator not in flop_registry}
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *args, out_shape=None, **kwargs) -> int:
+    """softmax(q kᵀ) v for (B, h, N, d), (B, h, M, d), (B, h, M, e)."""
+    batch, heads, queries, dim = query
+    return 2 * batch * heads * queries * key[2] * (dim + value[3])
+
+
+def _routed_attention(query: Shape, key: Shape, value: Shape, index: Shape, *args,
+                      out_shape=None, **kwargs) -> int:
+    """The same for each region: q (B, R, N, h, d), k (B, R, M, h, d), v (·, e), index (B, R, K)."""
+    batch, regions, queries, heads, dim = query
+    keys = index[2] * key[2]
+    return 2 * batch * regions * heads * queries * keys * (dim + value[4])
