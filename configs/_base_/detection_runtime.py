@@ -1,0 +1,17 @@
+"""What every detection config shares: imports, environment, logs, visualisation."""
+custom_imports = dict(
+    imports=['visattn_dense', 'visattn_dense.engine', 'visattn_dense.datasets'],
+    allow_failed_imports=False)
+
+default_scope = 'mmdet'
+env_cfg = dict(
+    # Batches are padded to another size each time: trying all kernels at each would cost more.
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
+vis_backends = [dict(type='LocalVisBackend')]
+visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+log_processor = dict(by_epoch=True, window_size=50)
+log_level = 'INFO'
+load_from = None
+resume = False

@@ -1,0 +1,26 @@
+"""UPerNet on FLatten-CSWin-B, ADE20K, 512×512, 160k iterations: CSWin's recipe, a choice of ours.
+
+    tools/dist_train.sh configs/upernet_flatten_cswin_base_ade20k.py 8
+    tools/dist_test.sh configs/upernet_flatten_cswin_base_ade20k.py CHECKPOINT 8
+
+Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
+Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
+Start: from scratch; the authors released no weights of this size. A file of yours goes in by
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors: nothing with this head. By us: not run.
+"""
+_base_ = [
+    './_base_/models/upernet.py',
+    './_base_/datasets/ade20k.py',
+    './_base_/schedules/schedule_160k.py',
+    './_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        type='FLattenCSWin',
+        arch='base',
+        drop_path_rate=0.6),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))

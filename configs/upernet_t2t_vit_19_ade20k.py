@@ -1,0 +1,29 @@
+"""UPerNet on T2T-ViT-19, ADE20K, 512×512, 160k iterations: CSWin's recipe, a choice of ours.
+
+    tools/dist_train.sh configs/upernet_t2t_vit_19_ade20k.py 8
+    tools/dist_test.sh configs/upernet_t2t_vit_19_ade20k.py CHECKPOINT 8
+
+Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
+Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
+Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+from random weights: --cfg-options model.backbone.init_cfg=None
+Published by the authors: nothing with this head. By us: not run.
+"""
+_base_ = [
+    './_base_/models/upernet.py',
+    './_base_/datasets/ade20k.py',
+    './_base_/schedules/schedule_160k.py',
+    './_base_/default_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        type='T2TViT',
+        arch='19',
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='https://github.com/yitu-opensource/T2T-ViT/releases/download/main/'
+                       '81.9_T2T_ViT_19.pth.tar')),
+    decode_head=dict(in_channels=[448, 448, 448, 448]),
+    auxiliary_head=dict(in_channels=448))

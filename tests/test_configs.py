@@ -1,0 +1,180 @@
+"""Every file in configs/ says what it is, builds, and trains what it should."""
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from visattn_dense.engine.launch import register_scope
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared/data'
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+POSITION_TABLE = re.compile(r'(.*\.)?(absolute_)?(pos_embed|relative_position_bias_table|'
+                            'positional_encoding)')
+
+
+
+class Built(NamedTuple):
+    """A config file, what it says, and its model: without weights where it is mmseg's."""
+
+    path: Path
+    cfg: Config
+    model: nn.Module
+
+
+@pytest.fixture(scope='module', params=CONFIGS, ids=lambda path: path.stem)
+def built(request) -> Built:
+    cfg = load(request.param)
+    return Built(request.param, cfg, build(cfg))
+
+
+def load(path: Path) -> Config:
+    cfg = Config.fromfile(path)
+    register_scope(cfg.default_scope)
+    return cfg
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model on the meta device; mmdet's anchors are real numbers, so its models are real."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(
+            'meta' if cfg.default_scope == 'mmseg' else 'cpu'):
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def classes_of(dataset: dict, scope: str) -> tuple[str, ...]:
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        own = registry.get(dataset['type']).METAINFO
+    return (dataset.get('metainfo') or own)['classes']
+
+
+def heads(node: object) -> list[dict]:
+    """The innermost entries of a model config that have num_classes."""
+    if isinstance(node, dict):
+        inner = [head for value in node.values() for head in heads(value)]
+        return inner + ([node] if 'num_classes' in node else [])
+    if isinstance(node, (list, tuple)):
+        return [head for value in node for head in heads(value)]
+    return []
+
+
+def test_opens_with_command_hardware_and_number(built):
+    text = ast.get_docstring(ast.parse(built.path.read_text())) or ''
+    assert f'configs/{built.path.name}' in text, 'no command that runs this very file'
+    assert re.search(r'^Hardware', text, re.M)
+    assert re.search(r'^Published', text, re.M), 'no published number, nor that there is none'
+    assert re.search(r'By us: (not run|[^.\n]*\d)', text), 'no number of ours, nor "not run"'
+
+
+def test_classes_of_heads_and_data_agree(built):
+    found = heads(built.cfg.model)
+    assert found
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        classes = classes_of(built.cfg[name].dataset, built.cfg.default_scope)
+        assert {head['num_classes'] for head in found} == {len(classes)}, name
+
+
+def test_weight_decay_spares_norms_and_position_tables(built):
+    wrapper = build_optim_wrapper(built.model, built.cfg.optim_wrapper)
+    decay = {parameter: group['weight_decay'] for group in wrapper.optimizer.param_groups
+             for parameter in group['params']}
+    trained = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
+    assert set(decay) == set(trained.values())
+    spared = {f'{name}.{own}' for name, module in built.model.named_modules()
+              if isinstance(module, NORMS) for own, _ in module.named_parameters(recurse=False)}
+    spared |= {name for name in trained if POSITION_TABLE.fullmatch(name)}
+    assert {name for name in spared & set(trained) if decay[trained[name]]} == set()
+    weights = [name for name, p in trained.items() if p.ndim >= 2 and name not in spared]
+    assert weights and all(decay[trained[name]] > 0 for name in weights)
+
+
+def test_schedule_ends_with_the_training(built):
+    loop = built.cfg.train_cfg
+    last = loop.get('max_iters') or loop.max_epochs
+    # A warm-up may count iterations where the training counts epochs.
+    ends = [scheduler.get('end', last) for scheduler in built.cfg.param_scheduler
+            if scheduler.get('by_epoch', True) == ('max_epochs' in loop)]
+    assert max(ends) == last
+    assert built.cfg.auto_scale_lr.base_batch_size > 0 and not built.cfg.auto_scale_lr.enable
+
+
+def test_model_runs(built):
+    if built.cfg.default_scope != 'mmseg':
+        pytest.skip('detectors run in the tests of detection')
+    # Memory as it is found: shapes are looked at, not values. Last, because it moves the model.
+    model = built.model.to_empty(device='cpu').eval()
+    with torch.inference_mode():
+        logits = model(torch.zeros(1, 3, 64, 96), mode='tensor')
+    stride = 64 // logits.shape[2]
+    assert logits.shape == (1, model.decode_head.num_classes, 64 // stride, 96 // stride)
+    assert stride in (4, 8)
+
+
+@pytest.mark.parametrize('size, drop_path', [('tiny', 0.3), ('small', 0.4), ('base', 0.6)])
+def test_cswin_on_ade20k_is_the_authors_recipe(size, drop_path):
+    cfg = load(ROOT / f'configs/upernet_cswin_{size}_ade20k.py')
+    assert cfg.model.backbone.arch == size
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'/v0.1.0/cswin_{size}_224.pth')
+    head, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
+    assert (head.type, head.channels, head.pool_scales) == ('UPerHead', 512, (1, 2, 3, 6))
+    assert head.norm_cfg.type == 'SyncBN'
+    assert (auxiliary.type, auxiliary.channels, auxiliary.in_index) == ('FCNHead', 256, 2)
+    assert auxiliary.loss_decode.loss_weight == 0.4
+    assert cfg.model.test_cfg.mode == 'whole'
+    optimizer = cfg.optim_wrapper.optimizer
+    assert optimizer == dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01)
+    warm_up, poly = cfg.param_scheduler
+    assert (warm_up.type, warm_up.start_factor, warm_up.end) == ('LinearLR', 1e-6, 1500)
+    assert (poly.type, poly.power, poly.eta_min, poly.end) == ('PolyLR', 1., 0., 160000)
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (160000, 16000)
+    assert cfg.default_hooks.checkpoint.interval == 16000
+    assert cfg.default_hooks.checkpoint.save_best == 'mIoU'
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.crop_size == cfg.model.data_preprocessor.size == (512, 512)
+    channels = build(cfg).backbone.out_channels
+    assert tuple(head.in_channels) == channels and auxiliary.in_channels == channels[2]
+
+
+def test_one_variable_moves_the_data(monkeypatch):
+    monkeypatch.setenv('ADE20K_ROOT', '/elsewhere/ade')
+    cfg = load(ROOT / 'configs/upernet_cswin_tiny_ade20k.py')
+    roots = {cfg[f'{split}_dataloader'].dataset.data_root for split in ('train', 'val', 'test')}
+    assert roots == {cfg.data_root} == {'/elsewhere/ade'}
+
+
+@pytest.mark.parametrize('name, variable, folder, sizes, crop', [
+    ('upernet_cswin_tiny_ade20k', 'ADE20K_ROOT', 'ade20k_sample', (3, 3, 3), (512, 512)),
+    ('upernet_cswin_tiny_camvid', 'CAMVID_ROOT', 'camvid', (184, 26, 78), (320, 320)),
+])
+def test_pipelines_read_real_data(monkeypatch, name, variable, folder, sizes, crop):
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f'needs {folder}')
+    monkeypatch.setenv(variable, str(SHARED / folder))
+    cfg = load(ROOT / f'configs/{name}.py')
+    classes = cfg.model.decode_head.num_classes
+    for split, size in zip(('train', 'val', 'test'), sizes, strict=True):
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        assert len(dataset) == size
+        sample = dataset[0]
+        label = sample['data_samples'].gt_sem_seg.data[0]
+        if split == 'train':
+            # Smaller images are padded later, by the data preprocessor.
+            assert all(a <= b for a, b in zip(label.shape, crop, strict=True))
+            assert sample['inputs'].shape[1:] == label.shape
+        values = set(np.unique(label).tolist()) - {255}
+        assert values and max(values) < classes
