@@ -1,0 +1,44 @@
+"""Other forms of a model, measured beside eager float32 of ours."""
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.layers.mbconv import fold_batch_norm
+
+from .passes import Plan, forward_pass
+
+FORMS = {
+    'folded': 'BatchNorm folded into the convolutions (`fold_batch_norm`)',
+    'channels_last': 'the image channels_last in memory',
+    'bfloat16': 'autocast to bfloat16',
+    'compiled': 'torch.compile (inductor, static shapes)',
+    'naive compiled': 'torch.compile of the naive form',
+}
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler for inductor."""
+    return any(shutil.which(name) for name in (os.environ.get('CXX') or 'g++', 'clang++'))
+
+
+def form_calls(form: str, plan: Plan, x: Tensor) -> tuple[Callable[[], object], torch.dtype]:
+    """One form's forward pass on x, and the dtype that it computes in."""
+    module: nn.Module = (plan.subject.naive if form.startswith('naive')
+                         else plan.subject.ours)(plan.place)
+    dtype = plan.kind
+    if form == 'folded':
+        fold_batch_norm(module)
+    elif form == 'channels_last':
+        x = x.to(memory_format=torch.channels_last)
+    elif form == 'bfloat16':
+        dtype = torch.bfloat16
+    elif form.endswith('compiled'):
+        module = torch.compile(module, dynamic=False)
+    else:
+        raise ValueError(f'forms are {", ".join(FORMS)}, got {form!r}')
+    return forward_pass(plan, module, x, dtype), dtype
