@@ -1,6 +1,11 @@
 """BiFormer: routing attention against its equation and the official code, and the backbone."""
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
@@ -13,6 +18,7 @@ from visattn_dense.attention import (
     routed,
     routed_attention,
 )
+from visattn_dense.attention.bra import TopkRouting
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import BiFormer
 from visattn_dense.checkpoints import load_pretrained
@@ -200,6 +206,33 @@ def test_golden_attention(case):
     assert_gradient([out], x, arrays['grad'])
 
 
+@contextmanager
+def ties_settled_in_float64(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Where two regions' logits are equal up to float32's rounding, take the one that wins in float64.
+
+    One of the goldens has such a tie (2e-7 of the largest logit), and rounding, which differs from
+    one CPU to the next, decides it; everything after it then differs in the third digit. Any other
+    difference in the routing is an error.
+    """
+    reference = copy.deepcopy(model).double()
+    with record_routing(reference) as exact, torch.no_grad():
+        reference(x.double())
+
+    def settle(router: TopkRouting, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]):
+        (q, k), (weight, index), true = inputs, output, exact[names[router]]
+        logits = q @ k.transpose(1, 2) * router.scale
+        short = logits.gather(-1, index).amin(-1) - logits.gather(-1, true).amin(-1)
+        assert short.max() < 2e-6 * logits.abs().max(), 'another routing, and not for a tie'
+        return weight, true
+
+    names = {module.router: name for name, module in model.named_modules()
+             if isinstance(module, BiLevelRoutingAttention)}
+    handles = [router.register_forward_hook(settle) for router in names]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
 @needs_goldens
 @pytest.mark.parametrize('case', ['biformer_tiny_128x128', 'biformer_tiny_160x200'])
 def test_golden_backbone(case, tmp_path):
@@ -209,7 +242,8 @@ def test_golden_backbone(case, tmp_path):
     report = load_pretrained(model, tmp_path / 'official.pth')
     assert report.fraction == 1 and report.layout == 'official'
     assert {name.split('.')[0] for name in report.unused} == {'norm', 'head'}
-    outs = model(x)
+    with ties_settled_in_float64(model, x):
+        outs = model(x)
     assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
     assert_gradient(list(outs), x, arrays['grad'])
 

@@ -94,6 +94,16 @@ def test_depthwise_conv_is_torch_convolution_channels_last():
         DepthwiseConv(6, 4)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_depthwise_conv_added_to_its_input(dtype):
+    conv, x = DepthwiseConv(6, 5).to(dtype), torch.randn(2, 7, 3, 6, dtype=dtype)
+    nn.init.normal_(conv.weight, std=1e-3)
+    torch.testing.assert_close(conv.add_to(x), x + conv(x))
+    with torch.autocast('cpu', torch.bfloat16):
+        # Not rounded to 1 + weight in bfloat16, which would leave hardly a bit of the weights.
+        torch.testing.assert_close(conv.add_to(x), x + conv(x), rtol=0, atol=0)
+
+
 def test_layer_norm_2d_normalises_channels():
     norm, x = LayerNorm2d(5), torch.randn(2, 5, 3, 7)
     out = norm(x)

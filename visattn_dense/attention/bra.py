@@ -141,7 +141,8 @@ class BiLevelRoutingAttention(nn.Module):
         heads = [t.flatten(2, 3).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
         out = routed_attention(*heads, index, scale=self.scale, weight=self._factor(weight))
 
-        out = merge_windows(out.reshape(*regions.shape[:3], self.dim), (height, width))
+        out = out.flatten(0, 1).unflatten(1, regions.shape[1:3])           # (B·R, rh, rw, h, d)
+        out = merge_windows(out, (height, width)).flatten(-2)
         if self.lepe is not None:
             values = kv[..., self.qk_dim:].flatten(0, 1)
             out = out + self.lepe(merge_windows(values, (height, width)))

@@ -6,9 +6,9 @@ Gathering [k_i] and [v_i] for all regions at once copies k and v top-k times, an
 copies and the attention matrix. There are two ways around that, each one operator to torch, so that
 torch.compile and export see no loop:
 
-- `visattn::routed_attention`, below, on any device: the regions are worked through in chunks whose
-  gathered copies stay under a fixed number of bytes, and backward gathers them again. Memory is
-  that of q, k, v, out and one chunk, whatever the size of the map.
+- `visattn::routed_attention`, below, on any device: the pairs of a region and a head are worked
+  through in chunks whose gathered copies and matrices stay under a fixed number of bytes, and
+  backward computes them again. Memory is that of q, k, v, out and one chunk, whatever the map.
 - `visattn::routed_attention_triton`, see `visattn_dense.attention.routed_triton`: nothing is
   gathered.
 
@@ -17,11 +17,12 @@ installed and the GPU has compute capability 8.0 or more; everything else goes t
 `use_implementation` takes one of them instead.
 
 Shapes: B batch, R regions, N query tokens and M key tokens of a region, h heads, d and e channels
-of a head in q/k and v, K routed regions.
+of a head in q/k and v, K routed regions; P = B·R·h pairs of a region and a head, c and n pairs and
+queries of a chunk.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,123 +30,177 @@ from torch import Tensor
 
 from . import routed_triton
 
-CHUNK_BYTES = 32 * 2**20
-"""About the bytes that one chunk of regions needs: gathered k and v; in backward also matrices."""
+CHUNK_BYTES = 4 * 2**20
+"""About the bytes that a chunk needs on a CPU: little enough to stay in its caches. Elsewhere, eight
+times as much. A chunk has at least one head of one region and 16 of its queries."""
 
 Implementation = Literal['auto', 'chunked', 'triton']
 
 _implementation: Implementation = 'auto'
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, scale: float) -> Tensor:
-    """The equation for regions whose keys are gathered: q (c, N, h, d), k and v (c, K, M, h, ·)."""
-    if weight is not None:
-        # Autocast leaves the weights, a softmax, in float32.
-        factor = weight.to(k.dtype)[..., None, None, None]
-        k, v = k * factor, v * factor
-    k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, scale=scale).transpose(1, 2)
+class _Chunk(NamedTuple):
+    """Some pairs of a region and a head, and how their queries are cut."""
+    pairs: slice
+    tiles: list[slice]
 
 
-def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None,
-                     scale: float) -> list[Tensor]:
-    """Gradients of `_attend` for q, k, v and weight, the attention matrix recomputed.
-
-    With P = softmax(S), S = scale · q kᵀ:  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP − Σ P ∘ dP),
-    dQ = scale · dS K,  dK = scale · dSᵀ Q.
-    """
-    kind = q.dtype
-    if kind in (torch.float16, torch.bfloat16):
-        grad, q, k, v = grad.float(), q.float(), k.float(), v.float()
-        weight = weight.float() if weight is not None else None
-    factor = None if weight is None else weight[..., None, None, None]
-    heads_q, heads_grad = q.transpose(1, 2), grad.transpose(1, 2)
-    heads_k, heads_v = ((t if factor is None else t * factor).flatten(1, 2).transpose(1, 2)
-                        for t in (k, v))
-
-    p = (heads_q @ heads_k.transpose(-1, -2)).mul_(scale).softmax(-1)      # (c, h, N, K·M)
-    grad_v = (p.transpose(-1, -2) @ heads_grad).transpose(1, 2).unflatten(1, v.shape[1:3])
-    grad_p = heads_grad @ heads_v.transpose(-1, -2)
-    # In place: at any moment two matrices of this size exist, or three inside the softmax.
-    grad_s = grad_p.sub_((p[..., None, :] @ grad_p[..., None])[..., 0]).mul_(p).mul_(scale)
-    del p
-    grad_q = (grad_s @ heads_k).transpose(1, 2)
-    grad_k = (grad_s.transpose(-1, -2) @ heads_q).transpose(1, 2).unflatten(1, k.shape[1:3])
-    grads = [grad_q, *((grad_k, grad_v) if factor is None else (grad_k * factor, grad_v * factor))]
-    if weight is not None:
-        grads.append((grad_k * k).sum((2, 3, 4)) + (grad_v * v).sum((2, 3, 4)))
-    return [g.to(kind) for g in grads]
-
-
-def _chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, copies: int = 1,
-            matrices: int = 0) -> list[slice]:
-    """Slices over the regions of all images, so that what a chunk needs is about `CHUNK_BYTES`.
+def _chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, copies: int,
+            matrices: int) -> Iterator[_Chunk]:
+    """Cut the work so that what exists at a time is about `CHUNK_BYTES`.
 
     Args:
-        q, k, v, rows: regions of all images, and the rows that each is routed to.
+        q, k, v, rows: of all pairs; see `_pairs`.
         copies: of the gathered k and v that exist at a time.
         matrices: attention matrices that exist at a time.
     """
-    gathered = rows.shape[1] * (k[0].numel() + v[0].numel())
-    matrix = q.shape[1] * q.shape[2] * rows.shape[1] * k.shape[1]
-    needed = (copies * gathered + matrices * matrix) * k.element_size()
-    size = max(1, CHUNK_BYTES // max(1, needed))
-    return [slice(start, start + size) for start in range(0, rows.shape[0], size)]
+    budget = CHUNK_BYTES * (1 if q.device.type == 'cpu' else 8)
+    keys = rows.shape[1] * k.shape[1]
+    gathered = copies * keys * (k.shape[2] + v.shape[2]) * q.element_size()
+    a_query = matrices * keys * q.element_size()
+    size = max(1, budget // max(1, gathered + q.shape[1] * a_query))
+    tile = min(q.shape[1], max(16, (budget - gathered) // max(1, a_query)))
+    tiles = [slice(start, start + tile) for start in range(0, q.shape[1], tile)]
+    for start in range(0, q.shape[0], size):
+        yield _Chunk(slice(start, start + size), tiles)
 
 
-def _flat_rows(index: Tensor) -> Tensor:
-    """(B, R, K) regions of an image to (B·R, K) rows of k.flatten(0, 1)."""
-    first = torch.arange(index.shape[0], device=index.device) * index.shape[1]
-    return (index + first[:, None, None]).flatten(0, 1)
+def _pairs(t: Tensor) -> Tensor:
+    """(B, R, N, h, d) to (P, N, d), P = B·R·h: the tokens of a region and head side by side."""
+    return t.transpose(2, 3).flatten(0, 2).contiguous()
+
+
+def _from_pairs(t: Tensor, like: Tensor) -> Tensor:
+    """Undo `_pairs`: a view of (P, N, d) as (B, R, N, h, d), the sizes but d those of `like`."""
+    batch, regions, _, heads, _ = like.shape
+    return t.unflatten(0, (batch, regions, heads)).transpose(2, 3)
+
+
+def _pair_rows(index: Tensor, heads: int) -> Tensor:
+    """(B, R, K) regions of an image to (P, K) rows of `_pairs(k)`."""
+    batch, regions, _ = index.shape
+    image = torch.arange(batch, device=index.device)[:, None, None, None]
+    head = torch.arange(heads, device=index.device)[:, None]
+    return ((image * regions + index[:, :, None]) * heads + head).flatten(0, 2)
+
+
+def _gather(t: Tensor, rows: Tensor) -> Tensor:
+    """(P, M, d) and (c, K) to the tokens of the routed regions (c, K·M, d)."""
+    return t.index_select(0, rows.flatten()).view(rows.shape[0], -1, t.shape[-1])
+
+
+def _token_factor(weight: Tensor, heads: int, pairs: slice, tokens: int) -> Tensor:
+    """(B, R, K) weights to (c, K·M, 1), what multiplies the gathered k and v of a chunk."""
+    weight = weight.flatten(0, 1).repeat_interleave(heads, 0)[pairs]
+    return weight.repeat_interleave(tokens, 1)[..., None]
+
+
+def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """softmax(q kᵀ · scale): (c, n, d) and (c, K·M, d) to (c, n, K·M)."""
+    logits = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=scale)
+    return torch.softmax(logits, -1, out=logits)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """(c, n, d), (c, K·M, d) and (c, K·M, e) to (c, n, e), written to `out`."""
+    if _fused(q):
+        out[:] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None],
+                                                scale=scale).squeeze(1)
+    else:
+        torch.bmm(_probabilities(q, k, scale), v, out=out)
+
+
+def _fused(q: Tensor) -> bool:
+    """Whether torch's fused attention is the better one for a chunk.
+
+    On a CPU in full precision it is not: with few queries and a matrix that stays in the caches, two
+    batched products and a softmax take a half to two thirds of its time (docs/performance.md).
+    """
+    return q.device.type != 'cpu' or q.dtype in (torch.float16, torch.bfloat16)
 
 
 @torch.library.custom_op('visattn::routed_attention', mutates_args=())
 def _routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,
                       scale: float) -> Tensor:
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    rows, flat_out = _flat_rows(index), out.flatten(0, 1)
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    weight = weight.flatten(0, 1) if weight is not None else None
-    for part in _chunks(q, k, v, rows):
-        flat_out[part] = _attend(q[part], k[rows[part]], v[rows[part]],
-                                 weight[part] if weight is not None else None, scale)
-    return out
+    like, heads, rows = q, q.shape[3], _pair_rows(index, q.shape[3])
+    q, k, v = _pairs(q), _pairs(k), _pairs(v)
+    out = q.new_empty(*q.shape[:2], v.shape[2])
+    for pairs, tiles in _chunks(q, k, v, rows, copies=1, matrices=0 if _fused(q) else 1):
+        keys, values = _gather(k, rows[pairs]), _gather(v, rows[pairs])
+        if weight is not None:
+            # Autocast leaves the weights, a softmax, in float32.
+            factor = _token_factor(weight, heads, pairs, k.shape[1]).to(keys.dtype)
+            keys, values = keys * factor, values * factor
+        for tile in tiles:
+            _attend(q[pairs, tile], keys, values, scale, out[pairs, tile])
+        # Not beside the next chunk's.
+        del keys, values
+    return _from_pairs(out, like)
 
 
 @_routed_attention.register_fake
 def _(q, k, v, index, weight, scale):
-    return q.new_empty(*q.shape[:-1], v.shape[-1])
+    return _pair_layout(q, v.shape[-1])
+
+
+def _pair_layout(like: Tensor, width: int) -> Tensor:
+    """An empty (B, R, N, h, width) with the strides that `_from_pairs` leaves."""
+    batch, regions, tokens, heads, _ = like.shape
+    return like.new_empty(batch, regions, heads, tokens, width).transpose(2, 3)
 
 
 @torch.library.custom_op('visattn::routed_attention_backward', mutates_args=())
 def _routed_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
                                weight: Tensor | None, scale: float) -> list[Tensor]:
-    grads = [torch.empty_like(q, memory_format=torch.contiguous_format),
-             torch.zeros_like(k, memory_format=torch.contiguous_format),
-             torch.zeros_like(v, memory_format=torch.contiguous_format)]
-    grads += [torch.empty_like(weight)] if weight is not None else []
-    flat = [g.flatten(0, 1) for g in grads]
-    rows, grad = _flat_rows(index), grad.flatten(0, 1)
-    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    weight = weight.flatten(0, 1) if weight is not None else None
-    # Backward holds the gathered k and v, their gradients, and the matrix with its own.
-    for part in _chunks(q, k, v, rows, copies=2, matrices=2):
-        found = _attend_backward(grad[part], q[part], k[rows[part]], v[rows[part]],
-                                 weight[part] if weight is not None else None, scale)
-        flat[0][part] = found[0]
-        for total, gathered in zip(flat[1:3], found[1:3], strict=True):
-            total.index_add_(0, rows[part].flatten(), gathered.flatten(0, 1))
-        if weight is not None:
-            flat[3][part] = found[3]
-        # Not beside the next chunk's.
-        del found
+    """Gradients of q, k, v and weight, with keys, values and probabilities computed again.
+
+    With P = softmax(S), S = scale · q kᵀ:  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP − Σ P ∘ dP),
+    dQ = scale · dS K,  dK = scale · dSᵀ Q.
+    """
+    likes, heads, rows = (q, k, v), q.shape[3], _pair_rows(index, q.shape[3])
+    kind = torch.promote_types(q.dtype, torch.float32)
+    grad, q, k, v = _pairs(grad), _pairs(q), _pairs(k), _pairs(v)
+    grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=kind) for t in (q, k, v))
+    grad_weight = rows.new_zeros(rows.shape, dtype=kind) if weight is not None else None
+    # At a time: k and v gathered, and their gradients; P, dP and dS.
+    for pairs, tiles in _chunks(q.to(kind), k, v, rows, copies=2, matrices=3):
+        picked = rows[pairs]
+        keys, values = _gather(k, picked).to(kind), _gather(v, picked).to(kind)
+        factor = (_token_factor(weight, heads, pairs, k.shape[1]).to(kind)
+                  if weight is not None else 1)
+        found_k, found_v = torch.zeros_like(keys), torch.zeros_like(values)
+        for tile in tiles:
+            _accumulate(grad[pairs, tile].to(kind), q[pairs, tile].to(kind), keys * factor,
+                        values * factor, scale, grad_q[pairs, tile], found_k, found_v)
+        if grad_weight is not None:
+            both = (found_k * keys).sum(-1) + (found_v * values).sum(-1)         # (c, K·M)
+            grad_weight[pairs] = both.unflatten(1, (rows.shape[1], -1)).sum(-1)
+        for total, found in ((grad_k, found_k * factor), (grad_v, found_v * factor)):
+            total.index_add_(0, picked.flatten(), found.view(-1, *total.shape[1:]))
+        del keys, values, found_k, found_v, found
+    grads = [_from_pairs(t.to(q.dtype), like) for t, like in
+             zip((grad_q, grad_k, grad_v), likes, strict=True)]
+    if weight is not None:
+        total = grad_weight.unflatten(0, (*weight.shape[:2], heads)).sum(2)
+        grads.append(total.to(weight.dtype))
     return grads
+
+
+def _accumulate(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, grad_q: Tensor,
+                grad_k: Tensor, grad_v: Tensor) -> None:
+    """The gradients of `_attend`: written to `grad_q`, added to `grad_k` and `grad_v`."""
+    p = _probabilities(q, k, scale)
+    grad_v.baddbmm_(p.mT, grad)
+    grad_s = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
+    del p
+    grad_q.baddbmm_(grad_s, k, beta=0, alpha=scale)
+    grad_k.baddbmm_(grad_s.mT, q, alpha=scale)
 
 
 @_routed_attention_backward.register_fake
 def _(grad, q, k, v, index, weight, scale):
-    tensors = [q, k, v] + ([weight] if weight is not None else [])
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    grads = [_pair_layout(t, t.shape[-1]) for t in (q, k, v)]
+    return [*grads, torch.empty_like(weight)] if weight is not None else grads
 
 
 def _setup_context(ctx, inputs, output) -> None:

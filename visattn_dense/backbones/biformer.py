@@ -66,7 +66,7 @@ class BiFormerBlock(TransformerBlock):
         self.pos_embed = DepthwiseConv(dim) if pos_embed else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.pos_embed is None else x + self.pos_embed(x))
+        return super().forward(x if self.pos_embed is None else self.pos_embed.add_to(x))
 
 
 @BACKBONES.register_module()
@@ -164,7 +164,10 @@ class BiFormer(DenseBackbone):
         for i, (downsample, stage) in enumerate(
                 zip(self.downsample_layers, self.stages, strict=True)):
             # Swin's patches need as many pixels as they are wide.
-            x = downsample(pad_to_minimum(x, 4 if i == 0 else 2)).permute(0, 2, 3, 1)
+            x = downsample(pad_to_minimum(x, 4 if i == 0 else 2))
+            # A sum has the strides of its first operand: as the convolution left them, NCHW in
+            # memory, all residual sums of the stage would be, and every norm would copy its input.
+            x = x.permute(0, 2, 3, 1).contiguous()
             for block in stage:
                 x = self.run_block(block, x)
             if i in self.out_indices:

@@ -1,4 +1,6 @@
 """Depthwise convolution on an NHWC map: CSWin's locally-enhanced positional encoding (LePE)."""
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,3 +24,15 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def add_to(self, x: Tensor) -> Tensor:
+        """x + conv(x), (B, H, W, C) to (B, H, W, C): one convolution, with 1 added to its centre.
+
+        In half precision that 1 would drown the weights, so there it is the sum of two tensors.
+        """
+        half = (torch.float16, torch.bfloat16)
+        if self.weight.dtype in half or torch.is_autocast_enabled(x.device.type):
+            return x + self(x)
+        identity = F.pad(self.weight.new_ones(1, 1, 1, 1), self.padding[::-1] * 2)
+        kernel = self.weight + identity
+        return self._conv_forward(x.permute(0, 3, 1, 2), kernel, self.bias).permute(0, 2, 3, 1)
