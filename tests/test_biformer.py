@@ -208,7 +208,7 @@ def test_golden_attention(case):
 
 @contextmanager
 def ties_settled_in_float64(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Where two regions' logits are equal up to float32's rounding, take the one that wins in float64.
+    """Where regions' logits are equal up to float32's rounding, take the one that wins in float64.
 
     One of the goldens has such a tie (2e-7 of the largest logit), and rounding, which differs from
     one CPU to the next, decides it; everything after it then differs in the third digit. Any other

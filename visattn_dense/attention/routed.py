@@ -31,8 +31,8 @@ from torch import Tensor
 from . import routed_triton
 
 CHUNK_BYTES = 4 * 2**20
-"""About the bytes that a chunk needs on a CPU: little enough to stay in its caches. Elsewhere, eight
-times as much. A chunk has at least one head of one region and 16 of its queries."""
+"""About the bytes that a chunk needs on a CPU: few enough to stay in its caches. Elsewhere, eight
+times as many. A chunk has at least one head of one region and 16 of its queries."""
 
 Implementation = Literal['auto', 'chunked', 'triton']
 
@@ -113,8 +113,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
 def _fused(q: Tensor) -> bool:
     """Whether torch's fused attention is the better one for a chunk.
 
-    On a CPU in full precision it is not: with few queries and a matrix that stays in the caches, two
-    batched products and a softmax take a half to two thirds of its time (docs/performance.md).
+    On a CPU in full precision it is not: with few queries and a matrix that stays in the caches,
+    two batched products and a softmax take less time (docs/performance.md).
     """
     return q.device.type != 'cpu' or q.dtype in (torch.float16, torch.bfloat16)
 

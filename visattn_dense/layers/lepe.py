@@ -1,7 +1,8 @@
 """Depthwise convolution on an NHWC map: CSWin's locally-enhanced positional encoding (LePE)."""
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .precision import is_half
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -30,8 +31,7 @@ class DepthwiseConv(nn.Conv2d):
 
         In half precision that 1 would drown the weights, so there it is the sum of two tensors.
         """
-        half = (torch.float16, torch.bfloat16)
-        if self.weight.dtype in half or torch.is_autocast_enabled(x.device.type):
+        if is_half(self.weight, x):
             return x + self(x)
         identity = F.pad(self.weight.new_ones(1, 1, 1, 1), self.padding[::-1] * 2)
         kernel = self.weight + identity

@@ -14,3 +14,10 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)
+
+
+def is_half(weight: Tensor, x: Tensor) -> bool:
+    """Whether an operator of `weight` on `x` computes in half precision, autocast considered."""
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return autocast or weight.dtype in (torch.float16, torch.bfloat16)
