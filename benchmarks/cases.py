@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visattn_dense.allocator import keep_freed_memory
 from visattn_dense.benchmark import PeakMemory, count_flops
 
 from . import gpu, parity
@@ -27,6 +28,7 @@ def time_case(plan: Plan) -> Iterator[dict[str, Any]]:
         Entries of the record, as they become known; see `benchmarks.document`.
     """
     _prepare(plan)
+    keep_freed_memory()
     ours, naive = plan.subject.pair(plan.place)
     found = parity.check(plan.subject, ours, naive, plan.height, plan.width, plan.place)
     macs = count_macs(ours, plan)

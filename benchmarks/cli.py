@@ -156,7 +156,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tuple[str, ...]:
     if subject.kind != 'backbone':
         return ()
-    forms = ('folded',) if subject.family == 'efficientvit' else ()
+    forms = () if gpu else ('optimised',)
     if not full or not gpu and size.height * size.width > _FORM_PIXELS_CPU:
         return forms
     forms += ('channels_last',) + (() if gpu else ('bfloat16',))

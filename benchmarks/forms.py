@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers.mbconv import fold_batch_norm
+from visattn_dense.layers import optimize_for_inference
 
 from .passes import Plan, forward_pass
 
 FORMS = {
-    'folded': 'BatchNorm folded into the convolutions (`fold_batch_norm`)',
+    'optimised': 'weights packed, BatchNorm folded (`optimize_for_inference`)',
     'channels_last': 'the image channels_last in memory',
     'bfloat16': 'autocast to bfloat16',
     'compiled': 'torch.compile (inductor, static shapes)',
@@ -31,8 +31,8 @@ def form_calls(form: str, plan: Plan, x: Tensor) -> tuple[Callable[[], object], 
     module: nn.Module = (plan.subject.naive if form.startswith('naive')
                          else plan.subject.ours)(plan.place)
     dtype = plan.kind
-    if form == 'folded':
-        fold_batch_norm(module)
+    if form == 'optimised':
+        optimize_for_inference(module)
     elif form == 'channels_last':
         x = x.to(memory_format=torch.channels_last)
     elif form == 'bfloat16':

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.errors import UserError
+from visattn_dense.layers import optimize_for_inference
 from visattn_dense.registry import BACKBONES
 
 SIZES = [(64, 64), (64, 96), (65, 97), (31, 17), (37, 131), (1, 1), (3, 200), (128, 32)]
@@ -204,6 +205,18 @@ class BackboneSuite:
             for a, b in zip(model(x), model(x.contiguous(memory_format=torch.channels_last)),
                             strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+    def test_optimised_for_inference_computes_the_same(self):
+        model = self.build().eval()
+        optimised = optimize_for_inference(copy.deepcopy(model))
+        with torch.no_grad():
+            for size in ((64, 96), (65, 97), (31, 17)):
+                x = self.image(*size)
+                for a, b in zip(model(x), optimised(x), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert not [m for m in optimised.modules() if type(m) is nn.Linear]
+        with pytest.raises(RuntimeError, match='keep a copy'):
+            optimised.state_dict()
 
     def test_compiles_without_graph_breaks(self):
         model = self.build().eval()

@@ -6,7 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from visattn_dense.layers import optimize_for_inference
 
 PARITY = Path(__file__).resolve().parents[2] / 'shared' / 'parity'
 
@@ -38,6 +40,13 @@ def assert_outputs(outputs: dict[str, Tensor], arrays: dict[str, np.ndarray],
         assert tuple(out.shape) == arrays[name].shape, name
         error = module.relative_error(out.detach(), arrays[name])
         assert error < tolerance, f'{name}: relative error {error:.2e}'
+
+
+@torch.no_grad()
+def assert_optimised_outputs(model: nn.Module, x: Tensor, arrays: dict[str, np.ndarray]) -> None:
+    """The outputs are the golden ones too after `optimize_for_inference`; it changes the model."""
+    outs = optimize_for_inference(model)(x)
+    assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
 
 
 def assert_gradient(outputs: list[Tensor], x: Tensor, golden: np.ndarray,

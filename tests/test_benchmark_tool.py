@@ -116,9 +116,22 @@ def test_compiled_backbone_in_bfloat16(tool, tmp_path: Path):
         'backbone', '--compile', '--dtype', 'bfloat16', '--device', 'cpu', '--out',
         str(tmp_path / 'b.json'), '--cfg-options', 'model.backbone.out_indices=[0]']) == 0
     report = json.loads((tmp_path / 'b.json').read_text())
-    assert report['compiled'] and report['part'] == 'backbone' and report['dtype'] == 'bfloat16'
+    assert [report[key] for key in ('form', 'part', 'dtype')] == ['compiled', 'backbone',
+                                                                  'bfloat16']
     assert set(report['parameters']) == {'total'}
     assert report['results'][0]['attention_flops'] > 0
+
+
+def test_optimised_model(tool, tmp_path: Path):
+    reports = []
+    for words in ([], ['--optimise']):
+        out = tmp_path / f'{len(words)}.json'
+        assert tool.main([str(write_run(tmp_path)), '--sizes', '64', '--runs', '1', '--warmup', '0',
+                          '--device', 'cpu', '--out', str(out), *words]) == 0
+        reports.append(json.loads(out.read_text()))
+    assert [report['form'] for report in reports] == ['eager', 'optimised']
+    # Counted before anything is packed: packed layers are operators that no counter knows.
+    assert reports[0]['results'][0]['flops'] == reports[1]['results'][0]['flops']
 
 
 @pytest.mark.parametrize('words, message', [

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_outputs, load_case, needs_goldens
+from tests.goldens import (
+    assert_gradient,
+    assert_optimised_outputs,
+    assert_outputs,
+    load_case,
+    needs_goldens,
+)
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     LePESelfAttention,
@@ -244,8 +250,9 @@ def test_golden_backbone(case, tmp_path):
     assert {name.split('.')[0] for name in report.unused} == {'norm', 'head'}
     with ties_settled_in_float64(model, x):
         outs = model(x)
-    assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
-    assert_gradient(list(outs), x, arrays['grad'])
+        assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
+        assert_gradient(list(outs), x, arrays['grad'])
+        assert_optimised_outputs(model, x, arrays)
 
 
 @pytest.mark.parametrize('arch, millions', [('tiny', 13.1), ('small', 25.5), ('base', 56.8)])

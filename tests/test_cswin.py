@@ -4,7 +4,13 @@ import torch
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_outputs, load_case, needs_goldens
+from tests.goldens import (
+    assert_gradient,
+    assert_optimised_outputs,
+    assert_outputs,
+    load_case,
+    needs_goldens,
+)
 from visattn_dense.attention import CrossShapedWindowAttention, StripeAttention
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import CSWin
@@ -110,6 +116,7 @@ def test_golden_backbone(case, tmp_path):
     outs = model.eval()(x)
     assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
     assert_gradient(list(outs), x, arrays['grad'])
+    assert_optimised_outputs(model, x, arrays)
 
 
 @pytest.mark.parametrize('arch, millions', [('tiny', 23), ('small', 35), ('base', 78),

@@ -1,4 +1,10 @@
 """The shared pieces: padding, windows, stochastic depth, norms."""
+import copy
+import pickle
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +13,13 @@ from visattn_dense.layers import (
     DepthwiseConv,
     DropPath,
     LayerNorm2d,
+    Mlp,
+    PackedConv2d,
+    PackedLinear,
     crop,
     drop_path_rates,
     merge_windows,
+    optimize_for_inference,
     pad_to_multiple,
     partition_windows,
 )
@@ -109,3 +119,77 @@ def test_layer_norm_2d_normalises_channels():
     out = norm(x)
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 3, 7), atol=1e-6, rtol=0)
     torch.testing.assert_close(out[1, :, 2, 4], nn.functional.layer_norm(x[1, :, 2, 4], (5,)))
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('act', [nn.GELU(), nn.GELU('tanh'), nn.ReLU(), nn.Hardswish()])
+def test_packed_layers_compute_the_same(act, bias):
+    model = nn.Sequential(nn.Linear(5, 7, bias=bias), act, nn.Linear(7, 3, bias=bias)).eval()
+    convs = nn.Sequential(nn.Conv2d(5, 6, 3, 2, 1, bias=bias), nn.BatchNorm2d(6), copy.copy(act),
+                          nn.Conv2d(6, 6, 5, padding=2, groups=3, bias=bias), act).eval()
+    nn.init.uniform_(convs[1].running_var, .5, 2)
+    x, image = torch.randn(2, 11, 13, 5), torch.randn(2, 5, 17, 11)
+    with torch.no_grad():
+        expected, map_expected = model(x), convs(image)
+        optimize_for_inference(model), optimize_for_inference(convs)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(convs(image), map_expected, rtol=1e-4, atol=1e-5)
+        # As a detection head without proposals asks for it.
+        assert model(x[:0]).shape == (0, 11, 13, 3)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert model(x).dtype == torch.float32
+    assert [type(m) for m in model] == [PackedLinear, nn.Identity, PackedLinear]
+    assert [type(m) for m in convs] == [PackedConv2d, *[nn.Identity] * 2, PackedConv2d, nn.Identity]
+
+
+def test_what_cannot_be_packed_stays():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleDict(dict(subclass=Own(2, 3), reflect=nn.Sequential(
+        nn.Conv2d(1, 1, 3, padding=1, padding_mode='reflect'), nn.ReLU()),
+        float64=nn.Linear(2, 2).double())).eval()
+    kept = dict(model.named_modules())
+    assert dict(optimize_for_inference(model).named_modules()) == kept
+
+
+def test_an_activation_is_not_fused_across_an_unknown_forward():
+    class Odd(nn.Module):
+        """Its children do not stand in the order of its forward."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(3, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.fc(self.act(x))
+
+    model, x = Odd().eval(), torch.randn(4, 3)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(optimize_for_inference(model)(x), expected)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has these settings')
+def test_freed_memory_is_kept():
+    code = ('import resource, torch; from visattn_dense.allocator import keep_freed_memory\n'
+            'def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+            'def use(): [torch.ones(2**20) for _ in range(50)]\n'
+            '{}\nuse(); use(); before = faults()\n'
+            'for _ in range(5): use()\n'
+            'print(faults() - before)')
+    counts = [int(subprocess.run([sys.executable, '-c', code.format(line)], capture_output=True,
+                                 text=True, check=True).stdout)
+              for line in ('', 'assert keep_freed_memory()')]
+    # 200 MiB are 51200 pages; by itself glibc asks the system for them again each time.
+    assert counts[0] > 50_000 and counts[1] < 5_000, counts
+
+
+def test_optimising_refuses_what_would_be_lost():
+    with pytest.raises(ValueError, match='eval'):
+        optimize_for_inference(Mlp(3, 5))
+    model = optimize_for_inference(Mlp(3, 5).eval())
+    for call in (model.state_dict, lambda: model.load_state_dict({}),
+                 lambda: pickle.dumps(model)):
+        with pytest.raises(RuntimeError, match='keep a copy'):
+            call()

@@ -1,6 +1,7 @@
 """T2T-ViT: its token attentions against their equations and the official code, and the backbone."""
 import pytest
 import torch
+from torch import nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.goldens import assert_gradient, assert_outputs, load_case, needs_goldens
@@ -10,7 +11,7 @@ from visattn_dense.attention.tokens import soft_split
 from visattn_dense.backbones import T2TViT
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
-from visattn_dense.layers import sinusoid_table
+from visattn_dense.layers import optimize_for_inference, sinusoid_table
 
 SMALL = dict(embed_dim=32, depth=5, num_heads=2, mlp_ratio=2., tokens='performer', se=False)
 
@@ -188,12 +189,13 @@ def test_golden_backbone(case, arch, qk_scale, tmp_path):
     middle = len(model.blocks) // 2 - 1
     model.blocks[middle].register_forward_hook(lambda m, i, o: seen.update(mid=o))
     model.blocks[-1].register_forward_hook(lambda m, i, o: seen.update(last=o))
-    with torch.no_grad():
-        fine, second, _ = model.tokens_to_token(x, model.run_block)
-        model(x)
-        assert_outputs({'tokens4': fine.permute(0, 3, 1, 2)[:, :, ::2, ::2],
-                        'tokens8': second.permute(0, 3, 1, 2), 'mid': seen['mid'],
-                        'final': model.norm(seen['last'])}, arrays)
+    for prepare in (nn.Module.eval, optimize_for_inference):
+        with torch.no_grad():
+            prepare(model)(x)
+            fine, second, _ = model.tokens_to_token(x, model.run_block)
+            assert_outputs({'tokens4': fine.permute(0, 3, 1, 2)[:, :, ::2, ::2],
+                            'tokens8': second.permute(0, 3, 1, 2), 'mid': seen['mid'],
+                            'final': model.norm(seen['last'])}, arrays)
 
 
 @pytest.mark.parametrize('arch, millions', [

@@ -51,7 +51,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         '(default: %(default)s)')
     parser.add_argument('--part', choices=('model', 'backbone'), default='model',
                         help='backbone, neck and heads, or the backbone alone (default: model)')
-    parser.add_argument('--compile', action='store_true', help='with torch.compile')
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--compile', action='store_true', help='with torch.compile')
+    form.add_argument('--optimise', action='store_true', help='with BatchNorm folded and, on a '
+                      'CPU, packed weights and freed memory kept (visattn_dense.layers.'
+                      'optimize_for_inference)')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda where it is)')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='below float32 by autocast (default: %(default)s)')
@@ -81,14 +85,16 @@ def benchmark(args: argparse.Namespace) -> None:
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     subject = load_subject(cfg, part=args.part, device=device, dtype=getattr(torch, args.dtype),
                            checkpoint=args.checkpoint)
+    form = 'compiled' if args.compile else 'optimised' if args.optimise else 'eager'
     report = dict(
-        config=args.config, part=args.part, dtype=args.dtype, compiled=args.compile,
-        batch=args.batch, environment=environment(subject.device),
-        parameters=subject.parameters(), results=[])
+        config=args.config, part=args.part, dtype=args.dtype, form=form, batch=args.batch,
+        environment=environment(subject.device), parameters=subject.parameters(), results=[])
     # Before anything is compiled: compiled code hides its operators from the counter.
     flops = [count_flops(subject.runner(1, *shape)) for shape in args.sizes]
     if args.compile:
         subject.compile()
+    elif args.optimise:
+        subject.optimise()
     for shape, count in zip(args.sizes, flops, strict=True):
         run = subject.runner(args.batch, *shape)
         with PeakMemory(subject.device) as memory:

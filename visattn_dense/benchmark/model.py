@@ -14,7 +14,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from visattn_dense.allocator import keep_freed_memory
 from visattn_dense.errors import UserError
+from visattn_dense.layers import optimize_for_inference
 
 Part = Literal['model', 'backbone']
 
@@ -76,6 +78,11 @@ class Subject:
             if isinstance(module, nn.Module):
                 # Of the instance: mmseg calls decode_head.forward, not the module.
                 module.forward = torch.compile(module.forward, dynamic=dynamic)
+
+    def optimise(self) -> None:
+        """Ready the networks for inference alone, and the allocator with them."""
+        keep_freed_memory()
+        optimize_for_inference(self.measured)
 
     def _samples(self, batch: int, height: int, width: int) -> list | None:
         if self.scope != 'mmdet':

@@ -32,7 +32,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """What was measured and where, and one row for each size."""
     where, results = report['environment'], report['results']
     lines = [f'{report["config"]}, {report["part"]}, {report["dtype"]}, '
-             f'{"compiled" if report["compiled"] else "eager"}, batch {report["batch"]}: '
+             f'{report["form"]}, batch {report["batch"]}: '
              f'{report["parameters"]["total"] / 1e6:.2f} M parameters',
              f'{where["device"]}, {where["threads"]} threads, torch {where["torch"]}, commit '
              f'{where["commit"] or "unknown"}, {where["date"]}', '']

@@ -2,7 +2,8 @@
 
 A file NAME of the cache has beside it
 
-    NAME.origin.json   its address, size and sha256 as they were when it arrived; checked ever after
+    NAME.origin.json   its address, size and sha256 as they were when it arrived, checked ever
+                       after, and the mirror that it came from, if any
     NAME.part          what has come of it so far, and NAME.part.json, which version that is of
 
 The process that downloads holds a lock in the folder .locks.
@@ -34,11 +35,13 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ER
 
 @dataclass
 class Origin:
-    """What a file of the cache was when it arrived: address (None: by hand), bytes, checksum."""
+    """What a file of the cache was when it arrived: address (None: by hand), bytes, checksum, and
+    the mirror that it came from in place of that address."""
 
     url: str | None
     size: int
     sha256: str
+    mirror: str | None = None
 
 
 class _Interrupted(Exception):
@@ -52,7 +55,8 @@ def cache_folder() -> Path:
 
 
 def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: str | None = None,
-             attempts: int = 5, patience: float = 60., progress: bool | None = None) -> Path:
+             mirror: str | None = None, attempts: int = 5, patience: float = 60.,
+             progress: bool | None = None) -> Path:
     """The file at `url`, from the cache or else downloaded into it.
 
     Processes that ask for the same file at the same time download it once. An interrupted transfer
@@ -60,10 +64,12 @@ def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: 
     same version of the file.
 
     Args:
-        url: http(s) address; None where the file can only have been put at `path` by hand.
+        url: http(s) address; None where the file can only have been put at `path` by hand, or
+            comes from `mirror`.
         path: where it belongs; by default the cache, under the last part of the address.
         sha256: published sum, or the beginning of it. By default what torch.hub's naming convention
             says: eight or more hexadecimal digits after a hyphen at the end of the name.
+        mirror: address to fetch it from in place of `url`, whose file it is all the same.
         attempts: how often to try before giving up.
         patience: seconds without a byte after which a transfer counts as interrupted; also the
             longest pause between attempts is a tenth of it.
@@ -81,7 +87,8 @@ def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: 
         with FileLock(_lock_of(path)):
             # Another process may have been faster.
             if not path.exists():
-                _fetch(url, path, sha256, attempts=attempts, patience=patience, progress=progress)
+                _fetch(url, path, sha256, mirror=mirror, attempts=attempts, patience=patience,
+                       progress=progress)
     verify(path, url, sha256=sha256)
     return path
 
@@ -110,7 +117,7 @@ def verify(path: Path, url: str | None = None, *, sha256: str | None = None) -> 
         return then
     # A cache that others keep may be read-only.
     with suppress(OSError):
-        _write_whole(record, json.dumps(asdict(now), indent=1))
+        _write_record(record, now)
     return now
 
 
@@ -123,22 +130,24 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(url: str, path: Path, sha256: str | None, *, attempts: int, patience: float,
-           progress: bool | None) -> None:
+def _fetch(url: str | None, path: Path, sha256: str | None, *, mirror: str | None, attempts: int,
+           patience: float, progress: bool | None) -> None:
     """Download to NAME.part, check that, and give it its name."""
-    by_hand = f'Fetch it by hand and put it at {path}'
+    published = f' from {url}' if mirror and url else ''
+    by_hand = f'Fetch it by hand{published} and put it at {path}'
+    source = mirror or url
     part = path.with_name(path.name + '.part')
     trouble = ''
     for attempt in range(attempts):
         if attempt:
             time.sleep(min(2.**(attempt - 1), patience / 10))
         try:
-            _transfer(url, part, patience=patience, progress=progress)
+            _transfer(source, part, patience=patience, progress=progress)
             break
         except urllib.error.HTTPError as error:
             trouble = f'HTTP status {error.code}: {error.reason}'
             if error.code not in _TRY_AGAIN:
-                raise UserError(f'could not download {url} ({trouble}). {by_hand}') from error
+                raise UserError(f'could not download {source} ({trouble}). {by_hand}') from error
         except (_Interrupted, urllib.error.URLError, http.client.HTTPException, TimeoutError,
                 ConnectionError) as error:
             trouble = str(getattr(error, 'reason', error)) or type(error).__name__
@@ -148,18 +157,18 @@ def _fetch(url: str, path: Path, sha256: str | None, *, attempts: int, patience:
                 raise UserError(f'could not write {part}: {error.strerror}. Make room, or move the '
                                 'cache with the environment variable TORCH_HOME') from error
     else:
-        raise UserError(f'could not download {url}: {trouble}, {attempts} times. What came is kept '
-                        f'and the next call goes on from there. {by_hand}')
+        raise UserError(f'could not download {source}: {trouble}, {attempts} times. What came is '
+                        f'kept and the next call goes on from there. {by_hand}')
     try:
         check_is_checkpoint(part)
-        origin = Origin(url, part.stat().st_size, file_sha256(part))
+        origin = Origin(url, part.stat().st_size, file_sha256(part), mirror)
         if sha256 and not origin.sha256.startswith(sha256.lower()):
             raise UserError(f'its sha256 is {origin.sha256}, published is {sha256}')
     except UserError as error:
         _forget(part)
-        raise UserError(f'what {url} gave is not the file: {error}. {by_hand}') from error
+        raise UserError(f'what {source} gave is not the file: {error}. {by_hand}') from error
     # The record first: a kill in between leaves no file without one.
-    _write_whole(_record_of(path), json.dumps(asdict(origin), indent=1))
+    _write_record(_record_of(path), origin)
     os.replace(part, path)
     _forget(part)
 
@@ -170,10 +179,10 @@ def _transfer(url: str, part: Path, *, patience: float, progress: bool | None) -
     start, headers = 0, {'User-Agent': 'visattn-dense', 'Accept-Encoding': 'identity'}
     with suppress(FileNotFoundError, ValueError, KeyError):
         # If-Range: the rest of this very version, or else the whole of the new one.
-        validator = json.loads(version.read_text())['validator']
-        start = part.stat().st_size
-        if start:
-            headers |= {'Range': f'bytes={start}-', 'If-Range': validator}
+        was = json.loads(version.read_text())
+        # Two servers may give the same date to different files.
+        if was['url'] == url and (start := part.stat().st_size):
+            headers |= {'Range': f'bytes={start}-', 'If-Range': was['validator']}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers),
                                           timeout=patience)
@@ -251,6 +260,12 @@ def _read_record(record: Path) -> Origin | None:
     with suppress(FileNotFoundError, ValueError, TypeError):
         return Origin(**json.loads(record.read_text()))
     return None
+
+
+def _write_record(record: Path, origin: Origin) -> None:
+    entries = {key: value for key, value in asdict(origin).items()
+               if value is not None or key != 'mirror'}
+    _write_whole(record, json.dumps(entries, indent=1))
 
 
 def _lock_of(path: Path) -> Path:

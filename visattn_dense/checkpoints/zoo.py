@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlparse
 
 from visattn_dense.errors import UserError, did_you_mean
 
 from .download import cache_folder, download
 
 SCHEME = 'visattn://'
+MIRROR = 'VISATTN_MIRROR'
+"""The environment variable that names another place for all of these files."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,31 @@ class Release:
         """Where the file lies once it is downloaded, or put there by hand."""
         return cache_folder() / self.file
 
+    @property
+    def mirror(self) -> str | None:
+        """Where VISATTN_MIRROR has the file; None where it names no mirror.
+
+        Raises:
+            UserError: it names something else than an address.
+        """
+        base = os.environ.get(MIRROR, '').strip().rstrip('/')
+        if base and urlparse(base).scheme not in ('http', 'https'):
+            raise UserError(f'{MIRROR} is the http(s) address of a folder of released files, got '
+                            f'{base!r}; for a folder on this machine set TORCH_HOME, see '
+                            'docs/checkpoints.md')
+        return f'{base}/{quote(self.file)}' if base else None
+
     def fetch(self) -> Path:
         """The file, downloaded if it is not there, its checksum verified.
 
         Raises:
-            UserError: see `download`; or there is no address to download it from.
+            UserError: see `download` and `mirror`; or there is no address to download it from.
         """
-        if self.url is None and not self.path.exists():
+        if not (self.path.exists() or self.url or self.mirror):
             raise UserError(f'{SCHEME}{self.name} cannot be downloaded: {self.note}. It was '
                             f'announced at {self.announced}. If you have {self.file}, put it at '
                             f'{self.path}')
-        return download(self.url, self.path, sha256=self.sha256)
+        return download(self.url, self.path, sha256=self.sha256, mirror=self.mirror)
 
     def build(self, **options: Any):
         """The backbone that it fills, with random weights; `options` as its class takes them."""

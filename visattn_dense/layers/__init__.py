@@ -11,6 +11,7 @@ drop       stochastic depth
 block      the pre-norm transformer block
 norm       LayerNorm over the channels of an NCHW map
 init       the initialisation that the families share
+packed     a model made ready for inference on a CPU
 """
 from .block import TransformerBlock
 from .drop import DropPath, drop_path_rates
@@ -27,6 +28,7 @@ from .mbconv import (
 )
 from .mlp import Mlp
 from .norm import LayerNorm2d
+from .packed import PackedConv2d, PackedLinear, optimize_for_inference
 from .padding import crop, pad_to_multiple
 from .position import resize_position_grid, sinusoid_table
 from .precision import without_autocast
@@ -34,7 +36,8 @@ from .windows import merge_windows, partition_windows
 
 __all__ = [
     'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DropPath',
-    'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'Residual', 'TransformerBlock', 'crop',
-    'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'merge_windows', 'pad_to_multiple',
-    'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
+    'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'Residual',
+    'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights',
+    'merge_windows', 'optimize_for_inference', 'pad_to_multiple', 'partition_windows',
+    'resize_position_grid', 'sinusoid_table', 'without_autocast',
 ]

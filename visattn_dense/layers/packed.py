@@ -1,0 +1,157 @@
+"""A model made ready for inference on a CPU: folded norms, packed weights, activations fused.
+
+A linear layer or convolution and the activation after it are one oneDNN call each: the matrix
+product's blocks get their bias and activation while they are in the caches. Weights of linear
+layers are reordered once, into oneDNN's blocks. The operators are those that torch's own compiler
+(inductor) emits for a frozen model.
+"""
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .mbconv import ConvNormAct, fold_batch_norm
+from .mlp import Mlp
+
+Activation = tuple[str, str]
+"""oneDNN's name of an activation, and its algorithm."""
+
+_NONE: Activation = ('none', '')
+_ERROR = ('optimize_for_inference has packed the weights of this model: they can neither be saved '
+          'nor loaded. Load the checkpoint before it, and keep a copy of the model to save.')
+
+
+class _Packed(nn.Module):
+    """What both packed layers share: weights that are no parameters, an activation."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dtype = layer.weight.dtype
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+    def __deepcopy__(self, memo: dict) -> '_Packed':
+        """Itself: nothing in it changes, and packed tensors cannot be copied."""
+        return self
+
+    def __getstate__(self) -> dict:
+        raise RuntimeError(_ERROR)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(_ERROR)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(_ERROR)
+
+
+class PackedLinear(_Packed):
+    """act(x Wᵀ + b) as one call, W in oneDNN's own layout. Inference alone.
+
+    Args:
+        layer: the linear layer, on the CPU.
+        activation: applied to the result.
+    """
+
+    def __init__(self, layer: nn.Linear, activation: Activation = _NONE) -> None:
+        super().__init__(layer, activation)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features), in the dtype of the weights."""
+        if x.numel() == 0:
+            return x.new_zeros(*x.shape[:-1], self.out_features, dtype=self.dtype)
+        name, algorithm = self.activation
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, name,
+                                                  [], algorithm)
+
+
+class PackedConv2d(_Packed):
+    """act(conv(x)) as one call. Inference alone.
+
+    Args:
+        layer: the convolution, zero-padded, on the CPU.
+        activation: applied to the result.
+    """
+
+    def __init__(self, layer: nn.Conv2d, activation: Activation) -> None:
+        super().__init__(layer, activation)
+        self.kernel = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W'), in the dtype of the weights."""
+        name, algorithm = self.activation
+        return torch.ops.mkldnn._convolution_pointwise(
+            x.to(self.dtype), self.kernel, self.bias, *self.geometry, name, [], algorithm)
+
+
+def optimize_for_inference(model: nn.Module) -> nn.Module:
+    """Make a model fast for inference, in place: what can be computed ahead is.
+
+    BatchNorms are folded into the convolutions before them (`fold_batch_norm`). On a CPU with
+    oneDNN, linear layers get packed weights, and the activations after linear layers and
+    convolutions become part of them; the outputs stay the same up to rounding. On other devices
+    folding is all. Afterwards the model can no longer be trained, saved, loaded into or moved to
+    another device: load the checkpoint first, and keep a copy if you need one. Packed layers
+    compute in the dtype of their weights, autocast or not.
+
+    Args:
+        model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
+    fold_batch_norm(model)
+    if not _has_onednn():
+        return model
+    for parent in list(model.modules()):
+        children = [(name, child) for name, child in parent.named_children()
+                    if not isinstance(child, nn.Identity)]
+        # Only here is the next child known to be what the layer's output goes to.
+        in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
+        for i, (name, layer) in enumerate(children):
+            following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
+            activation = _activation(following[1])
+            packed = _pack(layer, activation)
+            if packed is None:
+                continue
+            setattr(parent, name, packed)
+            if activation != _NONE:
+                setattr(parent, following[0], nn.Identity())
+    return model
+
+
+def _has_onednn() -> bool:
+    return (torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+            and hasattr(torch.ops.mkldnn, '_convolution_pointwise'))
+
+
+def _activation(module: nn.Module | None) -> Activation:
+    if isinstance(module, nn.GELU):
+        return 'gelu', module.approximate
+    return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), _NONE)
+
+
+def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
+    """The layer packed, or None where that is not possible or gains nothing."""
+    # Subclasses may compute something else, or be asked for their weights.
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        return None
+    weight = layer.weight
+    if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if math.prod(weight.shape) == 0:
+        return None
+    if type(layer) is nn.Linear:
+        return PackedLinear(layer, activation)
+    if activation == _NONE or layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+        return None
+    return PackedConv2d(layer, activation)
