@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.test_efficientvit_seg import official_backbone, official_head
+from tests.test_zoo import as_mmseg0
 from tests.tiny_runs import run, run_tool, write_run
 from visattn_dense.backbones import EfficientViT, T2TViT
 from visattn_dense.checkpoints import find_release
@@ -30,7 +31,6 @@ SEG_CONFIG = '''
 model['backbone'] = dict(type='EfficientViT', arch='b0')
 model['decode_head'] = dict(type='EfficientViTSegHead', in_channels=[32, 64, 128], width=32,
                             depth=1, final_expand=4, num_classes=3)
-custom_hooks = [dict(type='ForeignCheckpointHook')]
 '''
 
 
@@ -125,6 +125,21 @@ def test_a_released_segmentor_is_tested_by_its_name(mirror, tmp_path):
     assert metrics(named.stdout) == metrics(given.output)
     # More than one class is found: the numbers depend on the images.
     assert sum(accuracy > 0 for accuracy in metrics(named.stdout)[1:6:2]) > 1
+
+
+def test_a_upernet_of_mmsegmentation_0_is_tested_by_its_path(tmp_path):
+    config = write_run(tmp_path)
+    trained = run('train', tmp_path, config, '--work-dir', tmp_path / 'work', '--no-validate')
+    assert trained.code == 0, trained.output
+    ours, theirs = tmp_path / 'work/iter_8.pth', tmp_path / 'theirs.pth'
+    state = as_mmseg0(torch.load(ours, weights_only=False)['state_dict'])
+    torch.save({'meta': {'mmseg_version': '0.11.0'}, 'state_dict': state}, theirs)
+    outputs = [run('test', tmp_path, config, file, '--work-dir', tmp_path / file.stem)
+               for file in (ours, theirs)]
+    assert [done.code for done in outputs] == [0, 0], outputs[1].output
+    assert metrics(outputs[0].output) == metrics(outputs[1].output)
+    assert 'has names of its own' in outputs[1].output
+    assert 'has names of its own' not in outputs[0].output
 
 
 def metrics(output: str) -> list[float]:

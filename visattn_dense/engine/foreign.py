@@ -12,13 +12,13 @@ from visattn_dense.checkpoints import translate_checkpoint
 class ForeignCheckpointHook(Hook):
     """Lets `load_from` and tools/test.py take a released model in its authors' names.
 
-    A checkpoint in the model's own names passes unchanged. A foreign one that fills too little of
-    the model is refused with a `UserError`.
+    Every run has one. A checkpoint in the model's own names passes unchanged; a foreign one that
+    fills too little of the model is refused with a `UserError`.
 
     Args:
         min_matched: part of the model's tensors that a foreign checkpoint must fill: all, since a
             classifier left at random makes every number wrong. To train on from a released model
-            with other classes, take less.
+            with other classes, name the hook in `custom_hooks` with less.
     """
 
     # Before every hook that looks at what is loaded.

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from visattn_dense.atomic import written_whole
 from visattn_dense.engine.checkpoint_hook import AtomicCheckpointHook
 from visattn_dense.engine.data_stream import enter_at, numbered, seed_draws
+from visattn_dense.engine.foreign import ForeignCheckpointHook
 from visattn_dense.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.engine.resume import find_resumable, load_resumable
 from visattn_dense.engine.seeding import IterationSeedHook
@@ -146,7 +147,7 @@ class ResilientMixin:
                 'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
             default_hooks['checkpoint'] = dict(saving, type=AtomicCheckpointHook)
         super().register_hooks(default_hooks, custom_hooks)
-        for kind in (_StartedHook, IterationSeedHook, NonFiniteLossHook):
+        for kind in (_StartedHook, ForeignCheckpointHook, IterationSeedHook, NonFiniteLossHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
 
