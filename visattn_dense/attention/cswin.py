@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
+    is_padded,
     merge_windows,
     pad_to_multiple,
     partition_windows,
@@ -105,7 +106,7 @@ class StripeAttention(StripeBranch):
         padded, pads = pad_to_multiple(qkv, window, centred=True)
         stripes = partition_windows(padded, window)              # (B·S, h, w, 3, C')
         mask = (self.tokens_on_map(qkv)[:, None, None]           # (B·S, 1, 1, N)
-                if self.mask_padding and any(pads) else None)
+                if self.mask_padding and is_padded(pads) else None)
 
         tokens = stripes.flatten(1, 2).unflatten(-1, (self.num_heads, -1))
         q, k, v = tokens.permute(2, 0, 3, 1, 4)                  # each (B·S, heads, N, d)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
+    is_padded,
     merge_windows,
     pad_to_multiple,
     partition_windows,
@@ -95,7 +96,7 @@ class FocusedStripeAttention(StripeBranch):
         window = self.window_size(*qkv.shape[1:3])
         padded, pads = pad_to_multiple(qkv, window, centred=True)
         stripes = partition_windows(padded, window)              # (B·S, h, w, 3, C')
-        on_map = self.tokens_on_map(qkv) if any(pads) else None
+        on_map = self.tokens_on_map(qkv) if is_padded(pads) else None
 
         local = self.convolve(stripes[..., 2, :])
         q, k, v = stripes.flatten(1, 2).unbind(2)                # each (B·S, N, C')

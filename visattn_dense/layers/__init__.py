@@ -29,7 +29,7 @@ from .mbconv import (
 from .mlp import Mlp
 from .norm import LayerNorm2d
 from .packed import PackedConv2d, PackedLinear, optimize_for_inference
-from .padding import crop, pad_to_multiple
+from .padding import crop, is_padded, pad_to_multiple
 from .position import resize_position_grid, sinusoid_table
 from .precision import without_autocast
 from .windows import merge_windows, partition_windows
@@ -38,6 +38,6 @@ __all__ = [
     'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DropPath',
     'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'Residual',
     'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights',
-    'merge_windows', 'optimize_for_inference', 'pad_to_multiple', 'partition_windows',
-    'resize_position_grid', 'sinusoid_table', 'without_autocast',
+    'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
+    'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
 ]

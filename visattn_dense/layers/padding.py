@@ -1,4 +1,5 @@
 """Zero-padding of an NHWC map to multiples of a window, and the crop that undoes it."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], *,
     total_h, total_w = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
     top, left = (total_h // 2, total_w // 2) if centred else (0, 0)
     pads = (left, total_w - left, top, total_h - top)
-    if total_h or total_w:
+    if is_padded(pads):
         x = F.pad(x, (0, 0) * (x.ndim - 3) + pads)
     return x, pads
 
@@ -30,6 +31,13 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], *,
 def crop(x: Tensor, pads: Pads) -> Tensor:
     """Take the pads off again: (B, H + top + bottom, W + left + right, ...) to (B, H, W, ...)."""
     left, right, top, bottom = pads
-    if not any(pads):
+    if not is_padded(pads):
         return x
     return x[:, top:x.shape[1] - bottom, left:x.shape[2] - right]
+
+
+def is_padded(pads: Pads) -> bool:
+    """Whether there is padding. While a graph is compiled, always: with a branch on the size there
+    would be a graph for each outcome.
+    """
+    return torch.compiler.is_compiling() or any(pads)
