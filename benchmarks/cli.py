@@ -83,6 +83,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'it and the plot under img/ (default: work_dirs/benchmarks/benchmarks.md, '
                         'with --full docs/benchmarks.md)')
     args = parser.parse_args(arguments)
+    args.words = sys.argv[1:] if arguments is None else list(arguments)
     for name, quick, full in (
             ('runs', 3, 5), ('seconds', 5., 30.), ('patience', 120., 1800.),
             ('minutes', 9.5, float('inf')), ('sizes', QUICK_SIZES, FULL_SIZES),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -56,8 +57,8 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    words = ['python -m benchmarks', *(['--full'] if args.full else [])]
-    return dict(form='full' if args.full else 'short', command=' '.join(words),
+    return dict(form='full' if args.full else 'short',
+                command=shlex.join(['python', '-m', 'benchmarks', *map(str, args.words)]),
                 environment=environment(torch.device(args.device)) | dict(threads=args.threads),
                 versions=versions, sizes=list(args.sizes), records=[])
 

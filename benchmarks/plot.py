@@ -76,15 +76,14 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
         axes.barh(row - .2, forward['ours']['fraction'], .36, color=colour)
         if 'naive' in forward:
             axes.barh(row + .2, forward['naive']['fraction'], .36, color=colour, alpha=.35)
-        end = forward['ours']['fraction']
+        axes.text(.01, row - .2, f'{forward["ours"]["fraction"]:.2f}', va='center', fontsize=8,
+                  color='white')
         optimised = record.get('forms', {}).get('optimised')
         if optimised:
             share = 2e3 * record['macs'] / optimised['ms'] / record['flops_per_s']
-            end = max(end, share + .01)
+            axes.text(share + .02, row - .2, f'{share:.2f}', va='center', fontsize=8)
             axes.plot([share], [row - .2], marker='D', color='black', markersize=5,
                       linestyle='none', label='optimize_for_inference')
-        axes.text(end + .01, row - .2, f'{forward["ours"]["fraction"]:.2f}', va='center',
-                  fontsize=8)
     axes.set_yticks(range(len(own)), [r['name'] for r in own])
     axes.set_ylim(max(len(own), 4) - .5, -.5)
     axes.set_xlim(0, 1)

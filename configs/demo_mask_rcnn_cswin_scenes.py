@@ -13,9 +13,6 @@ _base_ = [
     './_base_/models/mask_rcnn_fpn.py',
     './_base_/detection_runtime.py',
 ]
-# Nothing is pretrained: norms in neck and heads are what lets a detector train from scratch
-# (arXiv 1811.08883), here of groups, since a batch has few images.
-norm_cfg = dict(type='GN', num_groups=8)
 data_root = '{{$SCENES_ROOT:work_dirs/demo_detection/data/coco}}'
 # The categories of COCO that the scenes show.
 metainfo = dict(
@@ -29,19 +26,15 @@ model = dict(
                   stripe_widths=(1, 2, 6, 6)),
         drop_path_rate=0.05),
     # Small pictures, small objects: anchors of 16 to 128 pixels, narrow heads, few proposals.
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64, feat_channels=64,
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(
-            type='Shared4Conv1FCBBoxHead', in_channels=64, conv_out_channels=64,
-            fc_out_channels=256, num_classes=7, norm_cfg=norm_cfg),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=7),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(
-            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=7,
-            norm_cfg=norm_cfg)),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=7)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=300, max_per_img=200),
