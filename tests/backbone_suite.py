@@ -215,6 +215,7 @@ class BackboneSuite:
                 for a, b in zip(model(x), optimised(x), strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
         assert not [m for m in optimised.modules() if type(m) is nn.Linear]
+        assert not any(out.requires_grad for out in optimised(self.image()))
         with pytest.raises(RuntimeError, match='keep a copy'):
             optimised.state_dict()
 

@@ -108,7 +108,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
-    fold_batch_norm(model)
+    # Packed layers have no gradient; a sum with those of the others would be wrong in silence.
+    fold_batch_norm(model).requires_grad_(False)
     if not _has_onednn():
         return model
     for parent in list(model.modules()):
