@@ -9,7 +9,7 @@ Start: ImageNet weights of the authors, downloaded at the start. To begin from a
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
 from random weights: --cfg-options model.backbone.init_cfg=None
 The recipe is the paper's, which follows Swin's; the authors released no code for detection.
-Published by the authors: in the paper's table of this framework. By us: not run.
+Published by the authors (README of their code): 53.7 box AP, 46.4 mask AP. By us: not run.
 """
 _base_ = [
     './_base_/models/cascade_mask_rcnn_fpn.py',
