@@ -181,8 +181,9 @@ def test_freed_memory_is_kept():
     counts = [int(subprocess.run([sys.executable, '-c', code.format(line)], capture_output=True,
                                  text=True, check=True).stdout)
               for line in ('', 'assert keep_freed_memory()')]
-    # 200 MiB are 51200 pages; by itself glibc asks the system for them again each time.
-    assert counts[0] > 50_000 and counts[1] < 5_000, counts
+    # By itself glibc asks the system for the 200 MiB again each time: for 51200 pages, or for fewer
+    # where the system gives huge ones.
+    assert counts[0] >= 500 and counts[1] < counts[0] / 10, counts
 
 
 def test_optimising_refuses_what_would_be_lost():

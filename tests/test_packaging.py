@@ -104,6 +104,14 @@ def editable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(sources, 'build_editable', tmp_path_factory.mktemp('editable'))
 
 
+def test_wheel_holds_the_files_that_are_no_modules(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    files = {f'{file.relative_to(ROOT)}' for file in (ROOT / 'visattn_dense').rglob('*')
+             if file.is_file() and file.suffix not in ('.py', '.pyc')}
+    assert files and files <= held
+
+
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
     """An empty environment; without pip of its own it is made in a blink."""

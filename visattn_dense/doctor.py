@@ -72,6 +72,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     mends: list[dict[str, str]] = field(default_factory=list)
     kernels: list[dict[str, str]] = field(default_factory=list)
+    native: str = ''
     gpus: list[str] = field(default_factory=list)
     backbones: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -99,6 +100,8 @@ def examine() -> Report:
         _examine_mends(report)
     if {'torch', 'mmcv'} <= usable:
         _examine_kernels(report)
+    if 'torch' in usable:
+        _examine_native(report)
     if {'torch', 'timm'} <= usable:
         _examine_backbones(report, 'mmengine' in usable)
     return report
@@ -216,6 +219,15 @@ def _examine_kernels(report: Report) -> None:
             f'compiled mmcv has them: {extension.COMPILED_MMCV}')
 
 
+def _examine_native(report: Report) -> None:
+    """Compile the inference kernels, or say why there are none: nothing depends on them."""
+    from visattn_dense import native
+
+    reason = native.why_not()
+    report.native = ('compiled for this processor' if reason is None
+                     else f"none, torch's operators serve: {reason}")
+
+
 def _outcome(check: Callable[[], None]) -> str:
     try:
         check()
@@ -274,6 +286,7 @@ def render(report: Report) -> str:
     lines += ['Operators of mmcv']
     for kernel in report.kernels:
         lines.append(f'  {kernel["op"]} ({kernel["device"]}): {kernel["by"]}, {kernel["result"]}')
+    lines += ['Kernels for inference on the CPU', f'  {report.native or "not tried"}']
     lines += ['Backbones', f'  {", ".join(report.backbones) or "none"}']
     if report.notes:
         lines += ['Notes', *(f'  {note}' for note in report.notes)]

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
@@ -28,6 +30,7 @@ from visattn_dense.layers import (
     partition_windows,
 )
 
+from .groups import region_groups
 from .routed import routed_attention
 
 KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
@@ -124,6 +127,11 @@ class BiLevelRoutingAttention(nn.Module):
         self.kv_down = _kv_pool(kv_downsample_mode, kv_downsample_ratio, kv_per_win)
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv else None
         self.wo = nn.Linear(dim, dim) if param_attention == 'qkvo' else nn.Identity()
+        self.prepared = False
+
+    def prepare_for_inference(self) -> None:
+        """See `visattn_dense.layers.optimize_for_inference`."""
+        self.prepared = isinstance(self.kv_down, nn.Identity) and not self.soft_routing
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -131,6 +139,11 @@ class BiLevelRoutingAttention(nn.Module):
             raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
                              f'{x.shape[2]}; resize it or set auto_pad=True')
         x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
+        out = self._attend_on_map(x) if self.prepared and native.takes(x) else self._attend(x)
+        return crop(self.wo(out), pads)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """All but the output projection; n_win divides the map."""
         height, width = x.shape[1:3]
         regions = partition_windows(x, (height // self.n_win, width // self.n_win))
         qkv = self.qkv['qkv'](regions).unflatten(0, (x.shape[0], -1))      # (B, R, rh, rw, 2Q + C)
@@ -146,7 +159,29 @@ class BiLevelRoutingAttention(nn.Module):
         if self.lepe is not None:
             values = kv[..., self.qk_dim:].flatten(0, 1)
             out = out + self.lepe(merge_windows(values, (height, width)))
-        return crop(self.wo(out), pads)
+        return out
+
+    def _attend_on_map(self, x: Tensor) -> Tensor:
+        """`_attend` with the compiled kernels, which read the regions where they lie."""
+        batch, height, width, _ = x.shape
+        q, k, v = self.qkv['qkv'](x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
+        _, index = self.router(self._means(q), self._means(k))
+        first = torch.arange(0, batch * self.n_win**2, self.n_win**2)[:, None, None]
+
+        out = x.new_empty(batch, height, width, self.dim)
+        native.attend(q, k, v, out, region_groups(batch, height, width, self.n_win),
+                      heads=self.num_heads, scale=self.scale, routed=(index + first).flatten(0, 1))
+        if self.lepe is None:
+            return out
+        if self.lepe.taps.takes(v):
+            self.lepe.taps.write(v, out, accumulate=True)
+            return out
+        return out + self.lepe(v)
+
+    def _means(self, x: Tensor) -> Tensor:
+        """(B, H, W, ...) to the means of the regions (B, R, ...)."""
+        regions = x.unflatten(2, (self.n_win, -1)).unflatten(1, (self.n_win, -1))
+        return regions.mean(4).mean(2).flatten(1, 2)     # faster than both at a time
 
     def _pool(self, kv: Tensor) -> Tensor:
         """(B, R, rh, rw, Q + C) to (B, R, rh', rw', Q + C)."""

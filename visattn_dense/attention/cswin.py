@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
@@ -29,6 +30,8 @@ from visattn_dense.layers import (
     pad_to_multiple,
     partition_windows,
 )
+
+from .groups import window_groups
 
 Direction = Literal['vertical', 'horizontal', 'full']
 
@@ -68,6 +71,12 @@ class StripeBranch(nn.Module):
         return {'vertical': (height, self.stripe_width),
                 'horizontal': (self.stripe_width, width),
                 'full': (height, width)}[self.direction]
+
+    def write(self, qkv: Tensor, out: Tensor) -> None:
+        """`forward` into `out` (B, H, W, C'), with the compiled kernels where a subclass has them.
+        Inference alone; `qkv` is what the kernels take.
+        """
+        out.copy_(self(qkv))
 
     def tokens_on_map(self, qkv: Tensor) -> Tensor:
         """(B·S, N) bool, True where a token of a stripe stands on the map, not on its padding."""
@@ -116,6 +125,15 @@ class StripeAttention(StripeBranch):
         out = out + self.get_v(stripes[..., 2, :])
         return crop(merge_windows(out, padded.shape[1:3]), pads)
 
+    def write(self, qkv: Tensor, out: Tensor) -> None:
+        batch, height, width, _, dim = qkv.shape
+        window = self.window_size(height, width)
+        groups, corner = window_groups(batch, height, width, window, not self.mask_padding)
+        q, k, v = qkv.unbind(3)
+        scale = (dim // self.num_heads)**-.5 if self.scale is None else self.scale
+        native.attend(q, k, v, out, groups, heads=self.num_heads, scale=scale)
+        self.get_v.taps.write(v, out, window=window, corner=corner, accumulate=True)
+
 
 class CrossShapedAttention(nn.Module):
     """The cross on a map: project, attend in both directions, project; what a branch does is given.
@@ -150,10 +168,20 @@ class CrossShapedAttention(nn.Module):
                    stripe_width=1 if stripe_width is None else stripe_width)
             for direction in self.directions)
         self.proj = nn.Linear(dim, dim)
+        self.prepared = False
+
+    def prepare_for_inference(self) -> None:
+        """See `visattn_dense.layers.optimize_for_inference`."""
+        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         qkv = self.qkv(x).unflatten(-1, (3, len(self.attns), -1))     # (B, H, W, 3, branch, C')
+        if self.prepared and native.takes(qkv):
+            out = qkv.new_empty(*x.shape[:-1], len(self.attns), qkv.shape[-1])
+            for i, attn in enumerate(self.attns):
+                attn.write(qkv[..., i, :], out[..., i, :])
+            return self.proj(out.flatten(-2))
         out = [attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)]
         return self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0])
 

@@ -29,8 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
+    DepthwiseTaps,
     crop,
     is_padded,
     merge_windows,
@@ -41,6 +43,7 @@ from visattn_dense.layers import (
 )
 
 from .cswin import CrossShapedAttention, Direction, StripeBranch
+from .groups import window_groups
 
 # Official code, FocusedLinearAttention.forward: both after the ReLU and in the denominator.
 EPS = 1e-6
@@ -83,6 +86,25 @@ class FocusedStripeAttention(StripeBranch):
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))
         height, width = self.native_window
         self.positional_encoding = nn.Parameter(torch.zeros(1, height * width, dim))
+        self.taps: DepthwiseTaps | None = None
+
+    def prepare_for_inference(self) -> None:
+        """See `visattn_dense.layers.optimize_for_inference`."""
+        self.taps = DepthwiseTaps.of(*self._both_kernels())
+        self.inverse_scale = 1 / F.softplus(self.scale.detach().flatten())
+
+    def write(self, qkv: Tensor, out: Tensor) -> None:
+        q, k, v = qkv.unbind(3)
+        if self.focusing_factor not in range(1, 9) or not self.taps.takes(v):
+            return super().write(qkv, out)
+        batch, height, width, _ = v.shape
+        window = self.window_size(height, width)
+        groups, corner = window_groups(batch, height, width, window, False)
+        position = resize_position_grid(self.positional_encoding, self.native_window, window)
+        self.taps.write(v, out, window=window, corner=corner)
+        native.focused(q, k, v, out, groups, heads=self.num_heads, epsilon=EPS,
+                       position=position, inverse_scale=self.inverse_scale,
+                       power=int(self.focusing_factor))
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Attend.
@@ -138,14 +160,20 @@ class FocusedStripeAttention(StripeBranch):
 
     def convolve(self, v: Tensor) -> Tensor:
         """DWC(v) + LePE(v) as one convolution with the sum of both kernels: (B·S, h, w, C')."""
+        if self.taps is not None and self.taps.takes(v):
+            return self.taps.convolve(v)
+        kernel, bias = self._both_kernels()
+        out = F.conv2d(v.permute(0, 3, 1, 2), kernel, bias, padding=kernel.shape[-1] // 2,
+                       groups=kernel.shape[0])
+        return out.permute(0, 2, 3, 1)
+
+    def _both_kernels(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that is the sum of DWC and LePE."""
         shared, own = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.get_v.weight
         margin = (shared.shape[-1] - own.shape[-1]) // 2
         kernel = (shared + F.pad(own, (margin,) * 4) if margin >= 0
                   else F.pad(shared, (-margin,) * 4) + own)
-        bias = self.dwc.bias.repeat(self.num_heads) + self.get_v.bias
-        out = F.conv2d(v.permute(0, 3, 1, 2), kernel, bias, padding=kernel.shape[-1] // 2,
-                       groups=kernel.shape[0])
-        return out.permute(0, 2, 3, 1)
+        return kernel, self.dwc.bias.repeat(self.num_heads) + self.get_v.bias
 
     @staticmethod
     def _positive(t: Tensor, inverse_scale: Tensor) -> Tensor:

@@ -8,7 +8,10 @@ Shapes: x (B, ..., C), all dimensions between the first and the last being posit
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visattn_dense import native
 from visattn_dense.layers import DepthwiseConv
+
+from .groups import attend_to_all
 
 
 class SelfAttention(nn.Module):
@@ -34,11 +37,18 @@ class SelfAttention(nn.Module):
         self.scale = scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        self.prepared = False
+
+    def prepare_for_inference(self) -> None:
+        """See `visattn_dense.layers.optimize_for_inference`."""
+        self.prepared = True
 
     def attend(self, x: Tensor) -> Tensor:
         """Everything but the last projection: (B, ..., C) to (B, ..., C)."""
-        qkv = self.qkv(x).flatten(1, -2).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                     # each (B, h, N, d)
+        qkv = self.qkv(x).flatten(1, -2)
+        if self.prepared and native.takes(qkv):
+            return attend_to_all(qkv, self.num_heads, self.scale).view(x.shape)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d)
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return out.transpose(1, 2).reshape(x.shape)
 

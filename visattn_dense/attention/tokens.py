@@ -24,7 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visattn_dense import native
 from visattn_dense.layers import Mlp, without_autocast
+
+from .groups import attend_to_all
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
@@ -90,11 +93,20 @@ class WideSelfAttention(nn.Module):
         self.scale = dim ** -.5 if scale is None else scale
         self.qkv = nn.Linear(dim, 3 * token_dim, bias=False)
         self.proj = nn.Linear(token_dim, token_dim)
+        self.prepared = False
+
+    def prepare_for_inference(self) -> None:
+        """See `visattn_dense.layers.optimize_for_inference`."""
+        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D)."""
         qkv = self.qkv(x)
-        q, k, v = qkv.flatten(1, -2)[:, None].chunk(3, dim=-1)   # each (B, 1, N, D)
+        tokens = qkv.flatten(1, -2)
+        if self.prepared and native.takes(tokens):
+            out = self.proj(attend_to_all(tokens, 1, self.scale)) + tokens.chunk(3, dim=-1)[2]
+            return out.view(*qkv.shape[:-1], -1)
+        q, k, v = tokens[:, None].chunk(3, dim=-1)               # each (B, 1, N, D)
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return (v + self.proj(out)).reshape(*qkv.shape[:-1], -1)
 

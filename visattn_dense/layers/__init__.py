@@ -16,7 +16,7 @@ packed     a model made ready for inference on a CPU
 from .block import TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
-from .lepe import DepthwiseConv
+from .lepe import DepthwiseConv, DepthwiseTaps
 from .mbconv import (
     ConvNormAct,
     ConvPair,
@@ -35,9 +35,9 @@ from .precision import without_autocast
 from .windows import merge_windows, partition_windows
 
 __all__ = [
-    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DropPath',
-    'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'Residual',
-    'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights',
-    'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
+    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DepthwiseTaps',
+    'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear',
+    'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
+    'init_vit_weights', 'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
     'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
 ]

@@ -1,4 +1,5 @@
-"""A model made ready for inference on a CPU: folded norms, packed weights, activations fused.
+"""A model made ready for inference on a CPU: folded norms, packed weights, activations fused, and
+the kernels of `visattn_dense.native` for its attentions.
 
 A linear layer or convolution and the activation after it are one oneDNN call each: the matrix
 product's blocks get their bias and activation while they are in the caches. Weights of linear
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .lepe import DepthwiseTaps
 from .mbconv import ConvNormAct, fold_batch_norm
 from .mlp import Mlp
 
@@ -18,6 +20,8 @@ Activation = tuple[str, str]
 """oneDNN's name of an activation, and its algorithm."""
 
 _NONE: Activation = ('none', '')
+# Those that the kernel of a depthwise convolution applies.
+_NATIVE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
 _ERROR = ('optimize_for_inference has packed the weights of this model: they can neither be saved '
           'nor loaded. Load the checkpoint before it, and keep a copy of the model to save.')
 
@@ -46,25 +50,34 @@ class _Packed(nn.Module):
 
 
 class PackedLinear(_Packed):
-    """act(x Wᵀ + b) as one call, W in oneDNN's own layout. Inference alone.
+    """act(x Wᵀ + b), W in oneDNN's own layout. Inference alone.
 
     Args:
-        layer: the linear layer, on the CPU.
+        layer: the linear layer (or 1×1 convolution), on the CPU.
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Linear, activation: Activation = _NONE) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation = _NONE) -> None:
         super().__init__(layer, activation)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        weight = layer.weight.detach().flatten(1)
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), in the dtype of the weights."""
+        x = x.to(self.dtype)
         if x.numel() == 0:
-            return x.new_zeros(*x.shape[:-1], self.out_features, dtype=self.dtype)
+            return x.new_zeros(*x.shape[:-1], self.out_features)
         name, algorithm = self.activation
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, name,
-                                                  [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
+
+
+class PackedPointwiseConv(PackedLinear):
+    """act(conv(x)) of a 1×1 convolution: a linear layer of the channels. Inference alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W), NHWC in memory, in the dtype of the weights."""
+        return super().forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
 class PackedConv2d(_Packed):
@@ -75,27 +88,43 @@ class PackedConv2d(_Packed):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: Activation = _NONE) -> None:
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+        self.taps = (DepthwiseTaps.of(layer.weight, layer.bias)
+                     if _is_depthwise(layer) and activation in _NATIVE else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), in the dtype of the weights."""
+        x = x.to(self.dtype)
         name, algorithm = self.activation
+        if self.taps is not None and self.taps.takes(x.permute(0, 2, 3, 1)):
+            out = self.taps.convolve(x.permute(0, 2, 3, 1), activation=name)
+            return out.permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
-            x.to(self.dtype), self.kernel, self.bias, *self.geometry, name, [], algorithm)
+            x, self.kernel, self.bias, *self.geometry, name, [], algorithm)
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    """Whether it is a depthwise convolution as `DepthwiseTaps` has it."""
+    side = layer.kernel_size[0]
+    return (layer.groups == layer.in_channels == layer.out_channels and side % 2 == 1
+            and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
+            and layer.stride == layer.dilation == (1, 1))
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """Make a model fast for inference, in place: what can be computed ahead is.
 
     BatchNorms are folded into the convolutions before them (`fold_batch_norm`). On a CPU with
-    oneDNN, linear layers get packed weights, and the activations after linear layers and
-    convolutions become part of them; the outputs stay the same up to rounding. On other devices
-    folding is all. Afterwards the model can no longer be trained, saved, loaded into or moved to
-    another device: load the checkpoint first, and keep a copy if you need one. Packed layers
-    compute in the dtype of their weights, autocast or not.
+    oneDNN, linear layers and 1×1 convolutions get packed weights, and the activations after linear
+    layers and convolutions become part of them. Where there is a C++ compiler, attentions and
+    depthwise convolutions in float32 are computed by kernels compiled for this processor
+    (`visattn_dense.native`); the first call on a machine takes seconds for that. The outputs stay
+    the same up to rounding. On other devices folding is all. Afterwards the model can no longer be
+    trained, saved, loaded into or moved to another device: load the checkpoint first, and keep a
+    copy if you need one. Packed layers compute in the dtype of their weights, autocast or not.
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
@@ -110,6 +139,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
     # Packed layers have no gradient; a sum with those of the others would be wrong in silence.
     fold_batch_norm(model).requires_grad_(False)
+    for module in list(model.modules()):
+        if hasattr(module, 'prepare_for_inference'):
+            module.prepare_for_inference()
     if not _has_onednn():
         return model
     for parent in list(model.modules()):
@@ -153,6 +185,9 @@ def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
         return None
     if type(layer) is nn.Linear:
         return PackedLinear(layer, activation)
-    if activation == _NONE or layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return None
+    plain = layer.stride, layer.padding, layer.groups
+    if layer.kernel_size == (1, 1) and plain == ((1, 1), (0, 0), 1):
+        return PackedPointwiseConv(layer, activation)
     return PackedConv2d(layer, activation)

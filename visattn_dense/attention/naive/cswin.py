@@ -3,11 +3,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, einsum
 
-from ..cswin import StripeAttention
+from ..cswin import StripeAttention, StripeBranch
 
 
 class NaiveStripeAttention(StripeAttention):
     """softmax(q kᵀ · scale) v + LePE(v), stripe by stripe, with the (N×N) matrix in memory."""
+
+    write = StripeBranch.write                # this forward's result, not the kernels'
 
     def forward(self, qkv: Tensor) -> Tensor:
         """(B, H, W, 3, C') to (B, H, W, C')."""

@@ -3,11 +3,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, einsum
 
+from ..cswin import StripeBranch
 from ..focused import FocusedStripeAttention
 
 
 class NaiveFocusedStripeAttention(FocusedStripeAttention):
     """a_ij = φ(q_i) · φ(k_j),  out_i = Σ_j a_ij v_j / (Σ_j a_ij + ε) + DWC(v)_i + LePE(v)_i."""
+
+    write = StripeBranch.write                # this forward's result, not the kernels'
 
     def forward(self, qkv: Tensor) -> Tensor:
         """(B, H, W, 3, C') to (B, H, W, C')."""

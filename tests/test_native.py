@@ -1,0 +1,266 @@
+"""The compiled kernels beside the equations, on every kind of processor that this one can act."""
+import copy
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visattn_dense import native
+from visattn_dense.attention import (
+    BiLevelRoutingAttention,
+    CrossShapedWindowAttention,
+    FocusedLinearAttention,
+    LePESelfAttention,
+    SelfAttention,
+)
+from visattn_dense.attention.groups import region_groups, window_groups
+from visattn_dense.attention.naive import as_naive
+from visattn_dense.layers import DepthwiseConv, Mlp, optimize_for_inference
+from visattn_dense.native import build, ops
+
+compiler = shutil.which(os.environ.get('CXX', 'g++'))
+pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
+
+# Vectors of 16, 8 and 4 floats, where the processor has them.
+PROCESSORS = ['native', 'x86-64-v3', 'x86-64'] if os.uname().machine == 'x86_64' else ['native']
+
+
+@pytest.fixture(scope='module', params=PROCESSORS)
+def kernels(request, tmp_path_factory):
+    """The operators with kernels compiled for a kind of processor."""
+    flags = [f'-march={request.param}' if f.startswith('-march') else f for f in build.FLAGS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, 'FLAGS', flags)
+        path = build._compile(build._compiler(), tmp_path_factory.mktemp(request.param))
+        found = ctypes.CDLL(str(path))
+        patch.setattr(ops, 'library', lambda: found)
+        yield
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, zeros: int = 0) -> Tensor:
+    """softmax(q kᵀ · scale) v of (n, C) in float64, `zeros` keys and values of zero beside k."""
+    q, k, v = (t.double().unflatten(-1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
+    k, v = (F.pad(t, (0, 0, 0, zeros)) for t in (k, v))
+    return ((q @ k.mT * scale).softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize('tokens', [1, 3, 16, 33, 197])
+@pytest.mark.parametrize(('heads', 'dim', 'width'),
+                         [(1, 32, 32), (3, 7, 5), (2, 20, 64), (2, 1, 1)])
+def test_attention_of_all_tokens(kernels, tokens, heads, dim, width):
+    q, k = random(2, 2, tokens, heads * dim)
+    v = random(2, tokens, heads * width, seed=1)
+    groups, _ = window_groups(2, tokens, 1, (tokens, 1), False)
+    out = torch.full((2, tokens, heads * width), float('nan'))
+    native.attend(q, k, v, out, groups, heads=heads, scale=-.7)
+    for i in range(2):
+        torch.testing.assert_close(out[i].double(), reference(q[i], k[i], v[i], heads, -.7),
+                                   rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize('zero_keys', [False, True])
+@pytest.mark.parametrize('size', [(5, 7), (6, 9), (1, 1), (13, 4)])
+@pytest.mark.parametrize('window', [(4, None), (None, 4), (3, 2)])
+def test_attention_in_windows_of_a_padded_map(kernels, size, window, zero_keys):
+    height, width = size
+    window = window[0] or height, window[1] or width
+    qkv = random(2, height, width, 3, 2 * 2 * 6)[..., 12:]      # a part of a wider tensor
+    q, k, v = qkv.unbind(3)
+    groups, (top, left) = window_groups(2, height, width, window, zero_keys)
+    out = torch.zeros(2, height, width, 24)[..., 6:18]
+    native.attend(q, k, v, out, groups, heads=2, scale=.5)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    number = (y + top) // window[0] * 1000 + (x + left) // window[1]
+    for which in number.unique():
+        at = number == which
+        zeros = window[0] * window[1] - int(at.sum()) if zero_keys else 0
+        for i in range(2):
+            expected = reference(q[i][at], k[i][at], v[i][at], 2, .5, zeros)
+            torch.testing.assert_close(out[i][at].double(), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_routed_attention(kernels):
+    heads, n_win, tokens = 3, 3, 12
+    q, k, v = (random(2, 9, 12, heads * 10, seed=i) for i in range(3))
+    routed = torch.stack([torch.randperm(9)[:4] for _ in range(18)])
+    routed[3] = 5                                                   # one region four times
+    routed += torch.arange(18)[:, None] // 9 * 9
+    out = torch.empty_like(v)
+    native.attend(q, k, v, out, region_groups(2, 9, 12, n_win), heads=heads, scale=.3,
+                  routed=routed)
+
+    def regions(t: Tensor) -> Tensor:
+        t = t.unflatten(2, (n_win, 4)).unflatten(1, (n_win, 3))
+        return t.transpose(2, 3).reshape(18, tokens, -1)
+    for r in range(18):
+        keys, values = (regions(t)[routed[r]].flatten(0, 1) for t in (k, v))
+        expected = reference(regions(q)[r], keys, values, heads, .3)
+        torch.testing.assert_close(regions(out)[r].double(), expected, rtol=1e-5, atol=5e-6)
+
+
+def test_attention_survives_large_logits_and_shows_nans(kernels):
+    q, k, v = random(3, 1, 40, 8)
+    groups, _ = window_groups(1, 40, 1, (40, 1), False)
+    out = torch.empty_like(v)
+    native.attend(q * 1e4, k, v, out, groups, heads=1, scale=1.)
+    torch.testing.assert_close(out[0].double(), reference(q[0] * 1e4, k[0], v[0], 1, 1.))
+    k[0, 7] = float('nan')
+    native.attend(q, k, v, out, groups, heads=1, scale=1.)
+    assert out.isnan().all()
+
+
+@pytest.mark.parametrize('kernel', [3, 5])
+@pytest.mark.parametrize('size', [(1, 1), (4, 9), (11, 6)])
+@pytest.mark.parametrize('channels', [1, 16, 37])
+def test_depthwise_convolution(kernels, kernel, size, channels):
+    conv = torch.nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+    weight = conv.weight.detach().flatten(1).t().contiguous()
+    x = random(2, *size, 2 * channels)[..., :channels]
+    before = random(2, *size, channels, seed=1)
+    with torch.no_grad():
+        expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    for activation, act in (('none', lambda t: t), ('relu', F.relu),
+                            ('hardswish', F.hardswish)):
+        for accumulate in (False, True):
+            out = before.clone()
+            native.depthwise(x, out, weight, conv.bias.detach(), accumulate=accumulate,
+                             activation=activation)
+            torch.testing.assert_close(out, act(before + expected if accumulate else expected),
+                                       rtol=1e-5, atol=1e-5)
+
+
+def test_depthwise_convolution_sees_nothing_beyond_its_window(kernels):
+    x, weight = random(1, 7, 8, 5), random(9, 5, seed=1)
+    out = torch.empty_like(x)
+    # Windows of 3×4 that begin one row and two columns before the map.
+    native.depthwise(x, out, weight, None, window=(3, 4), corner=(1, 2))
+    kernel = weight.t().reshape(5, 1, 3, 3)
+    for rows in ((0, 2), (2, 5), (5, 7)):
+        for columns in ((0, 2), (2, 6), (6, 8)):
+            part = (slice(None), slice(*rows), slice(*columns))
+            expected = F.conv2d(x[part].permute(0, 3, 1, 2), kernel, padding=1, groups=5)
+            torch.testing.assert_close(out[part], expected.permute(0, 2, 3, 1), rtol=1e-5,
+                                       atol=1e-5)
+    with pytest.raises(RuntimeError, match='7x7'):
+        native.depthwise(x, out, random(49, 5), None)
+
+
+def test_what_is_no_rows_is_refused():
+    groups, _ = window_groups(1, 4, 1, (4, 1), False)
+    x = random(1, 4, 8)
+    for wrong in (x.double(), x.mT.contiguous().mT):
+        with pytest.raises(RuntimeError, match='float32 in rows'):
+            native.attend(wrong, x, x, torch.empty_like(x), groups, heads=1, scale=1.)
+    assert not native.takes(x.double()) and not native.takes(x.to('meta'))
+    assert not native.takes(x.requires_grad_())
+    with torch.no_grad():
+        assert native.takes(x)
+
+
+ATTENTIONS = {
+    'cross': lambda: CrossShapedWindowAttention(24, 4, stripe_width=3),
+    'cross, padding masked': lambda: CrossShapedWindowAttention(24, 4, stripe_width=3,
+                                                                mask_padding=True),
+    'whole map': lambda: CrossShapedWindowAttention(24, 4, stripe_width=None),
+    'focused': lambda: FocusedLinearAttention(24, 2, native_size=(6, 6)),
+    'focused stripes': lambda: FocusedLinearAttention(24, 4, native_size=(6, 6), stripe_width=4),
+    'focused, p = 2.5': lambda: FocusedLinearAttention(24, 2, native_size=(6, 6),
+                                                       focusing_factor=2.5),
+    'routed': lambda: BiLevelRoutingAttention(24, 4, n_win=3, topk=2),
+    'routed, narrow q and k': lambda: BiLevelRoutingAttention(24, 2, n_win=2, topk=3, qk_dim=8),
+    'routed, soft': lambda: BiLevelRoutingAttention(24, 4, n_win=3, topk=2, soft_routing=True),
+    'routed, 7×7 LePE': lambda: BiLevelRoutingAttention(24, 4, n_win=3, topk=2, side_dwconv=7),
+    'self': lambda: SelfAttention(24, 4),
+    'self with LePE': lambda: LePESelfAttention(24, 4),
+}
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+@pytest.mark.parametrize('size', [(6, 6), (7, 11), (1, 2)])
+@torch.no_grad()
+def test_prepared_attention_is_the_naive_one(name, size, monkeypatch):
+    module = ATTENTIONS[name]().eval()
+    for parameter in module.parameters():
+        parameter.normal_(std=.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = random(2, *size, 24)
+    expected = (module if name == 'self with LePE' else as_naive(copy.deepcopy(module)))(x)
+    called = []
+    monkeypatch.setattr(ops, 'library', lambda: called.append(1) or build.library())
+    prepared = optimize_for_inference(module)
+    torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-5)
+    assert called, 'no kernel was used'
+    # What the kernels do not take goes the other way.
+    torch.testing.assert_close(prepared(x.clone().requires_grad_()), expected, rtol=1e-4,
+                               atol=1e-5)
+
+
+@torch.no_grad()
+def test_prepared_layers_are_the_same():
+    for module in (DepthwiseConv(20), DepthwiseConv(6, 5, bias=False), DepthwiseConv(3, 7)):
+        x = random(2, 5, 9, module.in_channels)
+        plain = copy.deepcopy(module)
+        optimize_for_inference(module.eval())
+        torch.testing.assert_close(module(x), plain(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(module.add_to(x), x + plain(x), rtol=1e-5, atol=1e-5)
+    mlp, x = Mlp(6, 21).eval(), random(3, 5, 6)
+    expected = mlp(x)
+    torch.testing.assert_close(optimize_for_inference(mlp)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prepared_attention_compiles_without_the_kernels():
+    module = optimize_for_inference(CrossShapedWindowAttention(8, 2, stripe_width=2).eval())
+    x = random(1, 5, 4, 8)
+    compiled = torch.compile(module, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-6)
+
+
+def run(code: str, cache: Path, **environment: str) -> str:
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                          env=dict(os.environ, XDG_CACHE_HOME=str(cache), **environment))
+    return done.stdout.strip()
+
+
+SAY = ('import torch; from visattn_dense import native\n'
+       'from visattn_dense.layers import Mlp, optimize_for_inference\n'
+       'with torch.no_grad(): optimize_for_inference(Mlp(3, 5).eval())(torch.zeros(2, 3))\n'
+       'print(native.why_not())')
+
+
+def test_kernels_are_compiled_once(tmp_path):
+    assert run(SAY, tmp_path) == 'None'
+    kept, = (tmp_path / 'visattn_dense').iterdir()
+    time = kept.stat().st_mtime_ns
+    assert run(SAY, tmp_path) == 'None'
+    assert [p.name for p in kept.parent.iterdir()] == [kept.name]
+    assert kept.stat().st_mtime_ns == time
+    # A file that is none, of a disk that was full: compiled anew, not believed.
+    kept.write_bytes(b'')
+    assert run(SAY, tmp_path) == 'None' and kept.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(('environment', 'reason'), [
+    ({'VISATTN_NATIVE': '0'}, 'VISATTN_NATIVE=0'),
+    ({'CXX': '/no/such/compiler'}, 'names no program'),
+    ({'CXX': 'false'}, 'failed'),
+    ({'CXX': '', 'PATH': ''}, 'no C++ compiler'),
+])
+def test_without_kernels_torch_computes(tmp_path, environment, reason):
+    assert reason in run(SAY, tmp_path, **environment)
+    assert not list(tmp_path.glob('visattn_dense/*'))
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / 'visattn_dense').write_text('a file where the folder would be')
+    assert 'cannot be made or loaded' in run(SAY, tmp_path)

@@ -1,0 +1,70 @@
+"""The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.native`.
+
+A map of (B, H, W) has B·H·W rows. The lists of a shape are kept from one call to the next.
+"""
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from visattn_dense.layers import pad_to_multiple, partition_windows
+from visattn_dense.native import Groups, attend
+
+
+@lru_cache(maxsize=256)
+def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
+                  zero_keys: bool) -> tuple[Groups, tuple[int, int]]:
+    """Every window attends to itself; the map is padded, centred, to whole windows.
+
+    Args:
+        batch, height, width: of the map.
+        window: (h, w).
+        zero_keys: the padding takes part, as keys and values of zero.
+
+    Returns:
+        The groups, and the rows and columns of padding above and left of the map.
+    """
+    rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)
+    padded, (left, _, top, _) = pad_to_multiple(rows + 1, window, centred=True)
+    windows = partition_windows(padded, window).flatten(1) - 1        # (B·S, N), padding is −1
+    kept = windows >= 0
+    counts = kept.sum(1)
+    places = torch.arange(kept.shape[1], dtype=torch.int32).expand_as(kept)[kept]
+    found = Groups(*_lists(windows[kept], counts) * 2, places=places)
+    if zero_keys and not kept.all():
+        found = found._replace(absent=(kept.shape[1] - counts).float())
+    return found, (top, left)
+
+
+@lru_cache(maxsize=256)
+def region_groups(batch: int, height: int, width: int, n_win: int) -> Groups:
+    """The n_win × n_win regions of a map whose sides n_win divides, row by row, image by image."""
+    rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)
+    regions = partition_windows(rows, (height // n_win, width // n_win)).flatten(1)
+    counts = torch.full((regions.shape[0],), regions.shape[1])
+    return Groups(*_lists(regions.flatten(), counts) * 2)
+
+
+def attend_to_all(qkv: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    """Every token of an image attends to every other, with the compiled kernel.
+
+    Args:
+        qkv: (B, N, 3·C), what `visattn_dense.native.takes`.
+        num_heads: h.
+        scale: factor of the logits, (C/h)^-½ by default.
+
+    Returns:
+        (B, N, C).
+    """
+    q, k, v = qkv.chunk(3, dim=-1)
+    batch, tokens, width = q.shape
+    groups, _ = window_groups(batch, tokens, 1, (tokens, 1), False)
+    out = qkv.new_empty(q.shape)
+    attend(q, k, v, out, groups, heads=num_heads,
+           scale=(width // num_heads)**-.5 if scale is None else scale)
+    return out
+
+
+def _lists(rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return rows.contiguous(), starts.int()

@@ -1,0 +1,533 @@
+// Attention between groups of tokens, and depthwise convolution inside windows, of NHWC maps in
+// float32: compiled for the processor at hand (visattn_dense/native/build.py), called by
+// visattn_dense/native/ops.py, which says what the arguments are.
+//
+// A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
+// needs no sum across a vector, and the entries of k and v are read where they lie, one at a time.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16, ROWS = 8;   // floats of a vector; rows of a block, of two vectors each
+#elif defined(__AVX__)
+constexpr int W = 8, ROWS = 6;
+#else
+constexpr int W = 4, ROWS = 6;
+#endif
+
+typedef float Vec __attribute__((vector_size(W * 4)));
+typedef int32_t Ints __attribute__((vector_size(W * 4)));
+typedef float Loose __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
+inline Vec splat(float x) { return x - Vec{}; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// A lane is a vector or, for channels that fill none, a float.
+template <typename Lane>
+struct Unaligned {
+  Lane x;
+} __attribute__((packed, may_alias));
+
+template <typename Lane>
+inline Lane read(const float* p) {
+  return reinterpret_cast<const Unaligned<Lane>*>(p)->x;
+}
+
+template <typename Lane>
+inline void write(float* p, Lane x) {
+  reinterpret_cast<Unaligned<Lane>*>(p)->x = x;
+}
+
+// 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
+// the least-squares fit of 2^f for the relative error, 2e-9 at most.
+inline Vec exp2(Vec x) {
+  x = x < splat(-126.f) ? splat(-126.f) : x;
+  const float magic = 12582912.f;               // 1.5 * 2^23: adding it rounds to a whole number
+  Vec shifted = x + magic;
+  Vec f = x - (shifted - magic);
+  Vec p = splat(1.5345807480e-4f);
+  p = p * f + 1.3399931182e-3f;
+  p = p * f + 9.6184889739e-3f;
+  p = p * f + 5.5503287771e-2f;
+  p = p * f + .24022646890f;
+  p = p * f + .69314720574f;
+  p = p * f + 1.f;
+  return (Vec)((Ints)p + ((Ints)shifted << 23));
+}
+
+// Row i and row i + W/2 interleaved, log2(W) times, is the transpose.
+inline void transpose(Vec (&x)[W]) {
+  Ints low, high;
+  for (int i = 0; i < W; i++) {
+    low[i] = i / 2 + i % 2 * W;
+    high[i] = low[i] + W / 2;
+  }
+  for (int step = 1; step < W; step *= 2) {
+    Vec y[W];
+    for (int i = 0; i < W / 2; i++) {
+      y[2 * i] = __builtin_shuffle(x[i], x[i + W / 2], low);
+      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + W / 2], high);
+    }
+    for (int i = 0; i < W; i++) x[i] = y[i];
+  }
+}
+
+// acc[r][c] = sum over i < n of a[r * row + i * step] * b[i][c], b a matrix of C vectors a row.
+template <int R, int C>
+inline void product(const float* a, int64_t row, int64_t step, const float* b, int n,
+                    Vec (&acc)[R][C]) {
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < C; c++) acc[r][c] = Vec{};
+  for (int i = 0; i < n; i++, a += step, b += C * W) {
+    Vec line[C];
+    for (int c = 0; c < C; c++) line[c] = load(b + c * W);
+    for (int r = 0; r < R; r++) {
+      const float x = a[r * row];
+      for (int c = 0; c < C; c++) acc[r][c] += x * line[c];
+    }
+  }
+}
+
+// Call f with R, 2R, ... and what is left of n: rows in blocks of a size known to the compiler.
+template <int R, typename F>
+inline void in_blocks(int n, F&& f) {
+  int i = 0;
+  for (; i + R <= n; i += R) f(i, std::integral_constant<int, R>{});
+  if constexpr (R > 1)
+    if (i < n)
+      in_blocks<R / 2>(n - i, [&](int j, auto size) { f(i + j, size); });
+}
+
+struct Attention {
+  const float *q, *k, *v;
+  float* out;
+  int64_t q_stride, out_stride;
+  int dim, width;
+  float scale;
+};
+
+// C vectors of queries, whose rows are given, over n keys that lie in `keys` and `values`.
+template <int C>
+void attend(const Attention& a, const int32_t* rows, int count, int head, const float* keys,
+            const float* values, int n, float absent, float* queries, float* weights) {
+  // scale * log2(e) * q, transposed: dim rows of C vectors.
+  const float factor = a.scale * 1.44269504088896f;
+  for (int c = 0; c < C; c++) {
+    const float* source[W];
+    for (int i = 0; i < W; i++)
+      source[i] = a.q + rows[std::min(c * W + i, count - 1)] * a.q_stride + head * a.dim;
+    int d = 0;
+    for (; d + W <= a.dim; d += W) {
+      Vec x[W];
+      for (int i = 0; i < W; i++) x[i] = load(source[i] + d) * factor;
+      transpose(x);
+      for (int i = 0; i < W; i++) store(queries + ((d + i) * C + c) * W, x[i]);
+    }
+    for (; d < a.dim; d++)
+      for (int i = 0; i < W; i++) queries[(d * C + c) * W + i] = source[i][d] * factor;
+  }
+
+  // Logits to base 2: n rows of C vectors; and their maximum.
+  Vec top[C], sum[C];
+  const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
+  for (int c = 0; c < C; c++) top[c] = splat(none);
+  in_blocks<C == 1 ? 2 * ROWS : ROWS>(n, [&](int j, auto size) {
+    constexpr int R = decltype(size)::value;
+    Vec acc[R][C];
+    product<R, C>(keys + j * a.dim, a.dim, 1, queries, a.dim, acc);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) {
+        top[c] = max(top[c], acc[r][c]);
+        store(weights + ((j + r) * C + c) * W, acc[r][c]);
+      }
+  });
+  for (int c = 0; c < C; c++) sum[c] = absent * exp2(none - top[c]);
+  if (absent <= 0)
+    for (int c = 0; c < C; c++) sum[c] = Vec{};
+  for (int j = 0; j < n; j++)
+    for (int c = 0; c < C; c++) {
+      float* weight = weights + (j * C + c) * W;
+      const Vec e = exp2(load(weight) - top[c]);
+      sum[c] += e;
+      store(weight, e);
+    }
+
+  // The weighted values, transposed as the queries were; then back, divided by the sum.
+  float* result = queries;
+  in_blocks<C == 1 ? 2 * ROWS : ROWS>(a.width, [&](int d, auto size) {
+    constexpr int R = decltype(size)::value;
+    Vec acc[R][C];
+    product<R, C>(values + d, 1, a.width, weights, n, acc);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) store(result + ((d + r) * C + c) * W, acc[r][c] / sum[c]);
+  });
+  for (int c = 0; c < C; c++) {
+    const int here = std::min(W, count - c * W);
+    int d = 0;
+    for (; d + W <= a.width; d += W) {
+      Vec x[W];
+      for (int i = 0; i < W; i++) x[i] = load(result + ((d + i) * C + c) * W);
+      transpose(x);
+      for (int i = 0; i < here; i++)
+        store(a.out + rows[c * W + i] * a.out_stride + head * a.width + d, x[i]);
+    }
+    for (; d < a.width; d++)
+      for (int i = 0; i < here; i++)
+        a.out[rows[c * W + i] * a.out_stride + head * a.width + d] = result[(d * C + c) * W + i];
+  }
+}
+
+// Focused linear attention (visattn_dense/attention/focused.py has the equation).
+struct Focused {
+  const float *q, *k, *v;
+  float* out;
+  int64_t q_stride, k_stride, v_stride, out_stride;
+  const float *position, *inverse_scale;
+  float epsilon;
+  int power, heads, dim;
+
+  int channels() const { return heads * dim; }
+  // The values of a head and its sums over keys are cut in columns of two vectors.
+  int columns() const { return (dim + 2 * W - 1) / (2 * W); }
+};
+
+inline float total(Vec x) {
+  float sum = 0;
+  for (int i = 0; i < W; i++) sum += x[i];
+  return sum;
+}
+
+inline float dot(const float* a, const float* b, int n) {
+  Vec sum{};
+  float rest = 0;
+  int i = 0;
+  for (; i + W <= n; i += W) sum += load(a + i) * load(b + i);
+  for (; i < n; i++) rest += a[i] * b[i];
+  return rest + total(sum);
+}
+
+// One token: u^p with u = t / |t|, t = (relu(x + position) + epsilon) * inverse_scale.
+// Returns |t| / |u^p|, which f_p(t) is u^p times.
+inline float focus(const Focused& a, const float* x, const float* position, float* powers) {
+  const int channels = a.channels();
+  const auto each = [&](auto&& f) {
+    int c = 0;
+    for (; c + W <= channels; c += W) f(Vec{}, c);
+    for (; c < channels; c++) f(float{}, c);
+  };
+  Vec squares{};
+  float rest = 0;
+  const auto add = [&](auto value) {
+    if constexpr (sizeof(value) == sizeof(float)) rest += value * value;
+    else squares += value * value;
+  };
+  const auto length = [&] {
+    const float sum = rest + total(squares);
+    squares = Vec{}, rest = 0;
+    return std::sqrt(sum);
+  };
+  each([&](auto zero, int c) {
+    using Lane = decltype(zero);
+    Lane t = read<Lane>(x + c);
+    if (position) t += read<Lane>(position + c);
+    t = ((t < zero ? zero : t) + a.epsilon) * read<Lane>(a.inverse_scale + c);
+    add(t);
+    write(powers + c, t);
+  });
+  const float norm = length(), inverse = 1 / norm;
+  each([&](auto zero, int c) {
+    using Lane = decltype(zero);
+    const Lane u = read<Lane>(powers + c) * inverse;
+    Lane power = u;
+    for (int i = 1; i < a.power; i++) power *= u;
+    add(power);
+    write(powers + c, power);
+  });
+  return norm / length();
+}
+
+constexpr int TOKENS = 32;  // that are worked on at a time
+
+// Adds to `sums`, for each head and column, f_p(k)^T v (dim rows of two vectors), and to `weight`
+// f_p(k), over some keys.
+void summarise(const Focused& a, const int32_t* rows, const int32_t* places, int count, float* sums,
+               float* weight, float* powers, float* values) {
+  const int channels = a.channels();
+  for (int i = 0; i < count; i++) {
+    float* power = powers + i * channels;
+    const float* position = a.position ? a.position + int64_t(places[i]) * channels : nullptr;
+    const float factor = focus(a, a.k + rows[i] * a.k_stride, position, power);
+    for (int c = 0; c < channels; c++) weight[c] += power[c] *= factor;
+  }
+  for (int head = 0; head < a.heads; head++)
+    for (int column = 0; column < a.columns(); column++, sums += a.dim * 2 * W) {
+      const int from = column * 2 * W, here = std::min(2 * W, a.dim - from);
+      for (int i = 0; i < count; i++) {
+        std::memcpy(values + i * 2 * W, a.v + rows[i] * a.v_stride + head * a.dim + from,
+                    sizeof(float) * here);
+        std::fill(values + i * 2 * W + here, values + (i + 1) * 2 * W, 0.f);
+      }
+      in_blocks<ROWS>(a.dim, [&](int d, auto size) {
+        constexpr int R = decltype(size)::value;
+        Vec acc[R][2];
+        product<R, 2>(powers + head * a.dim + d, 1, channels, values, count, acc);
+        for (int r = 0; r < R; r++)
+          for (int c = 0; c < 2; c++) {
+            float* to = sums + ((d + r) * 2 + c) * W;
+            store(to, load(to) + acc[r][c]);
+          }
+      });
+    }
+}
+
+// Adds to `out` what some queries take from the sums over their keys.
+void distribute(const Focused& a, const int32_t* rows, int count, const float* sums,
+                const float* weight, float* powers) {
+  const int channels = a.channels();
+  float factors[TOKENS];
+  for (int i = 0; i < count; i++)
+    factors[i] = focus(a, a.q + rows[i] * a.q_stride, nullptr, powers + i * channels);
+  for (int head = 0; head < a.heads; head++) {
+    float inverse[TOKENS];
+    // The factor of q stands above and below the line.
+    for (int i = 0; i < count; i++)
+      inverse[i] = 1 / (dot(powers + i * channels + head * a.dim, weight + head * a.dim, a.dim) +
+                        a.epsilon / factors[i]);
+    for (int column = 0; column < a.columns(); column++, sums += a.dim * 2 * W) {
+      const int from = column * 2 * W, here = std::min(2 * W, a.dim - from);
+      in_blocks<ROWS>(count, [&](int i, auto size) {
+        constexpr int R = decltype(size)::value;
+        Vec acc[R][2];
+        product<R, 2>(powers + i * channels + head * a.dim, channels, 1, sums, a.dim, acc);
+        for (int r = 0; r < R; r++) {
+          float* to = a.out + rows[i + r] * a.out_stride + head * a.dim + from;
+          float result[2 * W];
+          for (int c = 0; c < 2; c++) store(result + c * W, acc[r][c] * inverse[i + r]);
+          for (int c = 0; c < here; c++) to[c] += result[c];
+        }
+      });
+    }
+  }
+}
+
+enum Activation { kNone, kRelu, kHardswish };  // as in ops.py
+
+inline Vec activate(Vec x, Activation kind) {
+  const Vec zero{};
+  switch (kind) {
+    case kRelu: return x < zero ? zero : x;
+    case kHardswish: {
+      Vec gate = x + 3.f;
+      gate = gate < zero ? zero : gate;
+      gate = gate > 6.f ? splat(6.f) : gate;
+      return x * gate * (1 / 6.f);
+    }
+    default: return x;
+  }
+}
+
+inline float activate(float x, Activation kind) { return activate(splat(x), kind)[0]; }
+
+struct Depthwise {
+  const float *x, *weight, *bias;
+  float* out;
+  int64_t x_stride, out_stride;
+  int width, channels;
+  bool accumulate;
+  Activation activation;
+};
+
+// Where a window lies on the map: rows [top, bottom), columns [left, right).
+struct Window {
+  int top, bottom, left, right;
+};
+
+// T neighbours from (y, x) on and one lane of their channels. `Inside`: all
+// that the kernel touches is in the window.
+template <int K, int T, bool Inside, typename Lane>
+inline void depthwise_tile(const Depthwise& a, const Lane (&weight)[K * K], Lane bias,
+                           const Window& window, int64_t image, int y, int x, int c) {
+  float* out = a.out + (image + int64_t(y) * a.width + x) * a.out_stride + c;
+  Lane acc[T];
+  for (int t = 0; t < T; t++)
+    acc[t] = a.accumulate ? bias + read<Lane>(out + t * a.out_stride) : bias;
+  const float* in = a.x + (image + int64_t(y) * a.width + x) * a.x_stride + c;
+#pragma GCC unroll 8
+  for (int ky = 0; ky < K; ky++) {
+    const int dy = ky - K / 2;
+    if (!Inside && (y + dy < window.top || y + dy >= window.bottom)) continue;
+    const float* line = in + (int64_t(dy) * a.width - K / 2) * a.x_stride;
+#pragma GCC unroll 16
+    for (int i = 0; i < T + K - 1; i++) {
+      const int column = x + i - K / 2;
+      if (!Inside && (column < window.left || column >= window.right)) continue;
+      const Lane value = read<Lane>(line + i * a.x_stride);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++)
+        if (i >= t && i - t < K) acc[t] += value * weight[ky * K + i - t];
+    }
+  }
+  for (int t = 0; t < T; t++) write(out + t * a.out_stride, activate(acc[t], a.activation));
+}
+
+// Row y of a window, one lane of its channels.
+template <int K, typename Lane>
+void depthwise_row(const Depthwise& a, const Window& window, int64_t image, int y, int c) {
+  Lane weight[K * K];
+  for (int i = 0; i < K * K; i++) weight[i] = read<Lane>(a.weight + int64_t(i) * a.channels + c);
+  const Lane bias = a.bias ? read<Lane>(a.bias + c) : Lane{};
+  const bool rows = y - K / 2 >= window.top && y + K / 2 < window.bottom;
+  in_blocks<4>(window.right - window.left, [&](int i, auto size) {
+    constexpr int T = decltype(size)::value;
+    const int x = window.left + i;
+    if (rows && x - K / 2 >= window.left && x + T - 1 + K / 2 < window.right)
+      depthwise_tile<K, T, true>(a, weight, bias, window, image, y, x, c);
+    else
+      depthwise_tile<K, T, false>(a, weight, bias, window, image, y, x, c);
+  });
+}
+
+template <int K>
+void depthwise(const Depthwise& a, int batch, int height, int window_h, int window_w, int pad_top,
+               int pad_left, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int line = 0; line < batch * height; line++) {
+    const int y = line % height;
+    const int64_t image = int64_t(line / height) * height * a.width;
+    const int start = (y + pad_top) / window_h * window_h - pad_top;
+    for (int from = -pad_left; from < a.width; from += window_w) {
+      const Window window{std::max(0, start), std::min(height, start + window_h),
+                          std::max(0, from), std::min(a.width, from + window_w)};
+      int c = 0;
+      for (; c + W <= a.channels; c += W) depthwise_row<K, Vec>(a, window, image, y, c);
+      for (; c < a.channels; c++) depthwise_row<K, float>(a, window, image, y, c);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void visattn_focused(const float* q, const float* k, const float* v, float* out, int64_t q_stride,
+                     int64_t k_stride, int64_t v_stride, int64_t out_stride, const int32_t* rows,
+                     const int32_t* starts, const int32_t* places, const float* position,
+                     const float* inverse_scale, float epsilon, int power, int groups, int heads,
+                     int dim, int threads) {
+  const Focused a{q,        k,          v,        out,           q_stride, k_stride, v_stride,
+                  out_stride, position, inverse_scale, epsilon,  power,    heads,    dim};
+  const int channels = a.channels(), sums_size = heads * a.columns() * dim * 2 * W;
+  const int64_t size = sums_size + channels;
+  std::vector<float> partial(threads * size);
+  for (int group = 0; group < groups; group++) {
+    const int from = starts[group], count = starts[group + 1] - from;
+    const int blocks = (count + TOKENS - 1) / TOKENS;
+    std::fill(partial.begin(), partial.end(), 0.f);
+#pragma omp parallel num_threads(threads)
+    {
+      std::vector<float> powers(TOKENS * channels), values(TOKENS * 2 * W);
+      // A part of the keys for each share of the sums, however many threads there really are.
+#pragma omp for schedule(static)
+      for (int part = 0; part < threads; part++) {
+        float* sums = partial.data() + part * size;
+        for (int block = part * blocks / threads; block < (part + 1) * blocks / threads; block++) {
+          const int i = block * TOKENS;
+          summarise(a, rows + from + i, places + from + i, std::min(TOKENS, count - i), sums,
+                    sums + sums_size, powers.data(), values.data());
+        }
+      }
+#pragma omp single
+      for (int part = 1; part < threads; part++)
+        for (int64_t i = 0; i < size; i++) partial[i] += partial[part * size + i];
+#pragma omp for schedule(static)
+      for (int block = 0; block < blocks; block++) {
+        const int i = block * TOKENS;
+        distribute(a, rows + from + i, std::min(TOKENS, count - i), partial.data(),
+                   partial.data() + sums_size, powers.data());
+      }
+    }
+  }
+}
+
+int visattn_depthwise(const float* x, float* out, int64_t x_stride, int64_t out_stride, int batch,
+                      int height, int width, int channels, int window_h, int window_w, int pad_top,
+                      int pad_left, int kernel, const float* weight, const float* bias,
+                      int accumulate, int activation, int threads) {
+  const Depthwise a{x,     weight,   bias,            out,
+                    x_stride, out_stride, width, channels, accumulate != 0, Activation(activation)};
+  const auto run = [&](auto size) {
+    depthwise<decltype(size)::value>(a, batch, height, window_h, window_w, pad_top, pad_left,
+                                     threads);
+    return 0;
+  };
+  switch (kernel) {
+    case 3: return run(std::integral_constant<int, 3>{});
+    case 5: return run(std::integral_constant<int, 5>{});
+    default: return 1;
+  }
+}
+
+void visattn_attention(const float* q, const float* k, const float* v, float* out,
+                       int64_t q_stride, int64_t k_stride, int64_t v_stride, int64_t out_stride,
+                       const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
+                       const int32_t* k_starts, const int32_t* routed, const float* absent,
+                       int groups, int routes, int heads, int dim, int width, float scale,
+                       int threads) {
+  const Attention a{q, k, v, out, q_stride, out_stride, dim, width, scale};
+  // More items than threads, each with some of its group's queries.
+  const int pairs = groups * heads;
+  const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> keys, values, weights, queries(2 * W * std::max(dim, width));
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t item = 0; item < int64_t(pairs) * parts; item++) {
+      const int part = item % parts, group = item / parts % groups, head = item / parts / groups;
+      const int32_t* rows = q_rows + q_starts[group];
+      const int count = q_starts[group + 1] - q_starts[group];
+      const int size = (count + parts - 1) / parts, tile = (size + W - 1) / W * W;
+      const int from = part * tile, to = std::min(count, from + tile);
+      if (from >= to) continue;
+      int n = 0;
+      for (int i = 0; i < routes; i++) {
+        const int target = routed ? routed[int64_t(group) * routes + i] : group;
+        n += k_starts[target + 1] - k_starts[target];
+      }
+      keys.resize(int64_t(n) * dim);
+      values.resize(int64_t(n) * width);
+      weights.resize(int64_t(n) * 2 * W);
+      float *key = keys.data(), *value = values.data();
+      for (int i = 0; i < routes; i++) {
+        const int target = routed ? routed[int64_t(group) * routes + i] : group;
+        for (int j = k_starts[target]; j < k_starts[target + 1]; j++) {
+          std::memcpy(key, k + k_rows[j] * k_stride + head * dim, sizeof(float) * dim);
+          std::memcpy(value, v + k_rows[j] * v_stride + head * width, sizeof(float) * width);
+          key += dim, value += width;
+        }
+      }
+      for (int i = from; i < to;) {
+        const float zeros = absent ? absent[group] : 0.f;
+        if (to - i > W) {
+          attend<2>(a, rows + i, to - i, head, keys.data(), values.data(), n, zeros,
+                    queries.data(), weights.data());
+          i += 2 * W;
+        } else {
+          attend<1>(a, rows + i, to - i, head, keys.data(), values.data(), n, zeros,
+                    queries.data(), weights.data());
+          i += W;
+        }
+      }
+    }
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,186 @@
+"""The compiled kernels as operators of torch: float32, on the CPU, without a gradient.
+
+A map of shape (B, H, W, C) is a matrix of B·H·W rows here; the channels of a row lie side by side,
+the rows at one distance from each other, so q, k and v may be parts of one tensor, and what is
+written may be a part of the channels of another.
+"""
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .build import available, library
+
+ACTIVATIONS = 'none', 'relu', 'hardswish'
+"""What `depthwise` can do to its result."""
+
+
+class Groups(NamedTuple):
+    """Which rows attend to which. All int32, on the CPU.
+
+    Group g has the queries `q_rows[q_starts[g]:q_starts[g + 1]]`. Its keys and values are those of
+    the key groups `routed[g]`, or of key group g alone; `k_rows` and `k_starts` are of those as
+    `q_rows` and `q_starts` are of the queries.
+
+    Attributes:
+        q_rows, q_starts: (queries,) rows, (G + 1,) where each group starts among them.
+        k_rows, k_starts: the same of the key groups.
+        absent: (G,) float32, keys that are zeros with values that are zeros, on top of the others;
+            or None.
+        places: (keys,) where each of `k_rows` stands in its window, counting the padding.
+    """
+    q_rows: Tensor
+    q_starts: Tensor
+    k_rows: Tensor
+    k_starts: Tensor
+    absent: Tensor | None = None
+    places: Tensor | None = None
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels can compute with x: there are kernels, x is float32 on a CPU, rows at one
+    distance (see above), needs no gradient and stands for itself (it is not traced or faked).
+    """
+    return (type(x) is Tensor and x.device.type == 'cpu' and x.dtype == torch.float32
+            and x.numel() > 0 and not torch.compiler.is_compiling()
+            and not (x.requires_grad and torch.is_grad_enabled()) and _is_rows(x) and available())
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
+           scale: float, routed: Tensor | None = None) -> None:
+    """out = softmax(q kᵀ · scale) v, for each head, inside groups of rows; rows of `out` that are
+    no query stay as they are.
+
+    Args:
+        q, k: (..., h·d) each, viewed as rows.
+        v, out: (..., h·e) each, viewed as rows; `out` is written.
+        groups: rows within q, k, v and out, which is not checked.
+        heads: h.
+        scale: factor of the logits.
+        routed: (G, K) integers, key groups of each group; None for the one of its own number.
+
+    Raises:
+        RuntimeError: a tensor cannot be viewed as rows.
+    """
+    _attend(q, k, v, out, *groups[:5], None if routed is None else routed.int().contiguous(), heads,
+            scale)
+
+
+def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
+            position: Tensor, inverse_scale: Tensor, power: int, epsilon: float) -> None:
+    """out += focused linear attention inside groups of rows; see
+    `visattn_dense.attention.focused`.
+
+    Args:
+        q, k, v, out: (..., C) each, viewed as rows.
+        groups: rows within them, the keys of a group those of its queries, with `places`.
+        heads: h.
+        position: (1, N, C), added to the keys by their places.
+        inverse_scale: (C,), multiplies relu(t) + ε.
+        power: p, a whole number of at least 1.
+        epsilon: ε.
+
+    Raises:
+        RuntimeError: a tensor cannot be viewed as rows.
+    """
+    _focused(q, k, v, out, groups.k_rows, groups.k_starts, groups.places, position.contiguous(),
+             inverse_scale, heads, power, epsilon)
+
+
+def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
+              window: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0),
+              accumulate: bool = False, activation: str = 'none') -> None:
+    """out = act(conv(x)), or act(out + conv(x)), each channel with itself, zero-padded around each
+    window.
+
+    Args:
+        x, out: (B, H, W, C), viewed as rows; `out` is written.
+        weight: (k², C), the kernel of each channel; k is 3 or 5.
+        bias: (C,) or None.
+        window: (h, w) of a window, the whole map by default.
+        corner: rows and columns of the first window that lie above and left of the map.
+        accumulate: add to what is in `out`.
+        activation: one of `ACTIVATIONS`.
+
+    Raises:
+        RuntimeError: a tensor cannot be viewed as rows, or another kernel size.
+    """
+    _depthwise(x, out, weight, bias, list(window or x.shape[1:3]), list(corner), accumulate,
+               ACTIVATIONS.index(activation))
+
+
+@torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
+def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_starts: Tensor,
+            k_rows: Tensor, k_starts: Tensor, absent: Tensor | None, routed: Tensor | None,
+            heads: int, scale: float) -> None:
+    tensors = [_rows(t) for t in (q, k, v, out)]
+    groups = q_starts.shape[0] - 1
+    library().visattn_attention(
+        *(_pointer(t) for t in tensors), *(ctypes.c_int64(t.stride(0)) for t in tensors),
+        *(_pointer(t) for t in (q_rows, q_starts, k_rows, k_starts, routed, absent)),
+        groups, 1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
+        v.shape[-1] // heads, ctypes.c_float(scale), torch.get_num_threads())
+
+
+@torch.library.custom_op('visattn::focused_attention', mutates_args={'out'}, device_types='cpu')
+def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts: Tensor,
+             places: Tensor, position: Tensor, inverse_scale: Tensor, heads: int, power: int,
+             epsilon: float) -> None:
+    tensors = [_rows(t) for t in (q, k, v, out)]
+    library().visattn_focused(
+        *(_pointer(t) for t in tensors), *(ctypes.c_int64(t.stride(0)) for t in tensors),
+        *(_pointer(t) for t in (rows, starts, places, position, inverse_scale)),
+        ctypes.c_float(epsilon), power, starts.shape[0] - 1, heads, q.shape[-1] // heads,
+        torch.get_num_threads())
+
+
+@torch.library.custom_op('visattn::depthwise', mutates_args={'out'}, device_types='cpu')
+def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, window: list[int],
+               corner: list[int], accumulate: bool, activation: int) -> None:
+    inputs, outputs = _rows(x), _rows(out)
+    side = round(weight.shape[0]**.5)
+    done = library().visattn_depthwise(
+        _pointer(inputs), _pointer(outputs), ctypes.c_int64(inputs.stride(0)),
+        ctypes.c_int64(outputs.stride(0)), *x.shape, *window, *corner, side, _pointer(weight),
+        _pointer(bias), int(accumulate), activation, torch.get_num_threads())
+    if done != 0:
+        raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
+
+
+@_attend.register_fake
+def _(q, k, v, out, q_rows, q_starts, k_rows, k_starts, absent, routed, heads, scale):
+    return None
+
+
+@_focused.register_fake
+def _(q, k, v, out, rows, starts, places, position, inverse_scale, heads, power, epsilon):
+    return None
+
+
+@_depthwise.register_fake
+def _(x, out, weight, bias, window, corner, accumulate, activation):
+    return None
+
+
+def _is_rows(x: Tensor) -> bool:
+    """Whether (..., C) can be viewed as (rows, C) with the channels side by side."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        return False
+    outer = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)
+             if size != 1]
+    return all(a[1] == b[0] * b[1] for a, b in zip(outer, outer[1:], strict=False))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) as (rows, C), not copied."""
+    if x.dtype != torch.float32 or not _is_rows(x):
+        raise RuntimeError('float32 in rows at one distance with the channels side by side is '
+                           f'needed, got {x.dtype} of {tuple(x.shape)} with strides {x.stride()}')
+    return x.view(-1, x.shape[-1])
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
