@@ -22,8 +22,8 @@ from .isolation import available_memory, collect
 from .passes import Plan
 
 QUICK_SIZES, FULL_SIZES = ('224', '512'), ('224', '512', '1024', '1024x2048')
-# Of images in other forms than eager: compiling for one size takes minutes on a few cores.
-_FORM_PIXELS_CPU = 512**2
+# On a CPU the only size in all forms: compiling for one takes minutes on a few cores.
+_ALL_FORMS_CPU = 512, 512
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tupl
     if subject.kind != 'backbone':
         return ()
     forms = () if gpu else ('optimised',)
-    if not full or not gpu and size.height * size.width > _FORM_PIXELS_CPU:
+    if not full or not gpu and (size.height, size.width) != _ALL_FORMS_CPU:
         return forms
     forms += ('channels_last',) + (() if gpu else ('bfloat16',))
     if has_compiler():

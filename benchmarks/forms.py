@@ -13,7 +13,8 @@ from visattn_dense.layers import optimize_for_inference
 from .passes import Plan, forward_pass
 
 FORMS = {
-    'optimised': 'weights packed, BatchNorm folded (`optimize_for_inference`)',
+    'optimised': 'weights packed, BatchNorm folded, compiled kernels where there is a C++ compiler '
+                 '(`optimize_for_inference`)',
     'channels_last': 'the image channels_last in memory',
     'bfloat16': 'autocast to bfloat16',
     'compiled': 'torch.compile (inductor, static shapes)',
