@@ -48,8 +48,8 @@ _SHOWN = 0.5  # score from which a prediction is drawn
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return demo_parser(
         'demo_detection.py', 'Render street scenes, train a small Mask R-CNN with CSWin on them, '
-        'evaluate it and draw what it finds.', work_dir='work_dirs/demo_detection', iters=600,
-        train_scenes=240).parse_args(arguments)
+        'evaluate it and draw what it finds.', work_dir='work_dirs/demo_detection', iters=2000,
+        train_scenes=480).parse_args(arguments)
 
 
 def evaluate(run: Path, iters: int) -> tuple[dict[str, Any], list[InstanceRow], dict[str, Any]]:
