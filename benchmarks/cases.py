@@ -48,7 +48,7 @@ def time_case(plan: Plan) -> Iterator[dict[str, Any]]:
     if plan.forms:
         del ours, naive
         gc.collect()
-        yield from _forms(plan)
+        yield from _forms(plan, macs)
 
 
 def memory_case(plan: Plan, naive: bool, training: bool, batch: int) -> Iterator[dict[str, Any]]:
@@ -120,13 +120,14 @@ def _training(plan: Plan, ours: nn.Module, naive: nn.Module) -> Iterator[dict[st
                training_trouble={f'training, {name}': reason for name, reason in trouble.items()})
 
 
-def _forms(plan: Plan) -> Iterator[dict[str, Any]]:
+def _forms(plan: Plan, macs: int) -> Iterator[dict[str, Any]]:
     ours = plan.subject.ours(plan.place)
     x = plan.input(plan.batch or 1)
     with torch.inference_mode():
         expected = ours(x)
     found: dict[str, Any] = {}
     trouble: dict[str, str] = {}
+    product, flops = matrix_product(plan.place, plan.kind)
     for form in plan.forms:
         try:
             call, dtype = form_calls(form, plan, x)
@@ -134,13 +135,16 @@ def _forms(plan: Plan) -> Iterator[dict[str, Any]]:
             if not error <= parity.FORM_TOLERANCE[dtype]:
                 trouble[form] = FAILED
                 continue
-            took, missing = interleave({'eager': forward_pass(plan, ours, x), form: call},
-                                       plan.place, runs=plan.runs, seconds=plan.seconds)
+            calls = {'matrix product': product, 'eager': forward_pass(plan, ours, x), form: call}
+            took, missing = interleave(calls, plan.place, runs=plan.runs, seconds=plan.seconds)
             if missing:
                 trouble[form] = missing.get(form) or missing['eager']
                 continue
-            found[form] = summary(took[form]) | dict(
-                difference=error, eager_ms=summary(took['eager'])['ms'])
+            times = {name: summary(each) for name, each in took.items()}
+            found[form] = times[form] | dict(
+                difference=error, eager_ms=times['eager']['ms'],
+                fraction=2 * macs * x.shape[0] / flops * (
+                    times['matrix product']['ms'] / times[form]['ms']))
         # A compiler fails in many ways; what was measured before has to stay.
         except Exception as error:
             trouble[form] = f'{type(error).__name__}: {str(error).strip()[:200]}'

@@ -7,7 +7,7 @@ A record is one subject at one size. Its entries, absent where they were not mea
     parity, gradient_parity   see `benchmarks.parity.Parity`
     forward, training         {'ours' | 'naive': {ms, least_ms, runs, fraction}}
     flops_per_s, bytes_per_s, floor_ms     ceilings in the same rounds; the last two on a GPU
-    forms                     {form: {ms, eager_ms, difference, ...}}
+    forms                     {form: {ms, eager_ms, fraction, difference, ...}}, own rounds
     memory                    {'forward, ours', ...: {mib, idle_mib, kind}}
     trouble                   {part: why it is missing}
 """
@@ -223,13 +223,14 @@ def _growth(records: Sequence[Record]) -> list[str]:
 def _forms(records: Sequence[Record]) -> list[str]:
     rows = [[record['name'], size(record), form, _ms(found['ms']),
              _ratio(found['ms'], found['eager_ms']),
-             f'{2e3 * record["macs"] / found["ms"] / record["flops_per_s"]:.2f}'
-             if 'flops_per_s' in record else _NONE, f'{found["difference"]:.1e}']
+             f'{found["fraction"]:.2f}' if 'fraction' in found else _NONE,
+             f'{found["difference"]:.1e}']
             for record in records for form, found in record.get('forms', {}).items()]
     if not rows:
         return []
     legend = '; '.join(f'{form}: {text}' for form, text in FORMS.items())
-    return ['## Other forms', '', f'Of ours, forward, against eager in the same rounds. {legend}. '
+    return ['## Other forms', '', 'Of ours, forward, against eager and the matrix product in the '
+            f'same rounds, which are not those above. {legend}. '
             '*Differs*: relative difference of the outputs from eager float32.', '',
             *_table(('', 'image', 'form', 'ms', 'over eager', 'of rate', 'differs'), rows,
                      words=3), '']

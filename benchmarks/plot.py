@@ -19,7 +19,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     plain = [record for record in records if not record['saturating']]
-    figure = Figure(figsize=(15, 5.2), dpi=120, layout='constrained')
+    figure = Figure(figsize=(15, 5.8), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     _draw_ratios(left, [r for r in plain if r['kind'] == 'backbone'], 'Backbones, forward')
@@ -56,7 +56,7 @@ def _draw_ratios(axes: Any, records: Sequence[dict[str, Any]], title: str) -> No
     axes.set(xlabel='image', ylabel="time of ours / time of naive")
     axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
     axes.grid(alpha=.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc='upper center', bbox_to_anchor=(.5, -.12))
 
 
 def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
@@ -78,18 +78,18 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
             axes.barh(row + .2, forward['naive']['fraction'], .36, color=colour, alpha=.35)
         axes.text(.01, row - .2, f'{forward["ours"]["fraction"]:.2f}', va='center', fontsize=8,
                   color='white')
-        optimised = record.get('forms', {}).get('optimised')
-        if optimised:
-            share = 2e3 * record['macs'] / optimised['ms'] / record['flops_per_s']
+        share = record.get('forms', {}).get('optimised', {}).get('fraction')
+        if share:
             axes.text(share + .02, row - .2, f'{share:.2f}', va='center', fontsize=8)
             axes.plot([share], [row - .2], marker='D', color='black', markersize=5,
                       linestyle='none', label='optimize_for_inference')
     axes.set_yticks(range(len(own)), [r['name'] for r in own])
     axes.set_ylim(max(len(own), 4) - .5, -.5)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, max(1, axes.get_xlim()[1] + .05))
     axes.set_xlabel('2·MACs / time / rate of a matrix product; pale: naive')
     axes.grid(axis='x', alpha=.25)
     axes.set_axisbelow(True)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles[:1], labels[:1], frameon=False, fontsize=8, loc='lower right')
+        axes.legend(handles[:1], labels[:1], frameon=False, fontsize=8, loc='upper center',
+                    bbox_to_anchor=(.5, -.12))

@@ -11,7 +11,7 @@ from visattn_dense.layers import pad_to_multiple, partition_windows
 from visattn_dense.native import Groups, attend
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
                   zero_keys: bool) -> tuple[Groups, tuple[int, int]]:
     """Every window attends to itself; the map is padded, centred, to whole windows.
@@ -36,7 +36,7 @@ def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
     return found, (top, left)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def region_groups(batch: int, height: int, width: int, n_win: int) -> Groups:
     """The n_win × n_win regions of a map whose sides n_win divides, row by row, image by image."""
     rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visattn_dense import native
+
 from .lepe import DepthwiseTaps
 from .mbconv import ConvNormAct, fold_batch_norm
 from .mlp import Mlp
@@ -139,6 +141,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
     # Packed layers have no gradient; a sum with those of the others would be wrong in silence.
     fold_batch_norm(model).requires_grad_(False)
+    if any(parameter.device.type == 'cpu' for parameter in model.parameters()):
+        native.available()                       # compiles here and now, not within the first image
     for module in list(model.modules()):
         if hasattr(module, 'prepare_for_inference'):
             module.prepare_for_inference()

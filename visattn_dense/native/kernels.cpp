@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -97,7 +98,8 @@ inline void product(const float* a, int64_t row, int64_t step, const float* b, i
   }
 }
 
-// Call f with R, 2R, ... and what is left of n: rows in blocks of a size known to the compiler.
+// Calls f(i, size) for blocks [i, i + size) of 0 .. n - 1: of R as long as there are so many, then of
+// R/2 and so on, each a constant to the compiler.
 template <int R, typename F>
 inline void in_blocks(int n, F&& f) {
   int i = 0;
@@ -150,9 +152,7 @@ void attend(const Attention& a, const int32_t* rows, int count, int head, const 
         store(weights + ((j + r) * C + c) * W, acc[r][c]);
       }
   });
-  for (int c = 0; c < C; c++) sum[c] = absent * exp2(none - top[c]);
-  if (absent <= 0)
-    for (int c = 0; c < C; c++) sum[c] = Vec{};
+  for (int c = 0; c < C; c++) sum[c] = absent > 0 ? absent * exp2(-top[c]) : Vec{};
   for (int j = 0; j < n; j++)
     for (int c = 0; c < C; c++) {
       float* weight = weights + (j * C + c) * W;
