@@ -9,7 +9,8 @@ without torch.
 COMPILED_MMCV = (
     'python -m pip uninstall -y mmcv-lite && '
     "python -m pip install 'setuptools<81' wheel && "
-    'MMCV_WITH_OPS=1 python -m pip install --no-build-isolation mmcv==2.1.0'
+    'MMCV_WITH_OPS=1 python -m pip install --no-build-isolation mmcv==2.1.0 '
+    "(torch 2.15's headers ask for C++20, which mmcv does not set: docs/detection.md has the way)"
 )
 
 MMCV_OPS: tuple[str, ...] = tuple(
