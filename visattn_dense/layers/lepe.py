@@ -63,6 +63,7 @@ class DepthwiseConv(nn.Conv2d):
             raise ValueError(f'kernel_size must be odd to keep the size, got {kernel_size}')
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
         self.taps: DepthwiseTaps | None = None
+        self.taps_with_input: DepthwiseTaps | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -75,8 +76,8 @@ class DepthwiseConv(nn.Conv2d):
 
         In half precision that 1 would drown the weights, so there it is the sum of two tensors.
         """
-        if self.taps is not None and self.taps.takes(x):
-            return self.taps.plus_identity().convolve(x)
+        if self.taps_with_input is not None and self.taps_with_input.takes(x):
+            return self.taps_with_input.convolve(x)
         if is_half(self.weight, x):
             return x + self(x)
         identity = F.pad(self.weight.new_ones(1, 1, 1, 1), self.padding[::-1] * 2)
@@ -86,3 +87,4 @@ class DepthwiseConv(nn.Conv2d):
     def prepare_for_inference(self) -> None:
         """See `visattn_dense.layers.optimize_for_inference`."""
         self.taps = DepthwiseTaps.of(self.weight, self.bias)
+        self.taps_with_input = self.taps.plus_identity()
