@@ -1,9 +1,9 @@
-// Attention between groups of tokens, and depthwise convolution inside windows, of NHWC maps in
-// float32: compiled for the processor at hand (visattn_dense/native/build.py), called by
+// Softmax and focused linear attention between groups of tokens, and depthwise convolution inside
+// windows, of NHWC maps in float32: compiled for the processor at hand (visattn_dense/native/build.py), called by
 // visattn_dense/native/ops.py, which says what the arguments are.
 //
 // A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
-// needs no sum across a vector, and the entries of k and v are read where they lie, one at a time.
+// needs no sum across a vector, and the entries of k and v are taken one at a time, not transposed.
 
 #include <algorithm>
 #include <cmath>
@@ -25,10 +25,7 @@ constexpr int W = 4, ROWS = 6;
 
 typedef float Vec __attribute__((vector_size(W * 4)));
 typedef int32_t Ints __attribute__((vector_size(W * 4)));
-typedef float Loose __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
-inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -38,13 +35,13 @@ struct Unaligned {
   Lane x;
 } __attribute__((packed, may_alias));
 
-template <typename Lane>
-inline Lane read(const float* p) {
+template <typename Lane = Vec>
+inline Lane load(const float* p) {
   return reinterpret_cast<const Unaligned<Lane>*>(p)->x;
 }
 
 template <typename Lane>
-inline void write(float* p, Lane x) {
+inline void store(float* p, Lane x) {
   reinterpret_cast<Unaligned<Lane>*>(p)->x = x;
 }
 
@@ -107,6 +104,14 @@ inline void in_blocks(int n, F&& f) {
   if constexpr (R > 1)
     if (i < n)
       in_blocks<R / 2>(n - i, [&](int j, auto size) { f(i + j, size); });
+}
+
+// Calls f(Lane{}, c) for vectors of channels, then for the channels that fill none.
+template <typename F>
+inline void in_lanes(int channels, F&& f) {
+  int c = 0;
+  for (; c + W <= channels; c += W) f(Vec{}, c);
+  for (; c < channels; c++) f(float{}, c);
 }
 
 struct Attention {
@@ -219,11 +224,6 @@ inline float dot(const float* a, const float* b, int n) {
 // Returns |t| / |u^p|, which f_p(t) is u^p times.
 inline float focus(const Focused& a, const float* x, const float* position, float* powers) {
   const int channels = a.channels();
-  const auto each = [&](auto&& f) {
-    int c = 0;
-    for (; c + W <= channels; c += W) f(Vec{}, c);
-    for (; c < channels; c++) f(float{}, c);
-  };
   Vec squares{};
   float rest = 0;
   const auto add = [&](auto value) {
@@ -235,22 +235,22 @@ inline float focus(const Focused& a, const float* x, const float* position, floa
     squares = Vec{}, rest = 0;
     return std::sqrt(sum);
   };
-  each([&](auto zero, int c) {
+  in_lanes(channels, [&](auto zero, int c) {
     using Lane = decltype(zero);
-    Lane t = read<Lane>(x + c);
-    if (position) t += read<Lane>(position + c);
-    t = ((t < zero ? zero : t) + a.epsilon) * read<Lane>(a.inverse_scale + c);
+    Lane t = load<Lane>(x + c);
+    if (position) t += load<Lane>(position + c);
+    t = ((t < zero ? zero : t) + a.epsilon) * load<Lane>(a.inverse_scale + c);
     add(t);
-    write(powers + c, t);
+    store(powers + c, t);
   });
   const float norm = length(), inverse = 1 / norm;
-  each([&](auto zero, int c) {
+  in_lanes(channels, [&](auto zero, int c) {
     using Lane = decltype(zero);
-    const Lane u = read<Lane>(powers + c) * inverse;
+    const Lane u = load<Lane>(powers + c) * inverse;
     Lane power = u;
     for (int i = 1; i < a.power; i++) power *= u;
     add(power);
-    write(powers + c, power);
+    store(powers + c, power);
   });
   return norm / length();
 }
@@ -359,7 +359,7 @@ inline void depthwise_tile(const Depthwise& a, const Lane (&weight)[K * K], Lane
   float* out = a.out + (image + int64_t(y) * a.width + x) * a.out_stride + c;
   Lane acc[T];
   for (int t = 0; t < T; t++)
-    acc[t] = a.accumulate ? bias + read<Lane>(out + t * a.out_stride) : bias;
+    acc[t] = a.accumulate ? bias + load<Lane>(out + t * a.out_stride) : bias;
   const float* in = a.x + (image + int64_t(y) * a.width + x) * a.x_stride + c;
 #pragma GCC unroll 8
   for (int ky = 0; ky < K; ky++) {
@@ -370,21 +370,21 @@ inline void depthwise_tile(const Depthwise& a, const Lane (&weight)[K * K], Lane
     for (int i = 0; i < T + K - 1; i++) {
       const int column = x + i - K / 2;
       if (!Inside && (column < window.left || column >= window.right)) continue;
-      const Lane value = read<Lane>(line + i * a.x_stride);
+      const Lane value = load<Lane>(line + i * a.x_stride);
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++)
         if (i >= t && i - t < K) acc[t] += value * weight[ky * K + i - t];
     }
   }
-  for (int t = 0; t < T; t++) write(out + t * a.out_stride, activate(acc[t], a.activation));
+  for (int t = 0; t < T; t++) store(out + t * a.out_stride, activate(acc[t], a.activation));
 }
 
 // Row y of a window, one lane of its channels.
 template <int K, typename Lane>
 void depthwise_row(const Depthwise& a, const Window& window, int64_t image, int y, int c) {
   Lane weight[K * K];
-  for (int i = 0; i < K * K; i++) weight[i] = read<Lane>(a.weight + int64_t(i) * a.channels + c);
-  const Lane bias = a.bias ? read<Lane>(a.bias + c) : Lane{};
+  for (int i = 0; i < K * K; i++) weight[i] = load<Lane>(a.weight + int64_t(i) * a.channels + c);
+  const Lane bias = a.bias ? load<Lane>(a.bias + c) : Lane{};
   const bool rows = y - K / 2 >= window.top && y + K / 2 < window.bottom;
   in_blocks<4>(window.right - window.left, [&](int i, auto size) {
     constexpr int T = decltype(size)::value;
@@ -407,9 +407,9 @@ void depthwise(const Depthwise& a, int batch, int height, int window_h, int wind
     for (int from = -pad_left; from < a.width; from += window_w) {
       const Window window{std::max(0, start), std::min(height, start + window_h),
                           std::max(0, from), std::min(a.width, from + window_w)};
-      int c = 0;
-      for (; c + W <= a.channels; c += W) depthwise_row<K, Vec>(a, window, image, y, c);
-      for (; c < a.channels; c++) depthwise_row<K, float>(a, window, image, y, c);
+      in_lanes(a.channels, [&](auto lane, int c) {
+        depthwise_row<K, decltype(lane)>(a, window, image, y, c);
+      });
     }
   }
 }
