@@ -126,12 +126,11 @@ class StripeAttention(StripeBranch):
         return crop(merge_windows(out, padded.shape[1:3]), pads)
 
     def write(self, qkv: Tensor, out: Tensor) -> None:
-        batch, height, width, _, dim = qkv.shape
+        batch, height, width = qkv.shape[:3]
         window = self.window_size(height, width)
         groups, corner = window_groups(batch, height, width, window, not self.mask_padding)
         q, k, v = qkv.unbind(3)
-        scale = (dim // self.num_heads)**-.5 if self.scale is None else self.scale
-        native.attend(q, k, v, out, groups, heads=self.num_heads, scale=scale)
+        native.attend(q, k, v, out, groups, heads=self.num_heads, scale=self.scale)
         self.get_v.taps.write(v, out, window=window, corner=corner, accumulate=True)
 
 

@@ -57,11 +57,10 @@ def attend_to_all(qkv: Tensor, num_heads: int, scale: float | None) -> Tensor:
         (B, N, C).
     """
     q, k, v = qkv.chunk(3, dim=-1)
-    batch, tokens, width = q.shape
+    batch, tokens, _ = q.shape
     groups, _ = window_groups(batch, tokens, 1, (tokens, 1), False)
     out = qkv.new_empty(q.shape)
-    attend(q, k, v, out, groups, heads=num_heads,
-           scale=(width // num_heads)**-.5 if scale is None else scale)
+    attend(q, k, v, out, groups, heads=num_heads, scale=scale)
     return out
 
 

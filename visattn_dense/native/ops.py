@@ -50,7 +50,7 @@ def takes(x: Tensor) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
-           scale: float, routed: Tensor | None = None) -> None:
+           scale: float | None, routed: Tensor | None = None) -> None:
     """out = softmax(q kᵀ · scale) v, for each head, inside groups of rows; rows of `out` that are
     no query stay as they are.
 
@@ -59,12 +59,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, head
         v, out: (..., h·e) each, viewed as rows; `out` is written.
         groups: rows within q, k, v and out, which is not checked.
         heads: h.
-        scale: factor of the logits.
+        scale: factor of the logits; None for d^-½.
         routed: (G, K) integers, key groups of each group; None for the one of its own number.
 
     Raises:
         RuntimeError: a tensor cannot be viewed as rows.
     """
+    scale = (q.shape[-1] // heads)**-.5 if scale is None else scale
     _attend(q, k, v, out, *groups[:5], None if routed is None else routed.int().contiguous(), heads,
             scale)
 
