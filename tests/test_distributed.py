@@ -1,10 +1,23 @@
 """Two processes on the CPU, through the scripts that a lab with eight GPUs types."""
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import Child, Done, free_port, logged_losses, run, run_tool, write_run
+from tests.tiny_runs import (
+    ROOT,
+    Child,
+    Done,
+    environment,
+    free_port,
+    logged_losses,
+    run,
+    run_tool,
+    write_run,
+)
 
 # The head reads the last map only: the norms of the other three get no gradient.
 UNUSED = "model['decode_head'].update(input_transform=None, in_index=3, in_channels=128)\n"
@@ -79,3 +92,29 @@ def test_unused_parameters_are_named(tmp_path: Path) -> None:
 def test_wrong_number_of_processes(tmp_path: Path, gpus: str) -> None:
     done = run_tool('dist_train.sh', 'config.py', gpus, cwd=tmp_path)
     assert done.returncode == 2 and 'positive number' in done.stderr
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='threads are counted in /proc')
+def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
+    # One that lets go of a tensor while Python shuts down aborts the process: exit code 134.
+    config = write_run(tmp_path)
+    code = ('from pathlib import Path\n'
+            'from visattn_dense.engine import distributed, launch\n'
+            'def threads(): return sum("gloo" in (task / "comm").read_text()\n'
+            '                          for task in Path("/proc/self/task").iterdir())\n'
+            'stop, counts = distributed.stop, []\n'
+            'def counting(): counts.append(threads()); stop(); counts.append(threads())\n'
+            'distributed.stop = counting\n'
+            'options = ["--work-dir", "w", "--launcher", "pytorch"]\n'
+            'shorter = ["--cfg-options", "train_cfg.max_iters=1"]\n'
+            'assert launch.train(["{0}", "--no-validate", *options, *shorter]) == 0\n'
+            'assert launch.test(["{0}", "w/iter_1.pth", *options]) == 0\n'
+            'print("threads", counts)')
+    done = subprocess.run(
+        [sys.executable, '-c', code.format(config.name)], capture_output=True, text=True,
+        cwd=tmp_path, timeout=300,
+        env=environment(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1',
+                        MASTER_PORT=str(free_port()), PYTHONPATH=os.fspath(ROOT)))
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.split('threads ')[-1])
+    assert len(counts) == 4 and counts[0] and counts[2] and counts[1] == counts[3] == 0, counts

@@ -1,6 +1,7 @@
 """Process groups for one machine or many, with GPUs (nccl) or without (gloo)."""
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -75,9 +76,14 @@ def _first_slurm_host() -> str:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and end its threads.
+
+    The model and what trained it hold the group in cycles, so its threads would outlive it. One
+    that lets go of a tensor while Python shuts down aborts the process, whose work was done.
+    """
     if is_distributed():
         torch.distributed.destroy_process_group()
+        gc.collect()
 
 
 def on_first_rank(check: Callable[[], Any]) -> None:
