@@ -98,7 +98,7 @@ def _forward(plan: Plan, ours: nn.Module, naive: nn.Module, macs: int) -> Iterat
     record = dict(batch=batch, flops_per_s=rate, forward=times, trouble={
         f'forward, {name}': reason for name, reason in trouble.items()})
     for entry in times.values():
-        entry['fraction'] = 2e3 * macs * batch / entry['ms'] / rate
+        entry['fraction'] = _fraction(macs * batch, entry['ms'], rate)
     if on_gpu:
         record['bytes_per_s'] = copied / times.pop('copy')['ms'] * 1e3
         with torch.inference_mode(), plan.autocast():
@@ -141,14 +141,19 @@ def _forms(plan: Plan, macs: int) -> Iterator[dict[str, Any]]:
                 trouble[form] = missing.get(form) or missing['eager']
                 continue
             times = {name: summary(each) for name, each in took.items()}
+            rate = flops / times['matrix product']['ms'] * 1e3
             found[form] = times[form] | dict(
                 difference=error, eager_ms=times['eager']['ms'],
-                fraction=2 * macs * x.shape[0] / flops * (
-                    times['matrix product']['ms'] / times[form]['ms']))
+                fraction=_fraction(macs * x.shape[0], times[form]['ms'], rate))
         # A compiler fails in many ways; what was measured before has to stay.
         except Exception as error:
             trouble[form] = f'{type(error).__name__}: {str(error).strip()[:200]}'
         yield dict(forms=dict(found), forms_trouble=dict(trouble))
+
+
+def _fraction(macs: int, ms: float, rate: float) -> float:
+    """The share of a rate in FLOP/s that so many multiply-accumulates in that time are."""
+    return 2e3 * macs / ms / rate
 
 
 def _saturating(plan: Plan, modules: dict[str, nn.Module], *, training: bool) -> int:

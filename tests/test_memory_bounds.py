@@ -5,6 +5,7 @@ still referenced, which no allocator, no other process and no timing can change.
 tensors too, which have a size and no memory. One test limits a real process.
 """
 import ctypes
+import platform
 import re
 import resource
 import weakref
@@ -143,7 +144,7 @@ def within(side: int, training: bool, naive: bool, allowance: int) -> Iterator[d
     yield dict(done=True)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'gnu_get_libc_version'), reason='of glibc')
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has this setting')
 @pytest.mark.parametrize('training, maps', [(False, 10), (True, 17)])
 def test_a_process_with_bi_level_routing_is_bounded_by_its_chunks(training: bool, maps: int):
     """What the counter cannot see: the scratch memory inside the operator.

@@ -1,6 +1,7 @@
 // Softmax and focused linear attention between groups of tokens, and depthwise convolution inside
-// windows, of NHWC maps in float32: compiled for the processor at hand (visattn_dense/native/build.py), called by
-// visattn_dense/native/ops.py, which says what the arguments are.
+// windows, of NHWC maps in float32: compiled for the processor at hand
+// (visattn_dense/native/build.py), called by visattn_dense/native/ops.py, which says what the
+// arguments are.
 //
 // A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
 // needs no sum across a vector, and the entries of k and v are taken one at a time, not transposed.
