@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.tiny_runs import ROOT, environment, run, write_run
 from visattn_dense.backbones import CSWin
+from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.config import merge_options
 from visattn_dense.datasets.check import check_config
 from visattn_dense.datasets.folder import FolderSegDataset
@@ -139,7 +140,7 @@ def test_tutorial_trains_from_the_given_weights_with_decayed_rates(walked):
     # mmengine's line for every parameter, and its warning for every frozen one.
     assert not re.search('paramwise_options|since its requires_grad', log)
     start = torch.load(folder / 'tiny.pth')
-    saved = torch.load(folder / 'work_dirs/my_shapes/iter_4.pth')
+    saved = read_checkpoint(folder / 'work_dirs/my_shapes/iter_4.pth')
     for name, frozen in (('embed1.conv.weight', True), ('stage1.0.mlp.fc1.weight', False)):
         assert torch.equal(start[name], saved['state_dict'][f'backbone.{name}']) == frozen
     assert saved['state_dict']['decode_head.conv_seg.weight'].shape[0] == 3
@@ -243,7 +244,7 @@ def test_averaged_weights_are_what_is_validated_and_saved(tmp_path):
     config = write_run(tmp_path, averaged(4) + "optim_wrapper['optimizer'].update(lr=0.02)\n")
     done = run('train', tmp_path, config)
     assert done.code == 0, done.output
-    files = [torch.load(tmp_path / f'work/iter_{step}.pth') for step in (1, 2, 3, 4)]
+    files = [read_checkpoint(tmp_path / f'work/iter_{step}.pth') for step in (1, 2, 3, 4)]
     name = 'backbone.stage1.0.mlp.fc1.weight'
     average = files[0]['ema_state_dict'][f'module.{name}']
     for seen, file in enumerate(files[1:], start=1):
@@ -254,7 +255,7 @@ def test_averaged_weights_are_what_is_validated_and_saved(tmp_path):
     resumed = run('train', tmp_path, config, '--resume', tmp_path / 'work/iter_2.pth',
                   '--work-dir', tmp_path / 'resumed')
     assert resumed.code == 0, resumed.output
-    again = torch.load(tmp_path / 'resumed/iter_4.pth')
+    again = read_checkpoint(tmp_path / 'resumed/iter_4.pth')
     for part in ('state_dict', 'ema_state_dict'):
         torch.testing.assert_close(again[part], files[3][part], rtol=0, atol=0)
     validated = re.findall(r'Iter\(val\).* mIoU: ([\d.]+)', done.output)

@@ -93,10 +93,11 @@ def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -
     assert_refused(run('test', tmp_path, config, tmp_path / 'other.pth'),
                    'fits 0 of the', 'another config')
     (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:5000])
-    assert_refused(run('test', tmp_path, config, tmp_path / 'cut.pth'), 'does not load')
+    assert_refused(run('test', tmp_path, config, tmp_path / 'cut.pth'), 'is damaged')
     with open(tmp_path / 'trap.pth', 'wb') as file:
         pickle.dump(os.system, file)
-    assert_refused(run('test', tmp_path, config, tmp_path / 'trap.pth'), 'does not load')
+    assert_refused(run('test', tmp_path, config, tmp_path / 'trap.pth'),
+                   'nothing of it was executed')
     assert_refused(run('test', tmp_path, config, good, '--tta'), 'tta_model')
 
 

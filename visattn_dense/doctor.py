@@ -11,10 +11,11 @@ import argparse
 import dataclasses
 import glob
 import importlib
-import io
 import json
+import os
 import platform
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -174,14 +175,17 @@ def _examine_mends(report: Report) -> None:
 
 
 def _resume_once() -> None:
-    """Write and read what a training checkpoint of mmengine holds, in memory."""
+    """Write what a training checkpoint of mmengine holds, and read it as mmengine does."""
     import torch
     from mmengine.logging import HistoryBuffer
+    from mmengine.runner.checkpoint import CheckpointLoader
 
-    file = io.BytesIO()
-    torch.save({'log': HistoryBuffer([1.0], [1])}, file)
-    file.seek(0)
-    torch.load(file, weights_only=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'iter_1.pth')
+        torch.save({'message_hub': {'log_scalars': {'loss': HistoryBuffer([1.0], [1])}}}, path)
+        loaded = CheckpointLoader.load_checkpoint(path, logger='silent')
+    if loaded['message_hub']['log_scalars']['loss'].current() != 1.0:
+        raise ValueError('the history of logged values is lost')
 
 
 def _examine_kernels(report: Report) -> None:

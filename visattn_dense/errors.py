@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Bad input. The message says what came and what to do about it."""
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that the user named is not there."""
+
+
 def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
     """The entries of `choices` that `name` was most likely meant to be, best first.
 

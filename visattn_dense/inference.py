@@ -24,7 +24,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from visattn_dense.checkpoints import match_parts, read_checkpoint, unwrap
+from visattn_dense.checkpoints import read_checkpoint
+from visattn_dense.checkpoints.pretrained import fill
+from visattn_dense.checkpoints.segmentor import fit_whole
 from visattn_dense.errors import UserError
 from visattn_dense.visualization import distinct_palette
 
@@ -154,10 +156,8 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
         warnings.simplefilter('ignore')
         model = MODELS.build(model_cfg)
         pipeline = Compose(_inference_pipeline(cfg))
-    tensors, report = match_parts(model, unwrap(contents))
-    if report.fraction < 1:
-        raise UserError(f'{checkpoint} was made with another config than {cfg.filename}: {report}')
-    model.load_state_dict(tensors, strict=False)
+    tensors, _ = fit_whole(model, contents, origin=checkpoint)
+    fill(model, tensors, checkpoint)
     try:
         model = revert_sync_batchnorm(model).eval().to(device)
     except (RuntimeError, AssertionError) as error:

@@ -5,13 +5,29 @@ of pickles; safetensors a header of JSON and the bytes of the tensors.
 """
 import json
 import os
+import struct
 import zipfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from visattn_dense.errors import UserError
 
-# safetensors' own limit for its header.
-_HEADER_LIMIT = 100_000_000
+# A header of JSON takes many times its size in memory; this is room for 50,000 tensors.
+_HEADER_LIMIT = 8 << 20
+_BLOCK = 1 << 20
+_LOCAL_HEADER = struct.Struct('<4s5H3I2H')
+_END = b'PK\x05\x06' + bytes(18)
+# A record may be followed by its checksum and sizes once more (APPNOTE 4.3.9).
+_DESCRIPTOR = 24
+
+
+@dataclass(frozen=True)
+class Record:
+    """The bytes of one record of a zip archive: `size` bytes from `offset` of the file."""
+
+    offset: int
+    size: int
 
 
 def file_format(path: str | os.PathLike) -> str:
@@ -30,7 +46,7 @@ def file_format(path: str | os.PathLike) -> str:
     # A pickle of protocol 2 or later opens with this byte and the protocol's number.
     if head[0] == 0x80 and 2 <= head[1] <= 5:
         return 'pickle'
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= _HEADER_LIMIT:
+    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= os.path.getsize(path):
         return 'safetensors'
     text = head.lstrip().lower()
     if text.startswith((b'<!doctype', b'<html', b'<?xml')):
@@ -39,54 +55,122 @@ def file_format(path: str | os.PathLike) -> str:
 
 
 def check_is_checkpoint(path: str | os.PathLike) -> str:
-    """The format of a checkpoint, after its own account of its size was checked. Builds nothing.
+    """The format of a checkpoint, after its structure was checked. Builds nothing.
+
+    A zip archive is read once from end to end, for the checksum of every record. The other formats
+    have no checksums.
 
     Raises:
-        UserError: it is no checkpoint, is cut off, or unpacks to more than it is.
+        UserError: the file is no checkpoint, is cut off or damaged, or unpacks to more than it is.
     """
-    path, size = Path(path), os.path.getsize(path)
+    path = Path(path)
     kind = file_format(path)
     if kind == 'zip':
-        _check_zip(path, size)
+        zip_records(path)
     elif kind == 'safetensors':
-        _check_safetensors(path, size)
+        _check_safetensors(path, path.stat().st_size)
     elif kind != 'pickle':
         what = {'empty': 'is empty', 'web page': 'is a web page, not a file of weights',
                 'text': 'is text, not weights (of a Git LFS pointer, fetch the file itself)',
                 'tar': "is a tar archive: torch's format before 0.1.10, or a packed folder; "
                        'unpack it first'}
-        raise UserError(f'{path.name} is damaged or is no checkpoint: it '
+        raise UserError(f'{path} is damaged or is no checkpoint: it '
                         f'{what.get(kind, "has no format that torch or safetensors writes")} '
-                        f'({size:,} bytes)')
+                        f'({path.stat().st_size:,} bytes)')
     return kind
 
 
-def _check_zip(path: Path, size: int) -> None:
+def zip_records(path: str | os.PathLike) -> dict[str, Record]:
+    """The records of an archive that torch.save wrote, each with its checksum verified.
+
+    The records have to lie one after the other from the first byte on, followed by one directory
+    and the end of the file. So there is a single way to read the archive.
+
+    Raises:
+        UserError: the archive is damaged, or is laid out as torch.save does not.
+    """
+    path = Path(path)
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
-        raise UserError(f'{path.name} is damaged: the archive has no end ({size:,} bytes; '
+            entries, directory = archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+        raise UserError(f'{path} is damaged: the archive has no end ({size:,} bytes; '
                         f'{error}); it is cut off, download or copy it again') from error
-    unpacked = sum(record.file_size for record in records)
+    if any(entry.filename.endswith('/constants.pkl') for entry in entries):
+        raise UserError(f'{path} is a TorchScript program, not a checkpoint; save the state_dict() '
+                        'of the model')
+    unpacked = sum(entry.file_size for entry in entries)
     # torch.save stores; only somebody else compresses, or lets records share their bytes.
-    if unpacked > size or any(record.compress_type for record in records):
-        raise UserError(f'{path.name} was refused: its {size:,} bytes unpack to {unpacked:,}, and '
+    if unpacked > size or any(entry.compress_type for entry in entries):
+        raise UserError(f'{path} was refused: its {size:,} bytes unpack to {unpacked:,}, and '
                         'what torch.save writes is not compressed. If you trust it, unpack and '
                         'repack it without compression')
+    records: dict[str, Record] = {}
+    end = 0
+    with open(path, 'rb') as file:
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            offset = _data_offset(file, entry)
+            if (offset is None or entry.filename in records or entry.flag_bits & 0x1
+                    or not 0 <= entry.header_offset - end <= _DESCRIPTOR):
+                raise UserError(f'{path} was refused: its record {entry.filename!r} does not '
+                                'follow the one before, as it does in what torch.save writes. '
+                                'Download or copy the file again')
+            end = offset + entry.file_size
+            records[entry.filename] = Record(offset, entry.file_size)
+        file.seek(max(0, size - len(_END)))
+        # The end record of the archive is the end of the file: no comment, nothing after it.
+        last = file.read()
+        if (not entries or not 0 <= directory - end <= _DESCRIPTOR
+                or last[:4] != _END[:4] or last[-2:] != _END[-2:]):
+            raise UserError(f'{path} was refused: it has bytes after its records or after its end '
+                            'that are no part of the archive, which torch.save never leaves. '
+                            'Download or copy the file again')
+        for entry in entries:
+            if _crc32(file, records[entry.filename]) != entry.CRC:
+                raise UserError(f'{path} is damaged: wrong checksum of {entry.filename} '
+                                f'({size:,} bytes); download or copy it again')
+    return records
+
+
+def _data_offset(file, entry: zipfile.ZipInfo) -> int | None:
+    """Where an entry's bytes begin; None where its own header contradicts the directory."""
+    file.seek(entry.header_offset)
+    head = file.read(_LOCAL_HEADER.size)
+    if len(head) < _LOCAL_HEADER.size:
+        return None
+    signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(head)
+    name = file.read(name_length)
+    if signature != b'PK\x03\x04' or name.decode('utf-8', 'replace') != entry.orig_filename:
+        return None
+    return entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+
+
+def _crc32(file, record: Record) -> int:
+    file.seek(record.offset)
+    total, left = 0, record.size
+    while left and (block := file.read(min(left, _BLOCK))):
+        total = zlib.crc32(block, total)
+        left -= len(block)
+    return total
 
 
 def _check_safetensors(path: Path, size: int) -> None:
     with open(path, 'rb') as file:
         length = int.from_bytes(file.read(8), 'little')
+        if length > _HEADER_LIMIT:
+            raise UserError(f'{path} was refused: its header of {length:,} bytes is longer '
+                            f'than {_HEADER_LIMIT:,}, which is room for 50,000 tensors')
         header = file.read(length)
     try:
         entries = json.loads(header)
         end = max((entry['data_offsets'][1] for name, entry in entries.items()
                    if name != '__metadata__'), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f'{path.name} is damaged: its header cannot be read ({size:,} bytes); '
+        whole = 8 + length + int(end)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError,
+            RecursionError) as error:
+        raise UserError(f'{path} is damaged: its header cannot be read ({size:,} bytes); '
                         'download or copy it again') from error
-    if size != 8 + length + end:
-        raise UserError(f'{path.name} is damaged: its header asks for {8 + length + end:,} bytes, '
+    if size != whole:
+        raise UserError(f'{path} is damaged: its header asks for {whole:,} bytes, '
                         f'it has {size:,}; download or copy it again')

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from visattn_dense.errors import UserError
 
+from .pickled import check_names
+
 StateDict = dict[str, Tensor]
 Layout = Callable[[StateDict], StateDict]
 """From the tensor names (and forms) of a checkpoint to those of a model here."""
@@ -42,10 +44,14 @@ def unwrap(contents: Any) -> StateDict:
     """The state dict inside a checkpoint's contents.
 
     Raises:
-        UserError: there is none; the message says what is there instead.
+        UserError: there is none (the message says what is there instead), or a tensor in it has no
+            usable name.
     """
     looked_at = contents
-    while isinstance(looked_at, Mapping):
+    # No script wraps more often; contents that hold themselves would have no end.
+    for _ in range(8):
+        if not isinstance(looked_at, Mapping):
+            break
         inner = next((looked_at[key] for key in _WRAPPERS
                       if isinstance(looked_at.get(key), Mapping) and looked_at[key]), None)
         if inner is None:
@@ -54,6 +60,7 @@ def unwrap(contents: Any) -> StateDict:
     if isinstance(looked_at, Mapping):
         tensors = {name: value for name, value in looked_at.items() if isinstance(value, Tensor)}
         if tensors:
+            check_names(tensors)
             return tensors
     found = (f'the keys {", ".join(map(str, list(contents)[:8]))}'
              if isinstance(contents, Mapping) else f'a {type(contents).__name__}')
@@ -106,7 +113,7 @@ class MatchReport:
                              ('fresh, not in such files', self.fresh),
                              ('in the file, not used', self.unused)):
             if names:
-                lines.append(f'  {title}: {_few(names)}')
+                lines.append(f'  {title}: {few(names)}')
         return '\n'.join(lines)
 
 
@@ -130,9 +137,8 @@ def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str
     target = model.state_dict()
     native: dict[str, Layout] = {'native': dict}
     best: tuple[int, int, str, str, StateDict] | None = None
-    for candidate in _prefixes(state) if prefix is None else [prefix]:
-        stripped = {name[len(candidate):]: tensor for name, tensor in state.items()
-                    if name.startswith(candidate)}
+    for candidate, names in _prefixes(state, prefix):
+        stripped = {name[len(candidate):]: state[name] for name in names}
         for layout_name, layout in {**native, **layouts}.items():
             renamed = layout(stripped)
             # Equal counts: the longer prefix left less behind.
@@ -195,15 +201,20 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-def _prefixes(state: StateDict) -> list[str]:
-    """'' and every beginning of a name, up to a dot, that three levels of wrapping can make."""
-    prefixes = {''}
+def _prefixes(state: StateDict, given: str | None) -> list[tuple[str, list[str]]]:
+    """'' and every beginning of a name, up to a dot, that three levels of wrapping can make, each
+    with the names that begin so. `given` alone where it is not None."""
+    if given is not None:
+        return [(given, [name for name in state if name.startswith(given)])]
+    found: dict[str, list[str]] = {'': list(state)}
     for name in state:
-        parts = name.split('.')
-        prefixes.update('.'.join(parts[:n]) + '.' for n in range(1, min(4, len(parts))))
-    return sorted(prefixes, key=len)
+        parts = name.split('.', 3)
+        for n in range(1, len(parts)):
+            found.setdefault('.'.join(parts[:n]) + '.', []).append(name)
+    return sorted(found.items(), key=lambda item: len(item[0]))
 
 
-def _few(names: list[str], limit: int = 6) -> str:
+def few(names: list[str], limit: int = 6) -> str:
+    """The first of the names, and how many more there are."""
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more

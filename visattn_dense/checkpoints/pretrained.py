@@ -54,8 +54,25 @@ def load_pretrained(model: 'DenseBackbone', checkpoint: str | os.PathLike, *,
             f'the file begin with {", ".join(list(state)[:3])}.')
     fill(model, filled, path)
     model.on_loaded(report)
-    _logger().info('%s from %s: %s', name, checkpoint, report)
+    logger().info('%s from %s: %s', name, checkpoint, report)
     return report
+
+
+def require_finite(filled: StateDict, path: str | os.PathLike) -> None:
+    """Every number of `filled` is finite.
+
+    Raises:
+        UserError: names the tensors with other numbers.
+    """
+    _report_broken(nonfinite(filled), path)
+
+
+def _report_broken(broken: list[str], path: str | os.PathLike) -> None:
+    if broken:
+        more = f' and {len(broken) - 5} more' if len(broken) > 5 else ''
+        raise UserError(f'{path} holds NaN or infinity in {", ".join(broken[:5])}{more}: the '
+                        'training that wrote it had diverged, or the file is damaged; nothing was '
+                        'loaded. Take an earlier checkpoint')
 
 
 def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:
@@ -77,11 +94,7 @@ def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:
     for portion in _portions(filled):
         broken += nonfinite(portion)
         pages.release(portion.values())
-    if broken:
-        more = f' and {len(broken) - 5} more' if len(broken) > 5 else ''
-        raise UserError(f'{path} holds NaN or infinity in {", ".join(broken[:5])}{more}: the '
-                        'training that wrote it had diverged, or the file is damaged; nothing was '
-                        'loaded. Take an earlier checkpoint')
+    _report_broken(broken, path)
     for portion in _portions(filled):
         model.load_state_dict(portion, strict=False)
         pages.release(portion.values())
@@ -115,7 +128,7 @@ def _portions(state: StateDict) -> Iterator[dict[str, Tensor]]:
         yield portion
 
 
-def _logger() -> logging.Logger:
+def logger() -> logging.Logger:
     """mmengine's current logger where a run has one, so that the report lands in the run's log."""
     import sys
     mmengine_logging = sys.modules.get('mmengine.logging')

@@ -1,68 +1,40 @@
-"""Reading a checkpoint file or address without ever executing code from it."""
-import argparse
-import collections
-import importlib
+"""Reading a checkpoint file or address without ever executing code from it: the one reader.
+
+Every way into the project that takes a checkpoint comes through `read_checkpoint`: load_pretrained
+and init_cfg, load_from, --resume, the tools, the command of the zoo, the Hub, timm, and mmengine's
+own `load_checkpoint`. docs/security.md says what the reader promises.
+"""
 import os
-import pathlib
-import pickle
 from collections.abc import Mapping
-from difflib import get_close_matches
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import MissingFileError, UserError, did_you_mean
 
-from .archive import check_is_checkpoint
+from .archive import Record, check_is_checkpoint, zip_records
 from .download import download
+from .pickled import DTYPES, NotHeld, PickleReader, Refused, Storage, TooLarge, storage_dtype
 from .zoo import SCHEME, find_release
 
-
-class Settings:
-    """In place of a settings object that a training script left beside the weights.
-
-    What is built is a plain dict: torch's unpickler sets entries of nothing else.
-    """
-
-    def __new__(cls, *_: object) -> collections.OrderedDict:
-        return collections.OrderedDict()
-
-
-def _named(function: Any, module: str, name: str) -> Any:
-    """A function or class that a pickle finds as `module.name`."""
-    if isinstance(function, type):
-        return type(name, (function,), {'__module__': module, '__qualname__': name})
-
-    def renamed(*args: object) -> object:
-        return function(*args)
-
-    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
-    return renamed
-
-
-_SCALAR = (np._core if hasattr(np, '_core') else np.core).multiarray.scalar
-# Plain containers and values that the authors' training scripts left beside the weights. torch's
-# weights-only unpickler builds these and refuses every other class; NumPy 1 and 2 disagree on where
-# `scalar` lives.
-_HARMLESS = [
-    argparse.Namespace, collections.defaultdict, pathlib.PosixPath, pathlib.PurePosixPath,
-    np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in ('f8', 'f4', 'f2', 'i8', 'i4', 'u1',
-                                                              'b1')},
-    _named(_SCALAR, 'numpy.core.multiarray', 'scalar'),
-    _named(_SCALAR, 'numpy._core.multiarray', 'scalar'),
-    _named(Settings, 'yacs.config', 'CfgNode'),
-]
+_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.safetensors')
+# The first of the pickles of torch.save before 1.6.
+_LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
+# What tensors may claim beyond the bytes that the file has, by sharing them.
+_SHARED = 64 << 20
+_TO_TRUST = ('If you trust its origin, `python -m visattn_dense.checkpoints convert --trust` makes '
+             'a file of the weights alone.')
 
 
 def resolve(source: str | os.PathLike) -> Path:
     """The file that a path, an http(s) address or 'visattn://NAME' stands for, downloaded if need.
 
     Raises:
-        FileNotFoundError: no such file; near names of the folder are given.
+        MissingFileError: no such file; near names of the folder are given.
         UserError: the download failed, or the zoo has no such name; see `download`.
     """
     text = os.fspath(source)
@@ -71,13 +43,21 @@ def resolve(source: str | os.PathLike) -> Path:
     if urlparse(text).scheme in ('http', 'https'):
         return download(text)
     path = Path(text).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(_missing_message(path))
+    try:
+        found = path.is_file()
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f'no checkpoint {ascii(text)[:200]}: {error}') from error
+    if not found:
+        raise MissingFileError(_missing_message(path))
     return path
 
 
 def read_checkpoint(source: str | os.PathLike, *, trust: bool = False, mmap: bool = False) -> Any:
     """What a checkpoint holds, its tensors on the CPU.
+
+    The structure of the file, the checksums that it has, and every size in it are checked before
+    memory is taken: reading takes no more than 200 MB beside twice the file. Contents are dicts,
+    lists, tuples, text, numbers, arrays and dense tensors, without cycles.
 
     Args:
         source: a file (torch's zip or legacy format, or safetensors), an http(s) address, which is
@@ -88,83 +68,172 @@ def read_checkpoint(source: str | os.PathLike, *, trust: bool = False, mmap: boo
             only good as long as nobody writes to the file.
 
     Returns:
-        The contents: usually a dict of tensors, or a dict that wraps one.
+        The contents: usually a dict of tensors, or a dict that wraps one. Objects of the few
+        classes that authors' training scripts left beside the weights come as `pickled.Record`,
+        their attributes.
 
     Raises:
-        FileNotFoundError, UserError: see `resolve`.
+        MissingFileError, UserError: see `resolve`.
         UserError: the file is damaged or no checkpoint, unpacks to more than it is, or holds
             objects other than tensors and plain containers, which are not built.
     """
     path = resolve(source)
-    kind = check_is_checkpoint(path)
     try:
+        kind = check_is_checkpoint(path)
         if kind == 'safetensors':
-            from safetensors.torch import load_file
-            return load_file(path)
-        mmap = mmap and kind == 'zip'
+            return _read_safetensors(path)
         if trust:
-            contents = torch.load(path, map_location='cpu', weights_only=False, mmap=mmap)
-        else:
-            contents = _load_harmless(path, mmap)
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal_message(path, error)) from error
+            return torch.load(path, map_location='cpu', weights_only=False,
+                              mmap=mmap and kind == 'zip')
+        return _read_zip(path, mmap) if kind == 'zip' else _read_legacy(path)
+    except UserError:
+        raise
+    except NotHeld as error:
+        raise UserError(f'{path} holds {error}; weights are dense tensors of '
+                        f'{", ".join(DTYPES)}. Convert the file first') from error
+    except TooLarge as error:
+        raise UserError(f'{path} was refused: {error}') from error
+    except Refused as error:
+        raise UserError(f'{path} holds more than tensors and plain containers, and nothing of it '
+                        f'was executed: {error}. {_TO_TRUST}') from error
     except Exception as error:
-        # torch raises RuntimeError, EOFError, KeyError, ... according to where the damage is.
+        # Damage shows as ValueError, KeyError, IndexError, ... according to where it is.
         raise UserError(f'{path} is damaged or is no checkpoint ({path.stat().st_size:,} bytes; '
-                        f'{type(error).__name__}: {error}); download or copy it again') from error
-    _check_tensors(contents, path)
-    return contents
+                        f'{type(error).__name__}: {str(error)[:200]}); download or copy it again'
+                        ) from error
 
 
-def _load_harmless(path: Path, mmap: bool) -> Any:
-    def load() -> Any:
-        # Leaving the context takes its entries out again, also those that stood there before.
-        allowed = torch.serialization.get_safe_globals()
-        with torch.serialization.safe_globals([c for c in _HARMLESS if c not in allowed]):
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+def _read_zip(path: Path, mmap: bool) -> Any:
+    records = zip_records(path)
+    pickles = [name for name in records if name.rpartition('/')[2] == 'data.pkl']
+    if len(pickles) != 1:
+        raise UserError(f'{path} is a zip archive, and no checkpoint: it has {len(pickles)} '
+                        'records called data.pkl')
+    root = pickles[0].removesuffix('data.pkl')
+    with open(path, 'rb') as file:
+        if (order := records.get(f'{root}byteorder')) and _bytes(file, order) != b'little':
+            raise UserError(f'{path} was written on a big-endian machine; load it and save it '
+                            'again on a little-endian one')
+        storages = _ZipStorages(path, file, {
+            name.removeprefix(f'{root}data/'): record for name, record in records.items()
+            if name.startswith(f'{root}data/')}, mmap)
+        reader = PickleReader(storages.find, limit=2 * path.stat().st_size + _SHARED)
+        contents = reader.read(BytesIO(_bytes(file, records[pickles[0]])))
+        storages.load()
+    return reader.finish(contents)
 
+
+def _bytes(file: Any, record: Record) -> bytes:
+    file.seek(record.offset)
+    return file.read(record.size)
+
+
+class _ZipStorages:
+    """The storages of a zip file, each made once, when all names are known to be good."""
+
+    def __init__(self, path: Path, file: Any, records: Mapping[str, Record], mmap: bool) -> None:
+        self._path, self._file, self._records, self._mmap = path, file, records, mmap
+        self._found: dict[str, Storage] = {}
+
+    def find(self, persistent: Any) -> Storage:
+        dtype, key, size = _storage_id(persistent)
+        if key not in self._records or self._records[key].size < size:
+            raise ValueError(f'it has no {size:,} bytes for the tensor storage {key!r}')
+        return _same(self._found.setdefault(key, Storage(dtype, size)), dtype, size)
+
+    def load(self) -> None:
+        whole = (torch.UntypedStorage.from_file(str(self._path), False, self._path.stat().st_size)
+                 if self._mmap and self._found else None)
+        for key, storage in self._found.items():
+            start = self._records[key].offset
+            # Numbers have to lie at multiples of their size.
+            if whole is not None and storage.size and start % 8 == 0:
+                storage.bytes = whole[start:start + storage.size]
+            else:
+                self._file.seek(start)
+                storage.bytes = _read_storage(self._file, storage.size)
+
+
+def _storage_id(persistent: Any) -> tuple[torch.dtype, str, int]:
+    """dtype, key and bytes of what torch calls ('storage', class, key, location, count)."""
+    if not (isinstance(persistent, tuple) and len(persistent) >= 5 and persistent[0] == 'storage'
+            and isinstance(persistent[2], str) and type(persistent[4]) is int
+            and persistent[4] >= 0):
+        raise Refused('a persistent object that is no tensor storage')
+    dtype = storage_dtype(persistent[1])
+    return dtype, persistent[2], persistent[4] * dtype.itemsize
+
+
+def _same(storage: Storage, dtype: torch.dtype, size: int) -> Storage:
+    if (storage.dtype, storage.size) != (dtype, size):
+        raise ValueError(f'its tensors disagree on a storage: {storage.dtype} of '
+                         f'{storage.size:,} bytes, {dtype} of {size:,}')
+    return storage
+
+
+def _read_storage(file: Any, size: int) -> torch.UntypedStorage:
+    storage = torch.empty(size, dtype=torch.uint8)
+    if size and file.readinto(storage.numpy()) != size:
+        raise ValueError('it ends inside a tensor')
+    return storage.untyped_storage()
+
+
+def _read_legacy(path: Path) -> Any:
+    """torch.save before 1.6: four pickles, the list of storages, the bytes of each."""
+    size = path.stat().st_size
+    found: dict[str, Storage] = {}
+
+    def find(persistent: Any) -> Storage:
+        dtype, key, bytes_ = _storage_id(persistent)
+        if len(persistent) > 5 and persistent[5] is not None:
+            raise Refused('a storage that is a view of another')
+        known = _same(found.setdefault(key, Storage(dtype, bytes_)), dtype, bytes_)
+        if sum(storage.size for storage in found.values()) > size:
+            raise ValueError(f'its tensors ask for more than its {size:,} bytes')
+        return known
+
+    with open(path, 'rb') as file:
+        reader = PickleReader(find, limit=2 * size + _SHARED)
+        plain = PickleReader()
+        if plain.read(file) != _LEGACY_MAGIC:
+            raise UserError(f'{path} is a pickle, but not one that torch.save wrote. Save the '
+                            'weights with torch.save or as safetensors')
+        protocol, system = plain.read(file), plain.read(file)
+        if protocol != 1001 or not isinstance(system, dict) or not system.get('little_endian'):
+            raise ValueError(f'its format {protocol!r} of a machine {system!r} is not known')
+        contents = reader.read(file)
+        keys = plain.read(file)
+        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(found):
+            raise ValueError('its list of storages is not that of its tensors')
+        for key in keys:
+            storage = found[key]
+            count = int.from_bytes(file.read(8), 'little')
+            if count * storage.dtype.itemsize != storage.size:
+                raise ValueError(f'storage {key!r} has {count} numbers, its tensors say otherwise')
+            storage.bytes = _read_storage(file, storage.size)
+    return reader.finish(contents)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
     try:
-        return load()
-    except pickle.UnpicklingError as error:
-        # What mmengine's own runs leave behind is let through by a mend of its loader.
-        if 'mmengine.' not in str(error):
-            raise
-        try:
-            importlib.import_module('mmengine.runner.checkpoint')
-        except ImportError:
-            raise error from None
-        return load()
-
-
-def _check_tensors(contents: Any, path: Path, depth: int = 4) -> None:
-    """No tensor claims more bytes than the whole file has, by sharing them among its entries."""
-    values = contents.items() if isinstance(contents, Mapping) and depth else ()
-    for name, value in values:
-        if not isinstance(value, Tensor):
-            _check_tensors(value, path, depth - 1)
-        elif value.layout is not torch.strided:
-            raise UserError(f'{path}: {name} is a {value.layout} tensor; weights are dense')
-        elif (claimed := value.numel() * value.element_size()) > max(
-                path.stat().st_size, value.untyped_storage().nbytes()):
-            raise UserError(f'{path} was refused: {name} of {tuple(value.shape)} claims '
-                            f'{claimed:,} bytes, and the file has '
-                            f'{value.untyped_storage().nbytes():,} for it')
+        with safe_open(path, framework='pt') as file:
+            out = {}
+            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                tensor = file.get_tensor(name)
+                if (dtype := str(tensor.dtype).removeprefix('torch.')) not in DTYPES:
+                    raise NotHeld(f'{dtype} tensors')
+                out[name] = tensor
+            return out
+    except SafetensorError as error:
+        raise UserError(f'{path} is damaged: {error}; download or copy it again') from error
 
 
 def _missing_message(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f'no checkpoint {path}: the folder {folder} does not exist'
-    near = get_close_matches(path.name, [p.name for p in folder.iterdir()], n=3)
-    return f'no checkpoint {path}' + (f'; the folder has {", ".join(near)}' if near else '')
-
-
-def _refusal_message(path: Path, error: Exception) -> str:
-    text = str(error)
-    if 'Unsupported' not in text and 'GLOBAL' not in text:
-        return (f'{path} is damaged or is no checkpoint ({path.stat().st_size:,} bytes; {text}); '
-                'download or copy it again')
-    reason = next((line.strip() for line in text.splitlines() if 'GLOBAL' in line), text)
-    return (f'{path} holds more than tensors and plain containers, and nothing of it was executed: '
-            f'{reason} If you trust its origin, `python -m visattn_dense.checkpoints convert '
-            '--trust` makes a file of the weights alone.')
+    if path.is_dir():
+        return f'no checkpoint {path}: it is a folder; name the file in it'
+    there = [p.name for p in folder.iterdir() if p.suffix in _SUFFIXES]
+    return f'no checkpoint {path}. {did_you_mean(path.name, there)}'.rstrip()

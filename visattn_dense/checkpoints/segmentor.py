@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from visattn_dense.errors import UserError
 
-from .matching import MatchReport, StateDict, match_state_dict, unwrap
-from .pretrained import _logger, fill
+from .matching import MatchReport, StateDict, few, match_state_dict, unwrap
+from .pretrained import fill, logger, require_finite
 from .reading import read_checkpoint, resolve
 
 # The last layers of the heads of mmseg and mmdet, as wide as there are classes.
@@ -68,9 +68,65 @@ def match_parts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[StateDic
     return filled, whole
 
 
+def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os.PathLike,
+              min_matched: float = 1., new_classes: bool = False, training: bool = False,
+              ) -> tuple[StateDict, MatchReport]:
+    """What of a checkpoint's contents fills a whole model: the rule of every tool and hook.
+
+    Args:
+        model: a segmentor or detector; it is not changed.
+        contents: of a checkpoint file.
+        origin: what the checkpoint is called in an error.
+        min_matched: part of the model's tensors that must be filled.
+        new_classes: the last layers of heads, as wide as there are classes, may have another width
+            in the file. They keep their random weights then, and the report counts them as fresh.
+        training: auxiliary heads have to fit too. They act in training only.
+
+    Returns:
+        The tensors in the model's naming and shapes, and the report.
+
+    Raises:
+        UserError: less than `min_matched` of the model is in the file; the message gives both
+            numbers of classes where those differ.
+    """
+    filled, report = match_parts(model, unwrap(contents))
+    for name in list(report.mismatched):
+        anew = new_classes and _CLASSIFIER.search(name)
+        if anew or (not training and name.startswith('auxiliary_head')):
+            report.fresh.append(f'{name} {report.mismatched.pop(name)}')
+    if not training:
+        unused = [name for name in report.missing if name.startswith('auxiliary_head')]
+        report.fresh += unused
+        report.missing = [name for name in report.missing if name not in set(unused)]
+    if report.fraction < min_matched:
+        count = len(report.matched) + len(report.adapted)
+        other = [*(f'{name} {change}' for name, change in report.mismatched.items()),
+                 *report.missing]
+        raise UserError(
+            f'{origin} does not fit {type(model).__name__}: it fits {count} of the '
+            f'{count + len(other)} tensors and was made with another config. '
+            f'{_class_counts(report)}Not fitting: {few(other)}. At least {min_matched:.0%} must '
+            'match. Does the config name another arch, head or number of classes? A file of a '
+            'backbone alone goes in by its init_cfg')
+    return filled, report
+
+
+def _class_counts(report: MatchReport) -> str:
+    """A sentence on the numbers of classes of file and model where a classifier does not fit."""
+    for name, change in report.mismatched.items():
+        found = _CLASSIFIER.search(name)
+        widths = re.findall(r'\((\d+)', change)
+        if found and found[2] in ('conv_seg', 'fc_cls', 'conv_logits') and len(widths) == 2:
+            # The classifier of a box has one more output, for the background.
+            there, here = (int(width) - (found[2] == 'fc_cls') for width in widths)
+            return (f'The checkpoint was trained with {there} classes, the config has {here} '
+                    f'({name}). ')
+    return ''
+
+
 def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
                    min_matched: float = 1., new_classes: bool = False) -> MatchReport:
-    """Fill a whole model from a released checkpoint and say what was matched.
+    """Fill a whole model from a checkpoint and say what was matched.
 
     Args:
         model: a segmentor (or any model of parts); changed only if enough is matched.
@@ -85,16 +141,14 @@ def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
 
     Raises:
         FileNotFoundError, UserError: the file cannot be read; see `read_checkpoint`.
-        UserError: less than `min_matched` of the model is in the file.
+        UserError: less than `min_matched` of the model is in the file, or numbers in the file are
+            not finite.
     """
     path = resolve(checkpoint)
-    filled, report = match_parts(model, unwrap(read_checkpoint(path, mmap=True)))
-    if new_classes:
-        for name in [name for name in report.mismatched if _CLASSIFIER.search(name)]:
-            report.fresh.append(f'{name} {report.mismatched.pop(name)}')
-    _require(report, checkpoint, type(model).__name__, min_matched)
+    filled, report = fit_whole(model, read_checkpoint(path, mmap=True), origin=checkpoint,
+                               min_matched=min_matched, new_classes=new_classes)
     fill(model, filled, path)
-    _logger().info('%s from %s: %s', type(model).__name__, checkpoint, report)
+    logger().info('%s from %s: %s', type(model).__name__, checkpoint, report)
     return report
 
 
@@ -114,21 +168,21 @@ def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matc
         The report, or None where the names as they are fill as much: nothing is changed then.
 
     Raises:
-        UserError: it fills more under other names than under its own, and yet too little.
+        UserError: the checkpoint fills more under other names than under its own, and yet too
+            little.
     """
-    state = unwrap(contents)
-    plain = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
-    fitting = sum(plain.get(name) == tensor.shape for name, tensor in model.state_dict().items())
-    filled, report = match_parts(model, state)
-    if len(filled) <= fitting:
+    if is_native(model, contents):
         return None
-    _require(report, origin, type(model).__name__, min_matched)
+    filled, report = fit_whole(model, contents, origin=origin, min_matched=min_matched,
+                               training=True)
+    require_finite(filled, origin)
     contents['state_dict'] = filled
     return report
 
 
-def _require(report: MatchReport, origin: str | os.PathLike, name: str, least: float) -> None:
-    if report.fraction < least:
-        raise UserError(f'{origin} does not fit {name}: {report}\nAt least {least:.0%} must match. '
-                        'Does the config name another arch, head or number of classes? A file '
-                        'of a backbone alone goes in by its init_cfg.')
+def is_native(model: nn.Module, contents: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint fills as much of a model by its own names as by any other."""
+    state = unwrap(contents)
+    plain = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
+    fitting = sum(plain.get(name) == tensor.shape for name, tensor in model.state_dict().items())
+    return len(match_parts(model, state)[0]) <= fitting

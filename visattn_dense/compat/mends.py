@@ -22,12 +22,12 @@ def _no_find_loader() -> bool:
 MENDS: tuple[Mend, ...] = (
     Mend(
         name='safe-resume',
-        what='torch.load refuses the training checkpoints of mmengine (HistoryBuffer, numpy '
-        'values); exactly those classes are allowed and the protection stays on',
+        what='torch.load refuses the training checkpoints of mmengine, and mmengine runs code from '
+        'files that it downloads; both are read as plain values, and nothing of a file runs',
         issue='https://github.com/open-mmlab/mmengine/issues/1655',
         versions={**_MMENGINE, 'torch': '>=2.6'},
         module='mmengine.runner.checkpoint',
-        repair=safe_resume.allow_training_checkpoints,
+        repair=safe_resume.read_by_one_reader,
     ),
     Mend(
         name='near-names',

@@ -6,13 +6,12 @@ mmengine's root registries.
 from visattn_dense.engine.checkpoint_hook import AtomicCheckpointHook
 from visattn_dense.engine.data_stream import DrawBatchSampler
 from visattn_dense.engine.early_stop import EarlyStopHook
-from visattn_dense.engine.evaluation import CheckpointMatchHook
 from visattn_dense.engine.foreign import ForeignCheckpointHook
 from visattn_dense.engine.layer_decay import LayerDecayConstructor
 from visattn_dense.engine.nonfinite import NonFiniteLossError, NonFiniteLossHook
 from visattn_dense.engine.runner import DenseRunner
 from visattn_dense.engine.seeding import IterationSeedHook
 
-__all__ = ['AtomicCheckpointHook', 'CheckpointMatchHook', 'DenseRunner', 'DrawBatchSampler',
+__all__ = ['AtomicCheckpointHook', 'DenseRunner', 'DrawBatchSampler',
            'EarlyStopHook', 'ForeignCheckpointHook', 'IterationSeedHook', 'LayerDecayConstructor',
            'NonFiniteLossError', 'NonFiniteLossHook']

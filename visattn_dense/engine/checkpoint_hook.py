@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +25,41 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_train(self, runner) -> None:
+        self._keep_own_names(runner)
         super().before_train(runner)
         if is_main_process() and isinstance(self.file_backend, LocalBackend):
             for leftover in remove_leftovers(self.out_dir):
                 runner.logger.info(f'Removed {leftover}, which an interrupted save left behind.')
+
+    def _keep_own_names(self, runner) -> None:
+        """Forget names of files, taken over from a checkpoint, that this run did not make.
+
+        The best checkpoint and the outdated ones are removed by these names. A run that was moved
+        to another folder, or a file from somebody else, brings names that mean other files here.
+        """
+        info = runner.message_hub.runtime_info
+        out_dir = runner.work_dir if self.out_dir in (None, runner.work_dir) else osp.join(
+            self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
+        for key in [key for key in info if key.startswith('best_ckpt')]:
+            name = osp.basename(info[key]) if isinstance(info[key], str) else ''
+            # The work directory may have been moved since.
+            own = osp.join(out_dir, name)
+            if self._is_best_name(name) and osp.isfile(own) and not osp.islink(own):
+                info[key] = own
+                continue
+            runner.logger.warning(f'{key} of the checkpoint, {ascii(info[key])[:200]}, is no '
+                                  f'file of this run in {out_dir}; no file will be removed for it.')
+            del info[key]
+        steps = info.get('keep_ckpt_ids')
+        if steps is not None and not (isinstance(steps, list) and all(
+                type(step) is int for step in steps)):
+            runner.logger.warning('keep_ckpt_ids of the checkpoint are no steps; left out.')
+            del info['keep_ckpt_ids']
+
+    def _is_best_name(self, name: str) -> bool:
+        return name.startswith('best_') and any(
+            name.endswith('_' + self.filename_tmpl.format(int(step)).replace('/', '_'))
+            for step in re.findall(r'\d+', name[-80:]))
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         outdated = None

@@ -5,28 +5,20 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
 
-from visattn_dense.engine.resume import load_checkpoint
+from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
-
-# Of the model's tensors; a head for other classes or another backbone falls far below.
-_LEAST_MATCH = 0.95
 
 
 def check_checkpoint(source: str) -> None:
     """`source` is a checkpoint that loads without executing anything.
 
     Raises:
-        UserError: it is not there, is damaged, or holds no weights.
+        FileNotFoundError, UserError: the file is not there, is damaged, or holds no weights.
     """
     # Addresses are looked up when they are loaded.
     if '://' not in source:
-        contents = load_checkpoint(source)
-        if not isinstance(contents, dict):
-            raise UserError(f'{source} holds a {type(contents).__name__}, not a dict of weights')
+        unwrap(read_checkpoint(source, mmap=True))
 
 
 def prepare_test(cfg: Config, args: Any) -> None:
@@ -36,7 +28,6 @@ def prepare_test(cfg: Config, args: Any) -> None:
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     detection = cfg.get('default_scope') == 'mmdet'
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='CheckpointMatchHook')]
     if args.show or args.show_dir:
         _draw(cfg, args, detection)
     if args.tta:
@@ -100,22 +91,3 @@ def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
             evaluator['output_dir'] = out
             evaluator['keep_results'] = True
     cfg.test_evaluator = evaluators
-
-
-@HOOKS.register_module()
-class CheckpointMatchHook(Hook):
-    """Refuses a checkpoint that is not one of this model: mmengine would load nothing and go on."""
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # A test-time augmentation model keeps the real one inside and loads into that.
-        own = getattr(model, 'module', model).state_dict()
-        given = checkpoint.get('state_dict', checkpoint)
-        given = {name.removeprefix('module.'): tensor for name, tensor in given.items()}
-        fitting = [name for name, tensor in own.items()
-                   if getattr(given.get(name), 'shape', None) == tensor.shape]
-        if len(fitting) < _LEAST_MATCH * len(own):
-            missing = [name for name in own if name not in fitting]
-            raise UserError(f'the checkpoint fits {len(fitting)} of the {len(own)} tensors of the '
-                            f'model: it was made with another config. Not fitting: '
-                            f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}')

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import broadcast_object_list, master_only
@@ -78,7 +79,7 @@ class ResilientMixin:
         # the run then begins if there is nothing yet.
         where = None if self._resume == 'auto' else self._load_from
         if where is not None and not Path(where).is_dir():
-            if '://' in str(where):
+            if urlparse(str(where)).scheme not in ('', 'http', 'https', 'visattn'):
                 return where, None
             return where, load_resumable(where)['meta'].get('seed')
         found = find_resumable(where or self.work_dir, self.logger.warning)

@@ -5,13 +5,21 @@
     model.save_pretrained('folder')                  # config.json, model.safetensors, README.md
     model = HubBackbone.from_pretrained('folder')    # or 'user/repository'
 """
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from visattn_dense.checkpoints import match_state_dict, read_checkpoint, unwrap
+from visattn_dense.checkpoints.matching import few
+from visattn_dense.checkpoints.pretrained import fill
+from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.registry import BACKBONES
+
+# Beyond every published backbone; a config.json from elsewhere may ask for anything.
+_DEEPEST, _WIDEST, _MOST_PARAMETERS = 512, 1 << 16, 4_000_000_000
 
 _CARD = """\
 ---
@@ -59,6 +67,7 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
     def __init__(self, family: str, arch: str | dict[str, Any],
                  options: dict[str, Any] | None = None) -> None:
         super().__init__()
+        _check_size(family, arch, options)
         self.family, self.arch = family, arch
         self.in_channels = (options or {}).get('in_channels', 3)
         self.backbone = BACKBONES.build(dict(type=family, arch=arch), **(options or {}))
@@ -85,6 +94,65 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
         return super().generate_model_card(*args, **{**facts, **kwargs})
 
     @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> 'HubBackbone':
-        # The default, not strict, would leave what is missing at random without a word.
-        return super()._from_pretrained(**{'strict': True, **kwargs})
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> 'HubBackbone':
+        """As huggingface_hub's; the weights are read by `visattn_dense.checkpoints`.
+
+        Raises:
+            UserError: config.json names no model of this project, or the weights are damaged, do
+                not fit, or are not finite.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f'config.json of {args[0] if args else kwargs} is not one of '
+                            f'HubBackbone: {str(error)[:200]}') from error
+
+    @classmethod
+    def _load_weights(cls, model: 'HubBackbone', model_file: str, map_location: str,
+                      strict: bool) -> 'HubBackbone':
+        # huggingface_hub's default, not strict, would leave what is missing at random.
+        del strict
+        filled, report = match_state_dict(model, unwrap(read_checkpoint(model_file, mmap=True)),
+                                          layouts={}, prefix='')
+        if others := [*report.missing, *report.mismatched, *report.unused]:
+            raise UserError(f'{model_file} does not fit {model.family} {model.arch}: on one side '
+                            f'alone, or of another shape, are {few(others)}')
+        fill(model, filled, model_file)
+        return model.to(map_location).eval()
+
+    _load_as_safetensor = _load_as_pickle = _load_weights
+
+
+def _check_size(family: Any, arch: Any, options: Any) -> None:
+    """A config.json describes a model that a machine can hold.
+
+    Raises:
+        UserError: it does not, or there is no such family.
+    """
+    if not (isinstance(family, str) and family in BACKBONES):
+        raise UserError(f'there is no family {family!r}. '
+                        f'{did_you_mean(str(family)[:80], BACKBONES)}')
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f'options are a dict of arguments, got {str(options)[:80]!r}')
+    for name, number in [*_numbers('arch', arch), *_numbers('options', options)]:
+        limit = _DEEPEST if 'depth' in name else _WIDEST
+        if not abs(number) <= limit:
+            raise UserError(f'{name} is {number}; no backbone here has more than {limit}')
+    with torch.device('meta'):
+        skeleton = BACKBONES.build(dict(type=family, arch=arch), **(options or {}))
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    if count > _MOST_PARAMETERS:
+        raise UserError(f'{family} {arch} would have {count:,} parameters; the limit is '
+                        f'{_MOST_PARAMETERS:,}')
+
+
+def _numbers(name: str, value: Any, depth: int = 8) -> Iterator[tuple[str, float]]:
+    if isinstance(value, (int, float)):
+        yield name, value
+    elif isinstance(value, (Mapping, list, tuple)) and depth and len(value) <= 64:
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _numbers(f'{name}.{key}', inner, depth - 1)
+    elif isinstance(value, (Mapping, list, tuple)):
+        raise UserError(f'{name} has more entries than any backbone takes')

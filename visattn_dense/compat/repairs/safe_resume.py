@@ -1,84 +1,99 @@
-"""Let `torch.load(weights_only=True)` read mmengine's training checkpoints, and nothing more.
+"""Let mmengine read checkpoints through this project's reader, which runs nothing of a file.
 
-What `Runner.save_checkpoint` writes beside tensors and plain containers, found by listing the
-globals of checkpoints from mmseg and mmdet runs (optimizer, schedulers, EMA, AMP, message hub):
+mmengine hands a local file to torch.load, whose protection refuses mmengine's own training
+checkpoints, and a file from the network to `torch.utils.model_zoo.load_url`, which has no
+protection. `visattn_dense.checkpoints.read_checkpoint` reads both, and gives plain values for what
+`Runner.save_checkpoint` writes. Two entries need a word more:
 
-- mmengine.logging.history_buffer.HistoryBuffer, one per logged scalar;
-- numpy arrays and scalars inside them: numpy.ndarray, numpy.dtype and the two constructors
-  `_reconstruct` and `scalar`, which NumPy 1 and NumPy 2 store under different module names;
-- builtins.getattr, because every HistoryBuffer carries its statistics methods and pickle writes
-  a method as getattr(class, name).
-
-The real getattr would be a way out of the sandbox. What is registered under its name hands out
-methods of HistoryBuffer and refuses everything else.
+- the history of each logged scalar is an object, of the class HistoryBuffer. Its numbers are
+  checked, and the object is built from them here;
+- `meta['config']`, text that checkpoints of 2022 and before hold: `Runner.resume` would run it as
+  Python code. It is left out.
 """
-
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
+from urllib.parse import urlparse
 
-#: The element types a logged scalar or its history can have.
-_DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
+from visattn_dense.errors import UserError
+
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 
-def allow_training_checkpoints(checkpoint: ModuleType) -> None:
-    """Register the classes above with torch's restricted unpickler.
+def read_by_one_reader(checkpoint: ModuleType) -> None:
+    """Enter the reader into mmengine's table of schemes, for files and for http(s) addresses.
 
     Args:
-        checkpoint: `mmengine.runner.checkpoint`, the module that calls torch.load.
+        checkpoint: `mmengine.runner.checkpoint`.
     """
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        from visattn_dense.checkpoints import read_checkpoint
+        return _placed(_for_mmengine(read_checkpoint(filename)), map_location)
+
+    def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None,
+                       progress: bool | None = None) -> Any:
+        from visattn_dense.checkpoints.download import download
+        name = urlparse(filename).path.rpartition('/')[2]
+        path = None if model_dir is None else f'{model_dir}/{name}'
+        return load_from_local(str(download(filename, path, progress=progress)), map_location)
+
+    checkpoint.load_from_local, checkpoint.load_from_http = load_from_local, load_from_http
+    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
+    checkpoint.CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+
+
+def _for_mmengine(contents: Any) -> Any:
+    """What mmengine's runner expects in place of what the reader gives."""
+    from mmengine.logging import print_log
+
+    from visattn_dense.checkpoints.pickled import check_names
+    state = contents.get('state_dict', contents) if isinstance(contents, dict) else contents
+    if not isinstance(state, dict):
+        raise UserError(f'the checkpoint holds a {type(state).__name__} where a state dict belongs')
+    check_names(state)
+    meta = contents.get('meta')
+    if isinstance(meta, dict) and meta.pop('config', None) is not None:
+        print_log('Left out of the checkpoint: meta.config, which would be run as Python code.',
+                  'current')
+    hub = contents.get('message_hub')
+    scalars = hub.get('log_scalars') if isinstance(hub, dict) else None
+    for name, value in list(scalars.items()) if isinstance(scalars, dict) else ():
+        if getattr(value, 'kind', None) == _HISTORY:
+            scalars[name] = _history(value)
+    return contents
+
+
+def _history(record: dict[str, Any]) -> Any:
+    """The history of a logged scalar from its attributes; None where those are no history."""
     import numpy as np
-    import torch
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    multiarray = getattr(np, '_core', None) or np.core
-    constructors = []
-    for function, name in (
-        (multiarray.multiarray._reconstruct, '_reconstruct'),
-        (multiarray.multiarray.scalar, 'scalar'),
-    ):
-        constructors += [
-            _under_name(function, module, name)
-            for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-        ]
-    dtypes = list(dict.fromkeys(type(np.dtype(code)) for code in _DTYPES))
-    torch.serialization.add_safe_globals([
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        *dtypes,
-        *constructors,
-        _under_name(_method_getter(HistoryBuffer), 'builtins', 'getattr'),
-    ])
+    from mmengine.logging import HistoryBuffer
+    log, count = record.get('_log_history'), record.get('_count_history')
+    length = record.get('max_length', record.get('_max_length'))
+    arrays = isinstance(log, np.ndarray) and isinstance(count, np.ndarray)
+    if not (arrays and log.ndim == 1 and log.shape == count.shape
+            and type(length) is int and len(log) <= length < 1 << 48):
+        return None
+    out = HistoryBuffer(max_length=length)
+    out._log_history, out._count_history = log, count
+    return out
 
 
-def _under_name(function: Callable[..., object], module: str, name: str) -> Callable[..., object]:
-    """A new function that a pickle finds as `module.name`."""
-
-    def renamed(*args: object) -> object:
-        return function(*args)
-
-    renamed.__module__, renamed.__name__, renamed.__qualname__ = module, name, name
-    return renamed
+def _placed(contents: Any, where: Any) -> Any:
+    """The contents with their tensors on the device that torch.load's `map_location` names."""
+    if where is None or callable(where) or str(where) == 'cpu':
+        return contents
+    return _mapped(contents, lambda tensor: tensor.to(where if not isinstance(where, dict) else
+                                                      where.get('cpu', 'cpu')))
 
 
-def _method_getter(owner: type) -> Callable[[object, str], object]:
-    """getattr, but only for the public methods that the class `owner` itself defines."""
-
-    def get(target: object, name: str) -> object:
-        if (
-            target is owner
-            and isinstance(name, str)
-            and not name.startswith('_')
-            and callable(vars(owner).get(name))
-        ):
-            return getattr(owner, name)
-        raise pickle.UnpicklingError(
-            f'this file asks for the attribute {name!r} of {target!r}, which no training '
-            'checkpoint of mmengine does. It was not loaded, because reading it could run code '
-            'from the file'
-        )
-
-    return get
+def _mapped(value: Any, move: Callable[[Any], Any]) -> Any:
+    if hasattr(value, 'untyped_storage'):
+        return move(value)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            value[key] = _mapped(inner, move)
+    elif isinstance(value, list):
+        value[:] = [_mapped(inner, move) for inner in value]
+    return value

@@ -1,0 +1,283 @@
+"""Every way into the project that takes a checkpoint, each tried in a process of its own.
+
+    python -m tests.hostile_doors            # the whole table, several minutes
+    python -m tests.hostile_doors resume     # one door
+
+A process that has imported everything forks for each pair of a door and a file. The child is
+limited in time, and watched: what it said, whether a signal ended it, how much memory it took.
+"""
+import argparse
+import contextlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.hostile_files import cases
+from tests.tiny_runs import write_run
+
+ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_widths=(1, 2, 7, 7))
+# A child that computes longer hangs. Processor time: a loaded machine is no hang.
+SECONDS = 30
+MEMORY = 200 << 20
+KINDS = ('taken', 'refused', 'traceback', 'signal', 'hang')
+
+Door = Callable[['Place', Path], object]
+
+
+@dataclass
+class Place:
+    """Where the doors work: a tiny run of mmseg, its model's state, and a folder to be left alone.
+
+    Attributes:
+        folder: everything lies here.
+        config: of the run.
+        state: what the run's model holds.
+        guarded: holds two files; nothing may come in or go.
+    """
+
+    folder: Path
+    config: Path
+    state: dict[str, torch.Tensor]
+    guarded: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> 'Place':
+        config = write_run(folder, HOOKS, images=2)
+        place = cls(folder, config, cls.model(config).state_dict(), folder / 'guarded')
+        place.guarded.mkdir()
+        for name in GUARDED:
+            (place.guarded / name).write_text('precious')
+        return place
+
+    @staticmethod
+    def model(config: Path) -> torch.nn.Module:
+        from mmengine.config import Config
+        from mmengine.registry import DefaultScope
+        from mmseg.registry import MODELS
+
+        from visattn_dense.engine.launch import register_scope
+        register_scope('mmseg')
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            return MODELS.build(Config.fromfile(config).model)
+
+
+GUARDED = ('precious', 'best_mIoU_iter_2.pth')
+HOOKS = """
+default_hooks['checkpoint'].update(save_best='mIoU', max_keep_ckpts=1, interval=1)
+train_cfg.update(max_iters=3, val_interval=3)
+"""
+
+
+def _backbone(place: Place, path: Path) -> None:
+    from visattn_dense.backbones import CSWin
+    CSWin(ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(path))).init_weights()
+
+
+def _whole(place: Place, path: Path) -> None:
+    from visattn_dense.checkpoints import load_segmentor
+    load_segmentor(place.model(place.config), path)
+
+
+def _stranger(place: Place, path: Path) -> None:
+    from mmengine.runner import load_checkpoint
+    load_checkpoint(place.model(place.config), str(path))
+
+
+def _hub(place: Place, path: Path) -> None:
+    from visattn_dense.interop.hub import HubBackbone
+    folder = Path(tempfile.mkdtemp(dir=place.folder))
+    (folder / 'config.json').write_text(
+        '{"family": "CSWin", "arch": {"embed_dim": 16, "depths": [1, 1, 1, 1], '
+        '"num_heads": [2, 4, 4, 8], "stripe_widths": [1, 2, 7, 7]}}')
+    shutil.copy(path, folder / 'model.safetensors')
+    HubBackbone.from_pretrained(folder)
+
+
+def _inspect(place: Place, path: Path) -> int:
+    from visattn_dense.checkpoints.__main__ import main
+    return main(['inspect', str(path)])
+
+
+def _convert(place: Place, path: Path) -> int:
+    from visattn_dense.checkpoints.__main__ import main
+    return main(['convert', str(path), str(path.with_name('converted.pth')), '--overwrite'])
+
+
+def _infer(place: Place, path: Path) -> int:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
+    from infer import main
+    image = place.folder / 'data' / 'images' / '0.png'
+    return main([str(place.config), str(path), str(image), '--out-dir', str(place.folder / 'out'),
+                 '--device', 'cpu'])
+
+
+def _test(place: Place, path: Path) -> int:
+    from visattn_dense.engine.launch import test
+    return test([str(place.config), str(path), '--work-dir', str(place.folder / 'tested')])
+
+
+def _train(place: Place, *options: str) -> int:
+    from visattn_dense.engine.launch import train
+    work = tempfile.mkdtemp(dir=place.folder)
+    return train([str(place.config), '--work-dir', work, *options])
+
+
+def _load_from(place: Place, path: Path) -> int:
+    return _train(place, '--no-validate', '--cfg-options', 'train_cfg.max_iters=1',
+                  f'load_from={path}')
+
+
+def _resume(place: Place, path: Path) -> int:
+    return _train(place, '--resume', str(path))
+
+
+DOORS: dict[str, Door] = {
+    'init_cfg': _backbone, 'load_segmentor': _whole, 'mmengine': _stranger, 'hub': _hub,
+    'inspect': _inspect, 'convert': _convert, 'infer': _infer, 'test': _test,
+    'load_from': _load_from, 'resume': _resume}
+CHEAP = ('init_cfg', 'load_segmentor', 'mmengine', 'hub', 'inspect', 'convert')
+"""Those that take a fraction of a second for each file."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a file at a door.
+
+    Attributes:
+        kind: 'taken', 'refused' (one message of the project), 'traceback', 'signal', 'hang'.
+        said: the message, or what else is to be known.
+        memory: bytes that the child took beyond what it began with.
+    """
+
+    kind: str
+    said: str
+    memory: int
+
+
+def _high_water() -> int:
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
+
+
+def attempt(door: Door, place: Place, path: Path) -> Outcome:
+    """Try one file at one door, in a forked process."""
+    from visattn_dense.errors import UserError
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 0
+        with contextlib.suppress(BaseException):
+            os.close(read)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            os.chdir(place.folder)
+            log = os.open(place.folder / 'log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            # The mark begins anew, at what the process has now.
+            Path('/proc/self/clear_refs').write_text('5')
+            before = _high_water()
+            try:
+                status = door(place, path)
+                kind, said = ('taken', '') if not status else (
+                    'refused' if status == 2 else 'traceback', f'exit code {status}')
+            except UserError as error:
+                kind, said = 'refused', str(error)
+            except BaseException as error:
+                kind, said = 'traceback', f'{type(error).__name__}: {error}'
+            os.write(write, f'{_high_water() - before}\n{kind}\n{said}'.encode(
+                errors='replace')[:4000])
+        os._exit(code)
+    os.close(write)
+    with os.fdopen(read, 'rb') as pipe:
+        # A child that waits for ever takes no processor time.
+        if not select.select([pipe], [], [], 20 * SECONDS)[0]:
+            os.kill(child, signal.SIGKILL)
+        answer = pipe.read().decode(errors='replace')
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        hang = number in (signal.SIGXCPU, signal.SIGKILL)
+        return Outcome('hang' if hang else 'signal', signal.Signals(number).name, 0)
+    memory, kind, said = answer.split('\n', 2)
+    log = (place.folder / 'log').read_text(errors='replace')
+    if kind == 'traceback' or 'Traceback (most recent call last)' in log:
+        return Outcome('traceback', f'{said}\n{log[-3000:]}', int(memory))
+    if said.startswith('exit code'):
+        said = log[log.rfind('error'):] if 'error' in log else log[-300:]
+    return Outcome(kind, said, int(memory))
+
+
+def write_files(place: Place, names: Iterable[str] | None = None) -> dict[str, Path]:
+    """The hostile files, or those of them that `names` lists."""
+    folder = place.folder / 'files'
+    folder.mkdir(exist_ok=True)
+    made = {}
+    for number, (name, write) in enumerate(cases().items()):
+        if names is None or name in names:
+            made[name] = folder / f'{number}.pth'
+            write(made[name], place.state, place.guarded)
+    return made
+
+
+def faults(place: Place, path: Path, outcome: Outcome) -> list[str]:
+    """What went wrong at a door, beyond taking or refusing the file."""
+    found = [] if outcome.kind in ('taken', 'refused') else [f'{outcome.kind}: {outcome.said}']
+    if outcome.memory > MEMORY + 2 * path.stat().st_size:
+        found.append(f'took {outcome.memory >> 20} MB for a file of {path.stat().st_size >> 10} kB')
+    there = sorted(p.name for p in place.guarded.iterdir()) if place.guarded.is_dir() else []
+    if there != sorted(GUARDED):
+        found.append(f'the guarded folder holds {there}')
+    if outcome.kind == 'refused' and len(outcome.said.strip().splitlines()) > 6:
+        found.append(f'said more than a message: {outcome.said}')
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m tests.hostile_doors')
+    parser.add_argument('doors', nargs='*', metavar='DOOR', help=f'of {", ".join(DOORS)}; all')
+    parser.add_argument('--files', type=json.loads, help='JSON list of names; all')
+    parser.add_argument('--json', type=Path, help='write the outcomes of one door here')
+    args = parser.parse_args(arguments)
+    # A fork does not take the threads along that OpenMP waits for.
+    torch.set_num_threads(1)
+    bad = 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place.make(Path(folder))
+        files = write_files(place, args.files)
+        for name in args.doors or DOORS:
+            begun = time.monotonic()
+            outcomes, wrong = {}, {}
+            for kind, path in files.items():
+                outcomes[kind] = attempt(DOORS[name], place, path)
+                wrong[kind] = faults(place, path, outcomes[kind])
+            count = Counter(outcome.kind for outcome in outcomes.values())
+            bad += sum(map(len, wrong.values()))
+            print(f'{name:15} {len(files)} files: '
+                  + ', '.join(f'{count[kind]} {kind}' for kind in KINDS)
+                  + f'; at most {max(outcome.memory for outcome in outcomes.values()) >> 20} MB; '
+                  f'{time.monotonic() - begun:.0f} s', flush=True)
+            for kind, found in wrong.items():
+                for fault in found:
+                    print(f'    {kind}: {fault}', flush=True)
+            if args.json:
+                args.json.write_text(json.dumps({
+                    kind: [outcome.kind, outcome.said, wrong[kind]]
+                    for kind, outcome in outcomes.items()}))
+    print(f'{bad} faults')
+    return bool(bad)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

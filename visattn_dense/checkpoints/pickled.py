@@ -1,0 +1,535 @@
+"""A pickle as data: plain values and tensors. Nothing is imported, nothing of the file is called.
+
+A pickle is a small program. Python's own reader runs that program: it imports what the file names
+and calls it. Here the instructions are carried out on plain values alone. A name in the file is a
+key of the tables below, and what stands there builds one kind of value after it has checked the
+size. Any other name ends the reading.
+
+Source of the instructions: Python's `pickletools`, which lists and decodes them.
+"""
+import math
+import pickletools
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visattn_dense.errors import UserError
+
+# Bytes of memory that values of a file may take beside its tensors, and a few of the prices.
+_BUDGET = 128 << 20
+_PRICE_OF_VALUE, _PRICE_OF_CONTAINER = 48, 240
+_DEPTH = 64
+_LONGEST_NAME = 512
+
+DTYPES = {name: getattr(torch, name) for name in (
+    'float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool',
+    'complex64', 'complex128')}
+_STORAGES = {'DoubleStorage': 'float64', 'FloatStorage': 'float32', 'HalfStorage': 'float16',
+             'BFloat16Storage': 'bfloat16', 'LongStorage': 'int64', 'IntStorage': 'int32',
+             'ShortStorage': 'int16', 'CharStorage': 'int8', 'ByteStorage': 'uint8',
+             'BoolStorage': 'bool', 'ComplexFloatStorage': 'complex64',
+             'ComplexDoubleStorage': 'complex128', 'UntypedStorage': 'uint8'}
+_NUMPY = {code: np.dtype(code) for code in ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8',
+                                            'f2', 'f4', 'f8')}
+
+
+class Refused(Exception):
+    """The file asks for something that no file of weights needs; the message says what."""
+
+
+class NotHeld(Refused):
+    """The file has tensors of a kind that no model here holds; the message says which."""
+
+
+class TooLarge(Refused):
+    """The file claims more memory than it may; the message says for what."""
+
+
+class Record(dict):
+    """The attributes of an object whose class is not built.
+
+    Attributes:
+        kind: the class, as the file names it: 'argparse.Namespace'.
+    """
+
+    kind: str = ''
+
+    def __reduce__(self) -> tuple:
+        # What is saved again has no class of this project in it.
+        return OrderedDict, (list(self.items()),)
+
+
+class Storage:
+    """The bytes that tensors of a file share.
+
+    Args:
+        dtype: what the file says that the numbers are.
+        size: bytes.
+        bytes_: the bytes; where they come later in the file they are set once they are read.
+    """
+
+    def __init__(self, dtype: torch.dtype, size: int,
+                 bytes_: torch.UntypedStorage | None = None) -> None:
+        self.dtype, self.size, self.bytes = dtype, size, bytes_
+
+
+class _Name(str):
+    """What the file names: 'module.name'."""
+
+
+class _Pending:
+    """A value whose contents come in a later instruction (BUILD)."""
+
+    value: Any = None
+
+    def set_state(self, state: Any) -> None:
+        raise Refused(f'a {type(self).__name__.lstrip("_").lower()} with a state of its own')
+
+
+class _DType(_Pending):
+    def __init__(self, code: Any) -> None:
+        if code not in _NUMPY:
+            raise Refused(f'a numpy array of dtype {code!r}; numbers are '
+                          f'{", ".join(_NUMPY)}')
+        self.value = _NUMPY[code]
+
+    def set_state(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order not in ('<', '>', '|', '='):
+            raise Refused('a numpy dtype of its own making')
+        self.value = self.value.newbyteorder(order)
+
+
+class _Array(_Pending):
+    def set_state(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, raw = state
+        self.value = _numpy_array(raw, dtype, shape, 'F' if is_fortran else 'C')
+
+
+class _Tensor:
+    """A tensor that is made once the bytes of its storage are there."""
+
+    def __init__(self, storage: Storage, dtype: torch.dtype, offset: int, size: tuple,
+                 stride: tuple) -> None:
+        self.storage, self.dtype, self.offset = storage, dtype, offset
+        self.size, self.stride = size, stride
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.size) * self.dtype.itemsize
+
+    def build(self) -> Tensor:
+        empty = torch.empty(0, dtype=self.dtype)
+        return empty.set_(self.storage.bytes, self.offset, self.size, self.stride)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 48
+
+
+def _numpy_array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not (isinstance(dtype, _DType) and isinstance(raw, bytes) and isinstance(shape, tuple)
+            and len(shape) <= 16 and all(map(_is_count, shape))
+            and math.prod(shape) * dtype.value.itemsize == len(raw)):
+        raise Refused('a numpy array whose bytes are not those of its shape and dtype')
+    return np.frombuffer(raw, dtype.value).reshape(shape, order=order).copy()
+
+
+def _numpy_scalar(dtype: Any, raw: Any = b'') -> Any:
+    return _numpy_array(raw, dtype, (), 'C').item()
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False,
+            hooks: Any = None, dtype: Any = None, *_: Any) -> _Tensor:
+    # The seventh argument is the dtype in one of torch's two functions, else metadata.
+    if not (isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
+            and len(size) == len(stride) <= 16
+            and all(map(_is_count, (offset, *size, *stride)))):
+        raise Refused('a tensor without storage, shape and strides')
+    dtype = dtype if isinstance(dtype, torch.dtype) else storage.dtype
+    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) and (offset + last + 1) * dtype.itemsize > storage.size:
+        raise Refused(f'a tensor of {size} that lies outside its storage of {storage.size:,} bytes')
+    return _Tensor(storage, dtype, offset if math.prod(size) else 0, size, stride)
+
+
+def _tensor_of_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    if function not in ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_parameter'):
+        raise Refused(f'a tensor made by {function}')
+    return _CALLS[function](*arguments)
+
+
+def _encoded(text: Any, encoding: Any = 'latin1') -> bytes:
+    # How protocol 2 writes bytes.
+    if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+        raise Refused('bytes in an encoding other than latin1')
+    return text.encode('latin1')
+
+
+def _pairs(kind: type) -> Callable[..., dict]:
+    def build(*arguments: Any) -> dict:
+        # A defaultdict's argument is what it makes its values with, and has no use here.
+        given = arguments[0] if arguments else ()
+        out = kind()
+        for key, value in (given.items() if isinstance(given, dict) else
+                           given if isinstance(given, (list, tuple)) else ()):
+            out[_key(key)] = value
+        return out
+    return build
+
+
+def _path(*parts: Any) -> str:
+    if not all(isinstance(part, str) for part in parts):
+        raise Refused('a path of something else than text')
+    return '/'.join(parts).replace('//', '/')
+
+
+def _size(values: Any) -> torch.Size:
+    if not (isinstance(values, (tuple, list)) and all(map(_is_count, values))):
+        raise Refused('a torch.Size of something else than counts')
+    return torch.Size(values)
+
+
+def _list(values: Any = (), *_: Any) -> list:
+    if not isinstance(values, (list, tuple)):
+        raise Refused('a collection of something else than a list')
+    return list(values)
+
+
+def _counter(values: Any = ()) -> Counter:
+    if not (isinstance(values, dict) and all(type(count) is int for count in values.values())):
+        raise Refused('a Counter of something else than whole numbers')
+    return Counter(values)
+
+
+def _device(*parts: Any) -> str:
+    return ':'.join(map(str, parts))
+
+
+def _method(owner: Any, name: Any) -> None:
+    # mmengine's history of a logged scalar names its own methods. Nothing is looked up.
+    if owner not in _RECORDS or not isinstance(name, str) or name.startswith('_'):
+        raise Refused(f'the attribute {ascii(name)[:60]} of {owner}')
+
+
+def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Record:
+    return _record(kind)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    'collections.OrderedDict': _pairs(OrderedDict),
+    'collections.defaultdict': _pairs(dict),
+    'collections.Counter': _counter,
+    'collections.deque': _list,
+    'builtins.set': _list, '__builtin__.set': _list,
+    'builtins.frozenset': _list, '__builtin__.frozenset': _list,
+    'builtins.getattr': _method, '__builtin__.getattr': _method,
+    'copyreg._reconstructor': _reconstructed, 'copy_reg._reconstructor': _reconstructed,
+    '_codecs.encode': _encoded,
+    'pathlib.PosixPath': _path, 'pathlib.PurePosixPath': _path, 'pathlib.WindowsPath': _path,
+    'pathlib._local.PosixPath': _path,
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor,
+    'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
+    'torch._utils._rebuild_parameter_with_state': lambda tensor, *_: tensor,
+    'torch._tensor._rebuild_from_type_v2': _tensor_of_type,
+    'torch.Size': _size,
+    'torch.device': _device,
+    'numpy.dtype': lambda code, *_: _DType(code),
+    **{f'{module}.multiarray.{name}': function for module in ('numpy.core', 'numpy._core')
+       for name, function in (('_reconstruct', lambda *_: _Array()), ('scalar', _numpy_scalar))},
+    **{f'{module}.numeric._frombuffer': _numpy_array for module in ('numpy.core', 'numpy._core')},
+}
+"""What builds a value from arguments, by the name that a file has for it."""
+
+_RECORDS = ('argparse.Namespace', 'yacs.config.CfgNode',
+            'mmengine.logging.history_buffer.HistoryBuffer')
+"""Classes whose objects are kept as their attributes."""
+
+_INERT = (*(f'{module}.{name}' for module in ('builtins', '__builtin__')
+            for name in ('list', 'dict', 'int', 'float', 'str', 'object')),
+          'numpy.ndarray', 'torch.nn.parameter.Parameter', 'torch.Tensor', 'torch._tensor.Tensor',
+          'torch.nn.parameter.Buffer')
+"""Names that only stand as arguments of the functions above."""
+
+
+_NOT_HELD = {'_rebuild_qtensor': 'quantised tensors', '_rebuild_sparse': 'sparse tensors',
+             '_rebuild_meta_tensor': 'tensors without numbers, on the meta device',
+             '_rebuild_nested_tensor': 'nested tensors', 'QInt': 'quantised tensors',
+             'QUInt': 'quantised tensors'}
+
+
+def _record(kind: Any) -> Record:
+    if kind not in _RECORDS:
+        raise Refused(f'an object of {kind}')
+    out = Record()
+    out.kind = str(kind)
+    return out
+
+
+def _named(name: str) -> Any:
+    """What a file's global name stands for."""
+    module, _, leaf = name.rpartition('.')
+    if module == 'torch' and leaf in DTYPES:
+        return DTYPES[leaf]
+    unheld = next((what for part, what in _NOT_HELD.items() if part in leaf), None)
+    if unheld or module == 'torch' and isinstance(getattr(torch, leaf, None), torch.dtype):
+        raise NotHeld(unheld or f'{leaf} tensors')
+    storage = leaf in _STORAGES and module in ('torch', 'torch.storage', 'torch.cuda')
+    if not (storage or name in _CALLS or name in _RECORDS or name in _INERT):
+        raise Refused(f'{_printable(name)}')
+    return _Name(name)
+
+
+def storage_dtype(kind: Any) -> torch.dtype:
+    """The dtype of a storage class, by the name that a file has for it."""
+    leaf = kind.rpartition('.')[2] if isinstance(kind, _Name) else None
+    if leaf not in _STORAGES:
+        raise Refused(f'a storage of {kind}')
+    return DTYPES[_STORAGES[leaf]]
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() and len(text) <= _LONGEST_NAME else ascii(text)[:100]
+
+
+def _key(value: Any) -> Any:
+    if type(value) is str:
+        return value
+    if value is None or type(value) is bool or type(value) is int and abs(value) < 1 << 32:
+        return value
+    raise Refused(f'a dict with a key that is a {type(value).__name__.lstrip("_")}')
+
+
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
+_VALUES = frozenset((
+    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT', 'STRING',
+    'BINSTRING', 'SHORT_BINSTRING', 'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8',
+    'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'))
+_EMPTY = {'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple, 'EMPTY_DICT': dict, 'EMPTY_SET': list}
+_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+
+
+class PickleReader:
+    """Carries out the instructions of pickles on plain values.
+
+    Args:
+        persistent: gives the `Storage` for a persistent id, the tuple by which torch names one.
+        limit: bytes that all tensors together may claim.
+    """
+
+    def __init__(self, persistent: Callable[[Any], Storage] | None = None,
+                 limit: int = 1 << 62) -> None:
+        self._persistent = persistent
+        self._budget = _BUDGET
+        self._claims = limit
+
+    def read(self, file: BinaryIO) -> Any:
+        """The value of the pickle at the file's position, which is left behind the pickle.
+
+        Tensors are not made yet: `finish` does that.
+
+        Raises:
+            Refused: the pickle asks for more than plain values and tensors.
+            ValueError and others: the pickle is damaged.
+        """
+        stack: list[Any] = []
+        marks: list[int] = []
+        memo: dict[int, Any] = {}
+
+        def since_mark() -> list[Any]:
+            start = marks.pop()
+            values = stack[start:]
+            del stack[start:]
+            return values
+
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            self._budget -= _PRICE_OF_VALUE
+            if self._budget < 0:
+                raise TooLarge('beside its tensors it has more values than fit into '
+                               f'{_BUDGET >> 20} MB')
+            if name in _VALUES:
+                if type(argument) is int and argument.bit_length() > 128:
+                    raise Refused(f'a whole number of {argument.bit_length()} bits')
+                stack.append(bytes(argument) if name == 'BYTEARRAY8' else argument)
+            elif name in ('BINPUT', 'LONG_BINPUT', 'PUT'):
+                memo[argument] = stack[-1]
+            elif name == 'MEMOIZE':
+                memo[len(memo)] = stack[-1]
+            elif name in ('BINGET', 'LONG_BINGET', 'GET'):
+                stack.append(memo[argument])
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                self._budget -= _PRICE_OF_CONTAINER
+                stack.append(_EMPTY[name]())
+            elif name == 'MARK':
+                marks.append(len(stack))
+            elif name in _TUPLES:
+                count = _TUPLES[name]
+                if len(stack) < count:
+                    raise ValueError('an instruction takes more values than there are')
+                stack[-count:] = [tuple(stack[-count:])]
+            elif name == 'TUPLE':
+                stack.append(tuple(since_mark()))
+            elif name in ('LIST', 'FROZENSET'):
+                stack.append(since_mark())
+            elif name == 'DICT':
+                stack.append(_fill({}, since_mark()))
+            elif name in ('APPENDS', 'ADDITEMS'):
+                values = since_mark()
+                _extend(stack[-1], values)
+            elif name == 'APPEND':
+                value = stack.pop()
+                _extend(stack[-1], [value])
+            elif name == 'SETITEMS':
+                values = since_mark()
+                _fill(stack[-1], values)
+            elif name == 'SETITEM':
+                value, key = stack.pop(), stack.pop()
+                _fill(stack[-1], [key, value])
+            elif name == 'GLOBAL':
+                stack.append(_named(argument.replace(' ', '.')))
+            elif name == 'STACK_GLOBAL':
+                leaf, module = stack.pop(), stack.pop()
+                stack.append(_named(f'{module}.{leaf}'))
+            elif name in ('REDUCE', 'NEWOBJ'):
+                arguments, kind = stack.pop(), stack.pop()
+                stack.append(self._make(kind, arguments))
+            elif name == 'BUILD':
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            elif name == 'BINPERSID':
+                if self._persistent is None:
+                    raise Refused('a tensor where none belongs')
+                stack.append(self._persistent(stack.pop()))
+            elif name == 'POP':
+                stack.pop()
+            elif name == 'POP_MARK':
+                since_mark()
+            elif name == 'DUP':
+                stack.append(stack[-1])
+            elif name == 'STOP':
+                if len(stack) != 1:
+                    raise ValueError(f'{len(stack)} values are left at its end')
+                return stack[0]
+            elif name not in ('PROTO', 'FRAME'):
+                raise Refused(f'the pickle instruction {name}')
+        raise ValueError('it has no end')
+
+    def _make(self, kind: Any, arguments: Any) -> Any:
+        self._budget -= _PRICE_OF_CONTAINER
+        if isinstance(kind, _Name) and kind in _RECORDS:
+            return _record(kind)
+        if not (isinstance(kind, _Name) and kind in _CALLS and isinstance(arguments, tuple)):
+            raise Refused(f'an object made by {kind}')
+        value = _CALLS[kind](*arguments)
+        if isinstance(value, _Tensor):
+            self._claims -= value.nbytes
+            if self._claims < 0:
+                raise TooLarge(f'a tensor of {value.size} claims {value.nbytes:,} bytes, and the '
+                               f'file has {value.storage.size:,} for it')
+        return value
+
+    def finish(self, contents: Any) -> Any:
+        """The contents with their tensors and arrays made.
+
+        Raises:
+            Refused: they contain themselves, are nested too deeply, or hold a value that is none
+                of plain containers, numbers, text and tensors.
+        """
+        done: dict[int, Any] = {}
+        # What is replaced has to stay, or another value would get its identity.
+        kept: list[Any] = []
+
+        def walk(value: Any, depth: int) -> Any:
+            if isinstance(value, (str, int, float, complex, bytes, torch.dtype, type(None))) \
+                    and not isinstance(value, _Name):
+                return value
+            if id(value) in done:
+                if done[id(value)] is done:
+                    raise Refused('a container that contains itself')
+                return done[id(value)]
+            if depth > _DEPTH:
+                raise Refused(f'containers nested more than {_DEPTH} deep')
+            kept.append(value)
+            done[id(value)] = done
+            if isinstance(value, _Tensor):
+                out = value.build()
+            elif isinstance(value, _Array) and value.value is not None:
+                out = value.value
+            elif isinstance(value, _DType):
+                out = value.value.str
+            elif isinstance(value, dict):
+                out = value
+                for key, inner in value.items():
+                    value[key] = walk(inner, depth + 1)
+            elif isinstance(value, list):
+                value[:] = [walk(inner, depth + 1) for inner in value]
+                out = value
+            elif type(value) is tuple:
+                inner = tuple(walk(part, depth + 1) for part in value)
+                out = value if all(a is b for a, b in zip(inner, value, strict=True)) else inner
+            elif isinstance(value, (torch.Size, np.ndarray)):
+                out = value
+            else:
+                what = value if isinstance(value, _Name) else type(value).__name__.lstrip('_')
+                raise Refused(f'{what} as a value')
+            done[id(value)] = out
+            return out
+
+        return walk(contents, 0)
+
+
+def _fill(target: Any, values: list[Any]) -> dict:
+    if not isinstance(target, dict) or len(values) % 2:
+        raise Refused(f'entries for a {type(target).__name__.lstrip("_")}')
+    for key, value in zip(values[::2], values[1::2], strict=True):
+        target[_key(key)] = value
+    return target
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+    if type(target) is not list:
+        raise Refused(f'items for a {type(target).__name__.lstrip("_")}')
+    target += values
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if isinstance(target, _Pending):
+        target.set_state(state)
+    elif isinstance(target, Record):
+        attributes = state[0] if isinstance(state, tuple) and state else state
+        target.update({_key(key): value for key, value in attributes.items()}
+                      if isinstance(attributes, dict) else {})
+    elif isinstance(target, OrderedDict) and isinstance(state, dict):
+        # The versions of a model's modules, by which torch reads old names.
+        versions = state.get('_metadata')
+        if isinstance(versions, dict) and all(
+                isinstance(entry, dict) and all(type(v) in (int, str, bool) for v in entry.values())
+                for entry in versions.values()):
+            target._metadata = versions
+    elif isinstance(target, (dict, _Tensor)) and isinstance(state, (dict, tuple, type(None))):
+        # Attributes that somebody hung on a container or a tensor.
+        return
+    else:
+        raise Refused(f'a state for a {type(target).__name__.lstrip("_")}')
+
+
+def check_names(state: dict[Any, Any]) -> None:
+    """Every key of a state dict is short printable text.
+
+    Raises:
+        UserError: names the first one that is something else.
+    """
+    for name in state:
+        if not (isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_NAME):
+            raise UserError('the checkpoint has a tensor without a usable name: '
+                            f'{ascii(name)[:80]}. Names are printable text of at most '
+                            f'{_LONGEST_NAME} characters')
