@@ -29,7 +29,7 @@ INSTALL_REQUIRES = [
     # became weights-only by default. Tested: 2.15, and 2.14 on Python 3.10, which 2.15 left.
     'torch>=2.6',
     'torchvision>=0.21',
-    # OpenMMLab's last releases; visattn_dense.compat mends exactly these.
+    # OpenMMLab's last releases; visattn_dense.openmmlab.compat mends exactly these.
     'mmengine==0.10.7',
     'mmsegmentation==1.2.2',
     'mmdet==3.3.0',

@@ -21,8 +21,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import visattn_dense  # noqa: E402, F401  (mends and registers)
-from visattn_dense.config import add_cfg_options, merge_options, read_config  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
 
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm'}
 

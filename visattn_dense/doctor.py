@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from packaging.specifiers import SpecifierSet
 
 import visattn_dense
-from visattn_dense import compat
-from visattn_dense.compat.mend import installed_version
+from visattn_dense.openmmlab import compat
+from visattn_dense.openmmlab.compat.mend import installed_version
 
 PIP = 'python -m pip install'
 FIX_TORCH = f'{PIP} --force-reinstall torch torchvision'

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
-from visattn_dense.compat.imports import when_imported
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.openmmlab.imports import when_imported
 
 
 class Registry:

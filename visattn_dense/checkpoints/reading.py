@@ -17,9 +17,9 @@ from torch import Tensor
 
 from visattn_dense.errors import UserError
 
+from .addresses import fetcher
 from .archive import check_is_checkpoint
 from .download import download
-from .zoo import SCHEME, find_release
 
 
 class Settings:
@@ -66,8 +66,8 @@ def resolve(source: str | os.PathLike) -> Path:
         UserError: the download failed, or the zoo has no such name; see `download`.
     """
     text = os.fspath(source)
-    if text.startswith(SCHEME):
-        return find_release(text).fetch()
+    if fetch := fetcher(text):
+        return fetch(text)
     if urlparse(text).scheme in ('http', 'https'):
         return download(text)
     path = Path(text).expanduser()

@@ -1,0 +1,121 @@
+"""Turning a training config into one run of evaluation on a checkpoint."""
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.engine.resume import load_checkpoint
+
+# Of the model's tensors; a head for other classes or another backbone falls far below.
+_LEAST_MATCH = 0.95
+
+
+def check_checkpoint(source: str) -> None:
+    """`source` is a checkpoint that loads without executing anything.
+
+    Raises:
+        UserError: it is not there, is damaged, or holds no weights.
+    """
+    # Addresses are looked up when they are loaded.
+    if '://' not in source:
+        contents = load_checkpoint(source)
+        if not isinstance(contents, dict):
+            raise UserError(f'{source} holds a {type(contents).__name__}, not a dict of weights')
+
+
+def prepare_test(cfg: Config, args: Any) -> None:
+    """Apply the options of tools/test.py to `cfg`."""
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    detection = cfg.get('default_scope') == 'mmdet'
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='CheckpointMatchHook')]
+    if args.show or args.show_dir:
+        _draw(cfg, args, detection)
+    if args.tta:
+        _augment(cfg, detection)
+    if args.out:
+        _write_predictions(cfg, args.out, detection)
+
+
+def _draw(cfg: Config, args: Any, detection: bool) -> None:
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    kind = 'DetVisualizationHook' if detection else 'SegVisualizationHook'
+    hook = hooks.setdefault('visualization', ConfigDict(type=kind))
+    hook.update(draw=True, interval=1)
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if args.show_dir and detection:
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        visualizer = cfg.get('visualizer') or ConfigDict(type='SegLocalVisualizer')
+        visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
+        visualizer.save_dir = args.show_dir
+        cfg.visualizer = visualizer
+
+
+def _augment(cfg: Config, detection: bool) -> None:
+    if not detection and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
+        raise UserError(f'--tta needs tta_model and tta_pipeline, which {cfg.filename} does not '
+                        'have')
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(
+            nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if 'tta_pipeline' not in cfg:
+        pack = dict(type='PackDetInputs', meta_keys=(
+            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+            'flip_direction'))
+        flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
+        cfg.tta_pipeline = [*deepcopy(dataset.pipeline)[:-1],
+                            dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
+    evaluators = cfg.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    if detection and out.endswith(('.pkl', '.pickle')):
+        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+    elif detection:
+        # COCO results, OUT.bbox.json and OUT.segm.json: what tools/eval_ap.py reads.
+        coco = [e for e in evaluators if e['type'] in ('CocoMetric', 'mmdet.CocoMetric')]
+        if not coco:
+            raise UserError(f'--out {out} asks for COCO results, and the config has no CocoMetric; '
+                            'name a .pkl file for mmdet\'s own dump')
+        for evaluator in coco:
+            evaluator['outfile_prefix'] = out.removesuffix('.json')
+    else:
+        for evaluator in evaluators:
+            evaluator['output_dir'] = out
+            evaluator['keep_results'] = True
+    cfg.test_evaluator = evaluators
+
+
+@HOOKS.register_module()
+class CheckpointMatchHook(Hook):
+    """Refuses a checkpoint that is not one of this model: mmengine would load nothing and go on."""
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        # A test-time augmentation model keeps the real one inside and loads into that.
+        own = getattr(model, 'module', model).state_dict()
+        given = checkpoint.get('state_dict', checkpoint)
+        given = {name.removeprefix('module.'): tensor for name, tensor in given.items()}
+        fitting = [name for name, tensor in own.items()
+                   if getattr(given.get(name), 'shape', None) == tensor.shape]
+        if len(fitting) < _LEAST_MATCH * len(own):
+            missing = [name for name in own if name not in fitting]
+            raise UserError(f'the checkpoint fits {len(fitting)} of the {len(own)} tensors of the '
+                            f'model: it was made with another config. Not fitting: '
+                            f'{", ".join(missing[:5])}{", ..." if len(missing) > 5 else ""}')
