@@ -325,21 +325,6 @@ def test_malicious_checkpoints_are_not_executed(tmp_path: Path):
         assert not mark.exists(), name
 
 
-def test_packages_are_found_without_pkg_resources():
-    code = (
-        'import sys; sys.modules["pkg_resources"] = None\n'
-        'from mmengine.utils import get_installed_path, is_installed\n'
-        'import visattn_dense\n'
-        'assert is_installed("mmengine") and is_installed("visattn_dense")\n'
-        'assert not is_installed("no-such-package")\n'
-        'assert get_installed_path("mmengine").endswith("/mmengine")\n'
-        'assert get_installed_path("mmsegmentation").endswith("/mmseg")\n')
-    # mmengine first: other modules hold the functions by the time they are mended.
-    for with_us in (False, True):
-        done = python(code, with_us=with_us)
-        assert done.returncode == 0, done.stderr
-
-
 def test_operators_are_found_without_pkgutil_find_loader():
     done = python(
         'import pkgutil\n'

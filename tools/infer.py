@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     import mmcv
     import torch
 
-    from visattn_dense.inference import open_segmentor
+    from visattn_dense.openmmlab.inference import open_segmentor
     from visattn_dense.visualization import overlay, write_label
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     segmentor = open_segmentor(

@@ -35,6 +35,7 @@ MOVED = {
     'visattn_dense.checkpoints.match_parts': f'{_ZOO}.match_parts',
     'visattn_dense.checkpoints.releases': f'{_ZOO}.releases',
     'visattn_dense.checkpoints.translate_checkpoint': f'{_ZOO}.translate_checkpoint',
+    'visattn_dense.inference.open_segmentor': f'{_ROOM}.inference.open_segmentor',
 }
 
 

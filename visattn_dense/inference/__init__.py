@@ -3,6 +3,9 @@
 segmentor  a segmentor on images of any size
 allocator  the C library's allocator, told to keep what is freed
 """
-from .segmentor import Segmentor, open_segmentor, window_spans
+from visattn_dense import former
 
-__all__ = ['Segmentor', 'open_segmentor', 'window_spans']
+from .segmentor import Segmentor, window_spans
+
+__all__ = ['Segmentor', 'window_spans']
+__getattr__ = former.names_of(__name__)

@@ -1,9 +1,12 @@
 """`when_imported(name, callback)`: act on a module as soon as it exists, without importing it.
 
-A finder at the head of `sys.meta_path` answers only for awaited names: it asks the finders behind
-it and wraps the loader they give. The wrapper hands the module its real loader back *before* the
-module's code runs, so `__spec__`, `__loader__`, inspect, pickle and pkgutil see what they always
-see.
+importlib marks the spec of a module while the module's code runs: `_initializing` is set before the
+code and cleared after it. A spec of the class `_WatchedSpec` answers the second event. Two places
+make a spec a watched one: the finder here, which stands first in `sys.meta_path` and passes on what
+the other finders find; and `when_imported`, for a module whose import is under way. At the end the
+spec is a plain ModuleSpec again. Loaders are never touched.
+
+The same finder answers for former names of this project's modules (`visattn_dense.former`).
 """
 
 from __future__ import annotations
@@ -39,9 +42,7 @@ def when_imported(name: str, callback: Callback) -> None:
         return
     _waiting.setdefault(name, []).append(callback)
     if module is not None:
-        _watch_running_import(spec)
-    elif _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
+        _watch(spec)
 
 
 def _fire(name: str, module: ModuleType) -> None:
@@ -53,84 +54,46 @@ def _fire(name: str, module: ModuleType) -> None:
         callback(module)
 
 
-class _Finder:
-    """Answers for awaited names only, with what the finders behind it find."""
-
-    def find_spec(
-        self,
-        name: str,
-        path: Sequence[str] | None = None,
-        target: ModuleType | None = None,
-    ) -> ModuleSpec | None:
-        if moved := former.spec_of(name):
-            return moved
-        if name not in _waiting:
-            return None
-        for finder in list(sys.meta_path):
-            find_spec = getattr(finder, 'find_spec', None)
-            if finder is self or find_spec is None:
-                continue
-            spec = find_spec(name, path, target)
-            if spec is not None:
-                # A namespace package has no loader and no code to wait for.
-                if hasattr(spec.loader, 'exec_module'):
-                    spec.loader = _NotifyingLoader(spec.loader)
-                return spec
-        return None
-
-
-_FINDER = _Finder()
-
-
-class _NotifyingLoader:
-    """The real loader in everything but `exec_module`, which reports the executed module."""
-
-    def __init__(self, loader: object) -> None:
-        self._real = loader
-
-    def __getattr__(self, attribute: str) -> object:
-        # copy and pickle ask before __init__ has run.
-        if attribute == '_real':
-            raise AttributeError(attribute)
-        return getattr(self._real, attribute)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        # Some loaders (extension modules) read spec.loader here.
-        spec.loader = self._real
-        try:
-            return self._real.create_module(spec)
-        finally:
-            spec.loader = self
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = self._real
-        module.__loader__ = self._real
-        self._real.exec_module(module)
-        # A module may replace itself in sys.modules while it runs.
-        name = module.__spec__.name
-        _fire(name, sys.modules.get(name, module))
-
-
 class _WatchedSpec(ModuleSpec):
-    """The spec of a module whose import is under way; importlib clears `_initializing` at its end.
+    """The spec of an awaited module.
 
-    importlib offers no public sign for that moment. Where it stops using this attribute, the
-    module counts as ready at once and `when_imported` never comes here.
+    importlib keeps the spec object from the search to the end of the import and offers no public
+    sign for that end, so the class of the very object is exchanged. Where importlib stops using
+    `_initializing`, `when_imported` takes every module in `sys.modules` for ready.
     """
 
     def __setattr__(self, attribute: str, value: object) -> None:
         super().__setattr__(attribute, value)
         if attribute == '_initializing' and not value:
             self.__class__ = ModuleSpec
-            # After a failed import the module is gone and the callbacks wait for the next one.
+            # After a failed import the module is gone, and the callbacks wait for the next one.
+            # A module may have put another one into its place.
             module = sys.modules.get(self.name)
-            if module is not None and getattr(module, '__spec__', None) is self:
+            if module is not None:
                 _fire(self.name, module)
-            elif _FINDER not in sys.meta_path:
-                sys.meta_path.insert(0, _FINDER)
 
 
-def _watch_running_import(spec: ModuleSpec) -> None:
-    # An import that went through our finder reports by itself.
+def _watch(spec: ModuleSpec | None) -> None:
     if type(spec) is ModuleSpec:
         spec.__class__ = _WatchedSpec
+
+
+class _Finder:
+    """Answers for former and awaited names only; for the latter with what the others find."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        if moved := former.spec_of(name):
+            return moved
+        if name not in _waiting:
+            return None
+        for finder in list(sys.meta_path):
+            find_spec = getattr(finder, 'find_spec', None)
+            if finder is not _Finder and find_spec and (spec := find_spec(name, path, target)):
+                _watch(spec)
+                return spec
+        return None
+
+
+sys.meta_path.insert(0, _Finder)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, unwrap
 from visattn_dense.checkpoints.pretrained import nonfinite
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.registry import BACKBONES
 
+from .heads import efficientvit_seg
 from .recognise import recognise
 
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -53,9 +55,7 @@ def _native_heads(others: StateDict) -> StateDict:
             if name.startswith('head.')}
     named = {name: tensor for name, tensor in others.items() if not name.startswith('head.')}
     if any(name.startswith('input_ops.') for name in head):
-        from visattn_dense.openmmlab.heads.efficientvit_seg import EfficientViTSegHead
-        head = EfficientViTSegHead.layouts['official'](head)
-        named |= {f'decode_head.{name}': tensor for name, tensor in head.items()}
+        named |= {f'decode_head.{name}': tensor for name, tensor in efficientvit_seg(head).items()}
     return named
 
 
@@ -91,7 +91,6 @@ def convert(contents: Any, *, family: str | None = None, heads: bool = True,
     Raises:
         UserError: no family here fits, or some of the numbers are not finite.
     """
-    from visattn_dense.registry import BACKBONES
     state = unwrap(contents)
     candidates = recognise(state)
     if family is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, match_state_dict, unwrap
 from visattn_dense.checkpoints.pretrained import nonfinite
 from visattn_dense.errors import UserError
+from visattn_dense.registry import BACKBONES
 
 # The parts of models of OpenMMLab 2 by which their kind is known.
 _DETECTOR = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head')
@@ -37,7 +38,6 @@ class Candidate:
 @functools.cache
 def _skeleton(family: str, arch: str) -> nn.Module:
     """A variant without memory for its weights."""
-    from visattn_dense.registry import BACKBONES
     with torch.device('meta'):
         return BACKBONES.get(family)(arch)
 
@@ -48,7 +48,6 @@ def recognise(state: StateDict) -> list[Candidate]:
     Raises:
         UserError: it fits none of them; the message says which names it has.
     """
-    from visattn_dense.registry import BACKBONES
     best: list[Candidate] = []
     for family, cls in BACKBONES.module_dict.items():
         archs = list(getattr(cls, 'archs', ()))

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlparse
 
 from visattn_dense.checkpoints.download import cache_folder, download
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.registry import BACKBONES
 
 SCHEME = 'visattn://'
 MIRROR = 'VISATTN_MIRROR'
@@ -100,7 +101,6 @@ class Release:
 
     def build(self, **options: Any):
         """The backbone that it fills, with random weights; `options` as its class takes them."""
-        from visattn_dense.registry import BACKBONES
         return BACKBONES.build(dict(type=self.family, arch=self.arch), **{**self.options,
                                                                           **options})
 

@@ -12,8 +12,8 @@ import pkgutil
 from visattn_dense.openmmlab.compat.mend import Mend
 from visattn_dense.openmmlab.compat.repairs import (
     amp,
+    find_loader,
     near_names,
-    packaging_tools,
     quiet,
     safe_resume,
 )
@@ -44,21 +44,12 @@ MENDS: tuple[Mend, ...] = (
         repair=near_names.name_near_types,
     ),
     Mend(
-        name='pkg-resources',
-        what='mmengine looks up packages with pkg_resources, which setuptools 82 removed; '
-        'importlib.metadata answers instead',
-        issue='https://github.com/open-mmlab/mmengine/pull/1676',
-        versions=_MMENGINE,
-        module='mmengine.utils.package_utils',
-        repair=packaging_tools.use_importlib_metadata,
-    ),
-    Mend(
         name='find-loader-mmengine',
         what='mmengine looks for mmcv._ext with pkgutil.find_loader, which Python 3.14 removed',
         issue='https://github.com/python/cpython/issues/97850',
         versions=_MMENGINE,
         module='mmengine.utils.dl_utils.misc',
-        repair=packaging_tools.use_find_spec,
+        repair=find_loader.use_find_spec,
         needed=_no_find_loader,
     ),
     Mend(
@@ -67,7 +58,7 @@ MENDS: tuple[Mend, ...] = (
         issue='https://github.com/python/cpython/issues/97850',
         versions={'mmcv|mmcv-lite': '>=2.0,<=2.2.0'},
         module='mmcv.utils.ext_loader',
-        repair=packaging_tools.use_find_spec,
+        repair=find_loader.use_find_spec,
         needed=_no_find_loader,
     ),
     Mend(

@@ -4,21 +4,15 @@ Importing this package registers the dataset classes with mmsegmentation, withou
 are defined as soon as `mmseg.datasets` is there, which mmsegmentation's registry sees to.
 """
 import importlib
-from types import ModuleType
 from typing import Any
 
-from visattn_dense.openmmlab.imports import when_imported
+from visattn_dense.openmmlab.registration import import_after
 
 _CLASSES = {'CamVidDataset': 'visattn_dense.openmmlab.datasets.camvid',
             'FolderSegDataset': 'visattn_dense.openmmlab.datasets.folder'}
 
 
-def _register(_: ModuleType) -> None:
-    for module in _CLASSES.values():
-        importlib.import_module(module)
-
-
-when_imported('mmseg.datasets', _register)
+import_after('mmseg.datasets', *_CLASSES.values())
 
 
 def __getattr__(name: str) -> Any:

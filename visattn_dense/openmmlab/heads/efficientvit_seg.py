@@ -15,26 +15,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from visattn_dense.checkpoints import rename
-from visattn_dense.checkpoints.matching import StateDict
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.layers import ConvNormAct, FusedMBConv, MBConv, Residual
+from visattn_dense.zoo.heads import efficientvit_seg
 
 _BLOCKS = {'mbconv': MBConv, 'fused': FusedMBConv}
-
-
-def official_layout(state: StateDict) -> StateDict:
-    """The official names, which count the maps from the coarsest and end in a list of outputs."""
-    outputs = {name.split('.')[3] for name in state if name.startswith('output_ops.0.op_list.')}
-    classifier = max(outputs, default='0', key=int)
-    count = len({name.split('.')[1] for name in state if name.startswith('input_ops.')})
-    return rename(
-        # A map that is not resized is a bare layer, the others are lists.
-        (r'^input_ops\.(\d+)\.(?:op_list\.0\.)?',
-         lambda match: f'inputs.{count - 1 - int(match[1])}.'),
-        (r'^middle\.op_list\.', 'blocks.'),
-        (rf'^output_ops\.0\.op_list\.{classifier}\.conv\.', 'conv_seg.'),
-        (r'^output_ops\.0\.op_list\.0\.', 'expand.'))(state)
 
 
 @MODELS.register_module()
@@ -58,7 +43,7 @@ class EfficientViTSegHead(BaseDecodeHead):
         UserError: an unknown block.
     """
 
-    layouts = {'official': official_layout}
+    layouts = {'official': efficientvit_seg}
 
     def __init__(self, in_channels: Sequence[int], *, in_index: Sequence[int] = (1, 2, 3),
                  width: int, depth: int = 3, block: str = 'mbconv', expand_ratio: float = 4.,
