@@ -63,14 +63,19 @@ class _WatchedSpec(ModuleSpec):
     """
 
     def __setattr__(self, attribute: str, value: object) -> None:
-        super().__setattr__(attribute, value)
-        if attribute == '_initializing' and not value:
-            self.__class__ = ModuleSpec
-            # After a failed import the module is gone, and the callbacks wait for the next one.
-            # A module may have put another one into its place.
-            module = sys.modules.get(self.name)
+        if attribute != '_initializing' or value:
+            super().__setattr__(attribute, value)
+            return
+        # A module may have put another one into its place. After a failed import there is none,
+        # and the callbacks wait for the next attempt.
+        module = sys.modules.get(self.name)
+        try:
+            # Before the mark is cleared: other threads wait for it.
             if module is not None:
                 _fire(self.name, module)
+        finally:
+            super().__setattr__(attribute, value)
+            self.__class__ = ModuleSpec
 
 
 def _watch(spec: ModuleSpec | None) -> None:
