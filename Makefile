@@ -21,8 +21,8 @@ demo-detection:  ## the same with boxes and masks
 test:  ## the tests
 	@bash tools/run_tests.sh $(ARGS)
 
-lint:  ## ruff, changing nothing
-	$(WITH_ENV) "$$python" -m ruff check .
+lint:  ## ruff, and which room may import which; changes nothing
+	$(WITH_ENV) "$$python" -m ruff check . && "$$(dirname "$$python")/lint-imports"
 
 format:  ## ruff, mending what it can
 	$(WITH_ENV) "$$python" -m ruff check --fix .
@@ -34,5 +34,5 @@ doctor:  ## versions, what was mended, what is wrong and how to mend it
 	$(WITH_ENV) "$$python" -m visattn_dense.doctor $(ARGS)
 
 clean:  ## caches and build output; keeps .venv, data and work_dirs
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,14 +29,14 @@ INSTALL_REQUIRES = [
     # became weights-only by default. Tested: 2.15, and 2.14 on Python 3.10, which 2.15 left.
     'torch>=2.6',
     'torchvision>=0.21',
-    # OpenMMLab's last releases; visattn_dense.compat mends exactly these.
+    # OpenMMLab's last releases; visattn_dense.openmmlab.compat mends exactly these.
     'mmengine==0.10.7',
     'mmsegmentation==1.2.2',
     'mmdet==3.3.0',
     # mmseg imports these two without asking for them.
     'ftfy>=6.1',
     'regex>=2022.1',
-    # mmengine imports pkg_resources, which setuptools 81 removed.
+    # mmengine imports pkg_resources, which later releases of setuptools no longer have.
     'setuptools>=64,<81',
     'timm>=1.0',
     'einops>=0.7',
@@ -59,7 +59,8 @@ EXTRAS_REQUIRE = {
     'compiled': ['mmcv==2.1.0'],
     # COCO evaluation several times faster; without it pycocotools answers.
     'fast-eval': ['faster-coco-eval>=1.6'],
-    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'ruff>=0.9', 'pre-commit>=3.5'],
+    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'ruff>=0.9', 'import-linter>=2.15',
+            'pre-commit>=3.5'],
 }
 
 

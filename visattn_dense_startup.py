@@ -1,8 +1,8 @@
 """Answers `import mmcv._ext` where no compiled mmcv does, from the first line of a user's script.
 
 A `.pth` file of the installation imports this module when Python starts, and
-`visattn_dense.compat.apply()` calls `install()` again where that did not happen. Only the standard
-library is touched: nothing heavy is loaded before `mmcv._ext` is really asked for.
+`visattn_dense.openmmlab.compat.apply()` calls `install()` again where that did not happen. Only the
+standard library is touched: nothing heavy is loaded before `mmcv._ext` is really asked for.
 
 The finder stands last in `sys.meta_path`, so Python's own finders look first and a compiled
 mmcv is always preferred.
@@ -16,7 +16,8 @@ import sys
 from importlib.machinery import ModuleSpec
 
 _BODY = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), 'visattn_dense', 'compat', 'mmcv_ext.py')
+    os.path.dirname(os.path.abspath(__file__)), 'visattn_dense', 'openmmlab', 'compat',
+    'mmcv_ext.py')
 
 
 class MmcvExtFinder:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from visattn_dense.allocator import keep_freed_memory
 from visattn_dense.benchmark import PeakMemory, count_flops
+from visattn_dense.inference.allocator import keep_freed_memory
 
 from . import gpu, parity
 from .forms import form_calls

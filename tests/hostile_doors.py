@@ -67,7 +67,7 @@ class Place:
         from mmengine.registry import DefaultScope
         from mmseg.registry import MODELS
 
-        from visattn_dense.engine.launch import register_scope
+        from visattn_dense.openmmlab.engine.launch import register_scope
         register_scope('mmseg')
         with DefaultScope.overwrite_default_scope('mmseg'):
             return MODELS.build(Config.fromfile(config).model)
@@ -86,7 +86,7 @@ def _backbone(place: Place, path: Path) -> None:
 
 
 def _whole(place: Place, path: Path) -> None:
-    from visattn_dense.checkpoints import load_segmentor
+    from visattn_dense.zoo import load_segmentor
     load_segmentor(place.model(place.config), path)
 
 
@@ -106,12 +106,12 @@ def _hub(place: Place, path: Path) -> None:
 
 
 def _inspect(place: Place, path: Path) -> int:
-    from visattn_dense.checkpoints.__main__ import main
+    from visattn_dense.zoo.__main__ import main
     return main(['inspect', str(path)])
 
 
 def _convert(place: Place, path: Path) -> int:
-    from visattn_dense.checkpoints.__main__ import main
+    from visattn_dense.zoo.__main__ import main
     return main(['convert', str(path), str(path.with_name('converted.pth')), '--overwrite'])
 
 
@@ -124,12 +124,12 @@ def _infer(place: Place, path: Path) -> int:
 
 
 def _test(place: Place, path: Path) -> int:
-    from visattn_dense.engine.launch import test
+    from visattn_dense.openmmlab.engine.launch import test
     return test([str(place.config), str(path), '--work-dir', str(place.folder / 'tested')])
 
 
 def _train(place: Place, *options: str) -> int:
-    from visattn_dense.engine.launch import train
+    from visattn_dense.openmmlab.engine.launch import train
     work = tempfile.mkdtemp(dir=place.folder)
     return train([str(place.config), '--work-dir', work, *options])
 

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS
 from PIL import Image
 
-import visattn_dense.datasets  # noqa: F401  (registers)
-from visattn_dense.datasets.check import check_config
+import visattn_dense.openmmlab.datasets  # noqa: F401  (registers)
+from visattn_dense.openmmlab.datasets.check import check_config
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'camvid'
 

@@ -8,9 +8,9 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from visattn_dense.datasets import check_coco
-from visattn_dense.datasets.check import check_config, quick_check
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.datasets import check_coco
+from visattn_dense.openmmlab.datasets.check import check_config, quick_check
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 CLASSES = ('cat', 'dog', 'bird')

@@ -11,8 +11,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from visattn_dense.datasets.check import check_config, quick_check
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.datasets.check import check_config, quick_check
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'

@@ -1,4 +1,4 @@
-"""python -m visattn_dense.checkpoints: recognises, converts, extracts, refuses what is hostile."""
+"""python -m visattn_dense.zoo: recognises, converts, extracts, refuses what is hostile."""
 import json
 import os
 import re
@@ -16,11 +16,11 @@ from tests.goldens import load_case, needs_goldens
 from tests.test_checkpoints import Hostile
 from visattn_dense.backbones import EfficientViT, T2TViT
 from visattn_dense.checkpoints import load_pretrained
-from visattn_dense.checkpoints.__main__ import main
-from visattn_dense.checkpoints.recognise import recognise
-from visattn_dense.checkpoints.schemes import release_state
-from visattn_dense.checkpoints.zoo import find_release
+from visattn_dense.openmmlab.schemes import release_state
 from visattn_dense.registry import BACKBONES
+from visattn_dense.zoo.__main__ import main
+from visattn_dense.zoo.recognise import recognise
+from visattn_dense.zoo.table import find_release
 
 ROOT = Path(__file__).resolve().parents[1]
 

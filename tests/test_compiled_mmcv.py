@@ -23,7 +23,7 @@ from mmcv import ops
 from torch import Tensor
 
 import visattn_dense  # noqa: F401  (makes mmcv.ops importable)
-from visattn_dense.compat import mmcv_ext as ours
+from visattn_dense.openmmlab.compat import mmcv_ext as ours
 
 
 def _find() -> Path | None:

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from visattn_dense.engine.launch import register_scope
+from visattn_dense.openmmlab.engine.launch import register_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared/data'

@@ -99,7 +99,7 @@ def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
     # One that lets go of a tensor while Python shuts down aborts the process: exit code 134.
     config = write_run(tmp_path)
     code = ('from pathlib import Path\n'
-            'from visattn_dense.engine import distributed, launch\n'
+            'from visattn_dense.openmmlab.engine import distributed, launch\n'
             'def threads(): return sum("gloo" in (task / "comm").read_text()\n'
             '                          for task in Path("/proc/self/task").iterdir())\n'
             'stop, counts = distributed.stop, []\n'

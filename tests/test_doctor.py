@@ -72,6 +72,13 @@ def test_mmcv_too_new_and_a_package_missing(tmp_path: Path):
     assert not any('mmseg' in what or 'mmdet' in what for what in problems)
 
 
+def test_setuptools_without_pkg_resources(tmp_path: Path):
+    source = 'raise ModuleNotFoundError("No module named \'pkg_resources\'")'
+    done = run(first=stub(tmp_path, 'pkg_resources', source))
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert "fix: python -m pip install 'setuptools<81'" in done.stdout
+
+
 def test_text_names_the_problem_and_its_fix():
     report = doctor.Report(versions={'python': '3.11.0'})
     assert 'Healthy' in doctor.render(report)

@@ -12,9 +12,9 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
 from tests.conftest import ROOT
-from visattn_dense.checkpoints import load_segmentor, translate_checkpoint
 from visattn_dense.errors import UserError
-from visattn_dense.heads import EfficientViTSegHead
+from visattn_dense.openmmlab.heads import EfficientViTSegHead
+from visattn_dense.zoo import load_segmentor, translate_checkpoint
 
 register_all_modules(init_default_scope=False)
 
@@ -250,7 +250,7 @@ def test_configs_build_the_published_size(name):
 
 def test_tools_test_evaluates_a_released_file(shared, tmp_path, monkeypatch, capfd):
     """tools/test.py takes the authors' file as it is and reports a mIoU on real images."""
-    from visattn_dense.engine.launch import test as run_test
+    from visattn_dense.openmmlab.engine.launch import test as run_test
     config = ROOT / 'configs' / 'efficientvit_b1_ade20k.py'
     model = build(Config.fromfile(config).model)
     head = official_head(in_channels=(64, 128, 256), width=64, depth=3, num_classes=150)

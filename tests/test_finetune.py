@@ -16,10 +16,10 @@ from PIL import Image
 from tests.tiny_runs import ROOT, environment, run, write_run
 from visattn_dense.backbones import CSWin
 from visattn_dense.checkpoints import read_checkpoint
-from visattn_dense.config import merge_options
-from visattn_dense.datasets.check import check_config
-from visattn_dense.datasets.folder import FolderSegDataset
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import merge_options
+from visattn_dense.openmmlab.datasets.check import check_config
+from visattn_dense.openmmlab.datasets.folder import FolderSegDataset
 
 SEGMENTATION = ROOT / 'configs/finetune_upernet_cswin_tiny_custom.py'
 DETECTION = ROOT / 'configs/finetune_mask_rcnn_cswin_tiny_custom.py'
@@ -233,7 +233,8 @@ def averaged(steps: int, patience: int = 9) -> str:
     hooks = Config.fromfile(SEGMENTATION).custom_hooks
     hooks[1].patience = patience
     return f'''
-custom_imports['imports'] += ['visattn_dense.engine', 'visattn_dense.engine.early_stop']
+custom_imports['imports'] += ['visattn_dense.openmmlab.engine',
+                              'visattn_dense.openmmlab.engine.early_stop']
 custom_hooks = {[dict(hook) for hook in hooks]}
 train_cfg.update(max_iters={steps}, val_interval=1)
 default_hooks['checkpoint'].update(interval=1, max_keep_ckpts=-1)

@@ -12,9 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from visattn_dense.engine.launch import register_scope
 from visattn_dense.errors import UserError
-from visattn_dense.inference import open_segmentor, window_spans
+from visattn_dense.inference import window_spans
+from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.inference import open_segmentor
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / 'configs/demo_upernet_cswin_scenes.py'

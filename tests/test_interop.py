@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 import visattn_dense.interop.timm_models  # noqa: F401  (enters the models)
 from visattn_dense.backbones import EfficientViT
 from visattn_dense.checkpoints import load_pretrained
-from visattn_dense.checkpoints.zoo import find_release
 from visattn_dense.errors import UserError
 from visattn_dense.interop.hub import HubBackbone
 from visattn_dense.registry import BACKBONES
+from visattn_dense.zoo.table import find_release
 
 
 def test_every_variant_is_a_timm_model():
@@ -103,7 +103,7 @@ def test_a_folder_with_weights_missing_is_not_half_loaded(tmp_path):
 
 def test_neither_needs_openmmlab():
     code = ('import sys, visattn_dense.interop.hub, visattn_dense.interop.timm_models; '
-            'import visattn_dense.checkpoints.__main__; '
+            'import visattn_dense.zoo.__main__; '
             'bad = [m for m in sys.modules if m.split(".")[0] in ("mmengine", "mmcv", "mmseg")]; '
             'sys.exit(str(bad) if bad else 0)')
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -18,9 +18,9 @@ from tests.tiny_runs import (
     write_detection_run,
     write_run,
 )
-from visattn_dense.config import merge_options
-from visattn_dense.engine.checks import learning_rate_message
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import merge_options
+from visattn_dense.openmmlab.engine.checks import learning_rate_message
 
 SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=2']
 

@@ -4,7 +4,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-import visattn_dense.engine.layer_decay  # noqa: F401  (registers the constructor)
+import visattn_dense.openmmlab.engine.layer_decay  # noqa: F401  (registers the constructor)
 from visattn_dense.backbones import BiFormer, CSWin, EfficientViT, FLattenCSWin, T2TViT
 from visattn_dense.errors import UserError
 

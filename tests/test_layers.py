@@ -173,7 +173,8 @@ def test_an_activation_is_not_fused_across_an_unknown_forward():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has these settings')
 def test_freed_memory_is_kept():
-    code = ('import resource, torch; from visattn_dense.allocator import keep_freed_memory\n'
+    code = ('import resource, torch\n'
+            'from visattn_dense.inference.allocator import keep_freed_memory\n'
             'def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
             'def use(): [torch.ones(2**20) for _ in range(50)]\n'
             '{}\nuse(); use(); before = faults()\n'

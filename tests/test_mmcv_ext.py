@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import visattn_dense  # noqa: F401 (its import makes mmcv._ext importable)
-from visattn_dense.compat.op_names import MMCV_OPS
+from visattn_dense.openmmlab.compat.op_names import MMCV_OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip('mmcv')

@@ -13,8 +13,8 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 
 from tests.tiny_runs import Child, logged_losses, run, write_detection_run, write_run
 from visattn_dense.atomic import write_text_whole, written_whole
-from visattn_dense.engine import DenseRunner
-from visattn_dense.engine.data_stream import enter_at, numbered
+from visattn_dense.openmmlab.engine import DenseRunner
+from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered
 
 # A checkpoint that takes a moment to write.
 SLOW_SAVE = '''

@@ -10,21 +10,14 @@ from safetensors.torch import save_file
 
 from tests.goldens import load_case, needs_goldens
 from visattn_dense.backbones import CSWin, EfficientViT
-from visattn_dense.checkpoints import (
-    MatchReport,
-    load_pretrained,
-    load_segmentor,
-    read_checkpoint,
-    releases,
-    translate_checkpoint,
-    unwrap,
-)
-from visattn_dense.checkpoints.convert import convert
-from visattn_dense.checkpoints.recognise import summarise
-from visattn_dense.checkpoints.schemes import release_state
-from visattn_dense.checkpoints.zoo import find_release, markdown_table
+from visattn_dense.checkpoints import MatchReport, load_pretrained, read_checkpoint, unwrap
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.schemes import release_state
 from visattn_dense.registry import BACKBONES
+from visattn_dense.zoo import load_segmentor, releases, translate_checkpoint
+from visattn_dense.zoo.convert import convert
+from visattn_dense.zoo.recognise import summarise
+from visattn_dense.zoo.table import find_release, markdown_table
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
 B0 = 'visattn://efficientvit_b0_r224_timm'
@@ -50,7 +43,7 @@ def test_names_and_files_are_unique():
 
 def test_the_page_is_up_to_date():
     assert (DOCS / 'zoo.md').read_text(encoding='utf-8') == markdown_table(), (
-        'run python -m visattn_dense.checkpoints zoo --markdown docs/zoo.md')
+        'run python -m visattn_dense.zoo zoo --markdown docs/zoo.md')
 
 
 def test_a_wrong_name_names_the_near_ones():

@@ -13,8 +13,8 @@ from tests.test_efficientvit_seg import official_backbone, official_head
 from tests.test_zoo import as_mmseg0
 from tests.tiny_runs import run, run_tool, write_run
 from visattn_dense.backbones import EfficientViT, T2TViT
-from visattn_dense.checkpoints import find_release
 from visattn_dense.errors import UserError
+from visattn_dense.zoo import find_release
 
 T2T = 'visattn://t2t_vit_7'
 T2T_CONFIG = '''

@@ -162,7 +162,7 @@ class Child:
     """
 
     _context = multiprocessing.get_context('forkserver')
-    _context.set_forkserver_preload(['tests.tiny_runs', 'visattn_dense.engine.launch',
+    _context.set_forkserver_preload(['tests.tiny_runs', 'visattn_dense.openmmlab.engine.launch',
                                      'mmseg.datasets', 'mmseg.models', 'mmdet.datasets',
                                      'mmdet.models'])
 
@@ -198,7 +198,7 @@ def _in_child(task: str, words: list[str], log: Path, variables: dict[str, str])
     with open(log, 'wb') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from visattn_dense.engine import launch
+    from visattn_dense.openmmlab.engine import launch
     sys.exit(getattr(launch, task)(words))
 
 

@@ -27,8 +27,8 @@ from visattn_dense.benchmark import (  # noqa: E402
     measure,
     write_report,
 )
-from visattn_dense.config import add_cfg_options, merge_options, read_config  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
 
 
 def size(text: str) -> tuple[int, int]:

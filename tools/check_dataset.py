@@ -11,9 +11,9 @@ import json
 import sys
 
 import visattn_dense  # noqa: F401  (mends and registers)
-from visattn_dense.config import add_cfg_options, merge_options, read_config
-from visattn_dense.datasets.check import SPLITS, check_config
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
+from visattn_dense.openmmlab.datasets.check import SPLITS, check_config
 
 
 def parse_args() -> argparse.Namespace:

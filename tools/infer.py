@@ -21,8 +21,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import visattn_dense  # noqa: E402, F401  (mends and registers)
-from visattn_dense.config import add_cfg_options, merge_options, read_config  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
 
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm'}
 
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     import mmcv
     import torch
 
-    from visattn_dense.inference import open_segmentor
+    from visattn_dense.openmmlab.inference import open_segmentor
     from visattn_dense.visualization import overlay, write_label
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     segmentor = open_segmentor(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from visattn_dense.engine.launch import test  # noqa: E402
+from visattn_dense.openmmlab.engine.launch import test  # noqa: E402
 
 if __name__ == '__main__':
     sys.exit(test())

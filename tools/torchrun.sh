@@ -18,6 +18,6 @@ torchrun_tool() {
         where=(--nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}"
                --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${PORT:-29500}")
     fi
-    exec "$PYTHON" "$TOOLS/../visattn_dense/engine/torchrun.py" "${where[@]}" \
+    exec "$PYTHON" "$TOOLS/../visattn_dense/openmmlab/engine/torchrun.py" "${where[@]}" \
         --nproc-per-node="$gpus" "$TOOLS/$script" "$@" --launcher pytorch
 }

@@ -2,27 +2,14 @@
 
 Importing this package is cheap: it loads neither torch nor OpenMMLab. It arranges that
 
-- OpenMMLab's last releases run on today's torch, numpy and Python (`visattn_dense.compat`);
-- the backbones and heads stand in mmengine's root registry as soon as mmengine is there, whichever
-  of the two is imported first (`visattn_dense.registry`).
+- OpenMMLab's last releases run on today's torch, numpy and Python
+  (`visattn_dense.openmmlab.compat`);
+- the backbones and heads stand in OpenMMLab's registries as soon as these are there, whichever
+  of the two is imported first (`visattn_dense.openmmlab.registration`).
 """
-import importlib
-from types import ModuleType
-
-from visattn_dense import compat
-from visattn_dense.compat.imports import when_imported
+from visattn_dense.openmmlab import compat, registration
 
 __version__ = '0.1.0'
 
-
-def _register_backbones(_: ModuleType) -> None:
-    importlib.import_module('visattn_dense.backbones')
-
-
-def _register_heads(_: ModuleType) -> None:
-    importlib.import_module('visattn_dense.heads')
-
-
 compat.apply()
-when_imported('mmengine.registry', _register_backbones)
-when_imported('mmseg.models', _register_heads)
+registration.arrange()

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from packaging.specifiers import SpecifierSet
 
 import visattn_dense
-from visattn_dense import compat
-from visattn_dense.compat.mend import installed_version
+from visattn_dense.openmmlab import compat
+from visattn_dense.openmmlab.compat.mend import installed_version
 
 PIP = 'python -m pip install'
 FIX_TORCH = f'{PIP} --force-reinstall torch torchvision'
@@ -55,6 +55,8 @@ PACKAGES = (
     Package('numpy', 'numpy', '>=1.26', f"{PIP} --upgrade 'numpy>=1.26'"),
     Package('cv2', 'opencv-python|opencv-python-headless', '>=4.5',
             f'{PIP} --force-reinstall opencv-python-headless', ('numpy',)),
+    # mmengine needs pkg_resources for a config that is based on one of mmseg or mmdet.
+    Package('pkg_resources', 'setuptools', '>=64,<81', f"{PIP} 'setuptools<81'"),
     Package('mmengine', 'mmengine|mmengine-lite', '==0.10.7', f"{PIP} 'mmengine==0.10.7'",
             ('torch', 'numpy', 'cv2')),
     Package('mmcv', 'mmcv|mmcv-lite', '>=2.0.0rc4,<2.2.0', FIX_MMCV, ('mmengine',)),

@@ -1,27 +1,28 @@
 """The registry of backbones: one registration here serves every OpenMMLab 2 project.
 
-`BACKBONES` holds this project's backbones by name and needs torch alone. The moment mmengine is
+`BACKBONES` holds this project's backbones by name and needs torch alone. As soon as mmengine is
 imported (before or after), each entry also stands in mmengine's root registry `MODELS`, which
 mmseg, mmdet and every other OpenMMLab 2 project search after their own:
 
     custom_imports = dict(imports=['visattn_dense'])
     model = dict(backbone=dict(type='CSWin', arch='tiny'))
+
+`visattn_dense.openmmlab.registration` does that.
 """
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 
-from visattn_dense.compat.imports import when_imported
 from visattn_dense.errors import UserError, did_you_mean
 
+Follower = Callable[[str, type, bool], object]
 
-class Registry:
-    """Classes by name, mirrored into mmengine's root registry `MODELS`.
 
-    It speaks mmengine's dialect (`register_module`, `get`, `build`, `in`, `module_dict`), so code
-    written for an OpenMMLab registry works with it unchanged.
+class Registry(Mapping[str, type]):
+    """Classes by name: a mapping, with the methods that an OpenMMLab registry has.
+
+    `register_module`, `get`, `build`, `in` and `module_dict` are as mmengine's, so code that is
+    written for such a registry works with this one unchanged.
 
     Args:
         name: what the entries are, for error messages ('backbone').
@@ -32,7 +33,7 @@ class Registry:
         self.name = name
         self._location = location
         self._classes: dict[str, type] = {}
-        when_imported('mmengine.registry', self._publish_all)
+        self._followers: list[Follower] = []
 
     @property
     def module_dict(self) -> dict[str, type]:
@@ -41,8 +42,8 @@ class Registry:
             importlib.import_module(self._location)
         return dict(self._classes)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.module_dict
+    def __getitem__(self, name: str) -> type:
+        return self.module_dict[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.module_dict)
@@ -66,16 +67,17 @@ class Registry:
                 raise KeyError(f'{self.name} {key!r} is taken by {self._classes[key]}; '
                                'choose another name or pass force=True')
             self._classes[key] = cls
-            mmengine_registry = sys.modules.get('mmengine.registry')
-            if hasattr(mmengine_registry, 'MODELS'):
-                self._publish(key, mmengine_registry, force=force)
+            for follower in self._followers:
+                follower(key, cls, force)
             return cls
 
         return register if module is None else register(module)
 
-    def get(self, name: str) -> type | None:
-        """The class called `name`, or None."""
-        return self.module_dict.get(name)
+    def follow(self, follower: Follower) -> None:
+        """Call `follower(name, class, force)` for each entry: now, and for each later one."""
+        for name, cls in self.module_dict.items():
+            follower(name, cls, False)
+        self._followers.append(follower)
 
     def build(self, cfg: Mapping, **kwargs):
         """Build `cfg['type']` (a name or a class) with the other entries of `cfg` as arguments.
@@ -94,15 +96,6 @@ class Registry:
         if cls is None:
             raise KeyError(f'{self.name} {kind!r} is not registered. {did_you_mean(kind, self)}')
         return cls(**args)
-
-    def _publish_all(self, mmengine_registry: ModuleType) -> None:
-        for name in self._classes:
-            self._publish(name, mmengine_registry)
-
-    def _publish(self, name: str, mmengine_registry: ModuleType, *, force: bool = False) -> None:
-        root, cls = mmengine_registry.MODELS, self._classes[name]
-        if root.module_dict.get(name) is not cls:
-            root.register_module(name=name, module=cls, force=force)
 
 
 BACKBONES = Registry('backbone', 'visattn_dense.backbones')

@@ -1,6 +1,6 @@
 """What every segmentation config shares: imports, environment, logs, visualisation."""
 custom_imports = dict(
-    imports=['visattn_dense', 'visattn_dense.engine', 'visattn_dense.datasets'],
+    imports=['visattn_dense', 'visattn_dense.openmmlab.engine', 'visattn_dense.openmmlab.datasets'],
     allow_failed_imports=False)
 
 default_scope = 'mmseg'

@@ -164,6 +164,13 @@ class DenseBackbone(nn.Module):
                     module.eval()
         return self
 
+    @staticmethod
+    def _initialize(model: nn.Module, cfgs: Sequence[Mapping[str, Any]]) -> None:
+        """Carry out configs of mmengine's initialisers; as soon as there is mmengine, its function.
+        """
+        raise UserError(f'init_cfg type {cfgs[0]["type"]!r} is an initialiser of mmengine: '
+                        'import mmengine.model before init_weights()')
+
     def init_weights(self) -> None:
         """Carry out `init_cfg`; mmengine calls it once, before training."""
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
@@ -171,8 +178,7 @@ class DenseBackbone(nn.Module):
         pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
         others = [cfg for cfg in cfgs if cfg['type'] != 'Pretrained']
         if others:
-            from mmengine.model import initialize
-            initialize(self, others)
+            self._initialize(self, others)
         for cfg in pretrained:
             load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
         self.is_init = True

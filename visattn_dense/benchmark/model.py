@@ -14,8 +14,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from visattn_dense.allocator import keep_freed_memory
 from visattn_dense.errors import UserError
+from visattn_dense.inference.allocator import keep_freed_memory
 from visattn_dense.layers import optimize_for_inference
 
 Part = Literal['model', 'backbone']
@@ -115,7 +115,7 @@ def load_subject(cfg: Config, *, part: Part = 'model', device: str = 'cpu',
                         f'default_scope is {scope!r}, it has to be mmseg or mmdet')
     if dtype == torch.float16 and torch.device(device).type == 'cpu':
         raise UserError('CPUs do not compute in float16; --dtype bfloat16 goes')
-    from visattn_dense.engine.launch import register_scope
+    from visattn_dense.openmmlab.engine.launch import register_scope
     register_scope(scope)
     model_cfg = copy.deepcopy(cfg.model)
     model_cfg.backbone.pop('init_cfg', None)

@@ -2,7 +2,6 @@
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,11 @@ from .matching import MatchReport, StateDict, match_state_dict, unwrap
 from .memory import MappedPages
 from .reading import read_checkpoint, resolve
 
-if TYPE_CHECKING:
-    from visattn_dense.backbones import DenseBackbone
-
 # Copied at a time: what a load needs beyond the model itself is a small multiple of this.
 _PORTION = 16 << 20
 
 
-def load_pretrained(model: 'DenseBackbone', checkpoint: str | os.PathLike, *,
+def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
                     prefix: str | None = None, min_matched: float = 0.95) -> MatchReport:
     """Fill a backbone from a checkpoint and say what was matched.
 

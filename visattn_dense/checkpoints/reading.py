@@ -16,17 +16,17 @@ from torch import Tensor
 
 from visattn_dense.errors import MissingFileError, UserError, did_you_mean
 
+from .addresses import fetcher
 from .archive import Record, check_is_checkpoint, zip_records
 from .download import download
 from .pickled import DTYPES, NotHeld, PickleReader, Refused, Storage, TooLarge, storage_dtype
-from .zoo import SCHEME, find_release
 
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.safetensors')
 # The first of the pickles of torch.save before 1.6.
 _LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 # What tensors may claim beyond the bytes that the file has, by sharing them.
 _SHARED = 64 << 20
-_TO_TRUST = ('If you trust its origin, `python -m visattn_dense.checkpoints convert --trust` makes '
+_TO_TRUST = ('If you trust its origin, `python -m visattn_dense.zoo convert --trust` makes '
              'a file of the weights alone.')
 
 
@@ -38,8 +38,8 @@ def resolve(source: str | os.PathLike) -> Path:
         UserError: the download failed, or the zoo has no such name; see `download`.
     """
     text = os.fspath(source)
-    if text.startswith(SCHEME):
-        return find_release(text).fetch()
+    if fetch := fetcher(text):
+        return fetch(text)
     if urlparse(text).scheme in ('http', 'https'):
         return download(text)
     path = Path(text).expanduser()

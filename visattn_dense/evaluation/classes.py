@@ -44,8 +44,8 @@ def dataset_classes(name: str) -> tuple[str, ...]:
     # Slow imports, and only the names are wanted: not before somebody asks for them.
     import mmseg.datasets
 
-    import visattn_dense.datasets
-    home = visattn_dense.datasets if kind == 'CamVidDataset' else mmseg.datasets
+    import visattn_dense.openmmlab.datasets
+    home = visattn_dense.openmmlab.datasets if kind == 'CamVidDataset' else mmseg.datasets
     return tuple(getattr(home, kind).METAINFO['classes'])
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visattn_dense.datasets.check_files import list_files, read_all
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.datasets.check_files import list_files, read_all
 
 # Modes that hold one integer for each pixel; 'P' holds indices into a palette.
 INDEX_MODES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')

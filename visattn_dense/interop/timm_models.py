@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.checkpoints import load_pretrained
-from visattn_dense.checkpoints.zoo import Release, find_release, releases
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.registry import BACKBONES
+from visattn_dense.zoo.table import Release, find_release, releases
 
 __all__: list[str] = []
 

@@ -1,2 +1,0 @@
-"""One file per mend: functions that take the module to repair. `visattn_dense.compat.mends` lists
-them with their reason, upstream issue and version range."""

@@ -1,0 +1,97 @@
+"""The mends, as data. Each names what breaks without it, upstream's issue and its versions.
+
+OpenMMLab's last releases are mmengine 0.10.7, mmcv 2.1.0 (the last that mmdet 3.3.0 and
+mmsegmentation 1.2.2 accept), mmdet 3.3.0 and mmsegmentation 1.2.2. A later release may have mended
+a thing by itself, so every range ends at the version that was tested.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+
+from visattn_dense.openmmlab.compat.mend import Mend
+from visattn_dense.openmmlab.compat.repairs import (
+    amp,
+    find_loader,
+    near_names,
+    quiet,
+    safe_resume,
+)
+
+_MMENGINE = {'mmengine|mmengine-lite': '>=0.8,<=0.10.7'}
+
+
+def _no_find_loader() -> bool:
+    return not hasattr(pkgutil, 'find_loader')
+
+
+MENDS: tuple[Mend, ...] = (
+    Mend(
+        name='safe-resume',
+        what='torch.load refuses the training checkpoints of mmengine, and mmengine runs code from '
+        'files that it downloads; both are read as plain values, and nothing of a file runs',
+        issue='https://github.com/open-mmlab/mmengine/issues/1655',
+        versions={**_MMENGINE, 'torch': '>=2.6'},
+        module='mmengine.runner.checkpoint',
+        repair=safe_resume.read_by_one_reader,
+    ),
+    Mend(
+        name='near-names',
+        what='a misspelt `type` in a config is answered with the closest registered names',
+        issue='https://github.com/open-mmlab/mmsegmentation/issues/3582',
+        versions=_MMENGINE,
+        module='mmengine.registry.registry',
+        repair=near_names.name_near_types,
+    ),
+    Mend(
+        name='find-loader-mmengine',
+        what='mmengine looks for mmcv._ext with pkgutil.find_loader, which Python 3.14 removed',
+        issue='https://github.com/python/cpython/issues/97850',
+        versions=_MMENGINE,
+        module='mmengine.utils.dl_utils.misc',
+        repair=find_loader.use_find_spec,
+        needed=_no_find_loader,
+    ),
+    Mend(
+        name='find-loader-mmcv',
+        what='mmcv looks for mmcv._ext with pkgutil.find_loader, which Python 3.14 removed',
+        issue='https://github.com/python/cpython/issues/97850',
+        versions={'mmcv|mmcv-lite': '>=2.0,<=2.2.0'},
+        module='mmcv.utils.ext_loader',
+        repair=find_loader.use_find_spec,
+        needed=_no_find_loader,
+    ),
+    Mend(
+        name='amp',
+        what='AmpOptimWrapper uses the deprecated torch.cuda.amp.GradScaler (a warning on every '
+        'run) and refuses to run without an accelerator; torch.amp.GradScaler serves both',
+        issue='https://github.com/open-mmlab/mmengine/pull/1675',
+        versions={**_MMENGINE, 'torch': '>=2.4'},
+        module='mmengine.optim.optimizer.amp_optimizer_wrapper',
+        repair=amp.use_torch_amp,
+    ),
+    Mend(
+        name='quiet-file-client',
+        what="the hooks of mmengine set off mmengine's own deprecation notice on every run",
+        issue='https://github.com/open-mmlab/mmengine/pull/533',
+        versions=_MMENGINE,
+        module='mmengine.fileio.file_client',
+        repair=quiet.drop_file_client_notices,
+    ),
+    Mend(
+        name='quiet-build-loss',
+        what="the decode heads of mmseg set off mmseg's own deprecation notice on every run",
+        issue='https://github.com/open-mmlab/mmsegmentation/pull/3587',
+        versions={'mmsegmentation': '>=1.0,<=1.2.2'},
+        module='mmseg.models.builder',
+        repair=quiet.drop_build_loss_notice,
+    ),
+    Mend(
+        name='quiet-autocast',
+        what='mmdet calls torch.cuda.amp.autocast, which warns about its new name',
+        issue='https://github.com/pytorch/pytorch/issues/130659',
+        versions={'mmdet': '>=3.0,<=3.3.0', 'torch': '>=2.4'},
+        module='mmdet',
+        repair=quiet.drop_autocast_notice,
+    ),
+)

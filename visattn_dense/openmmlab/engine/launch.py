@@ -1,0 +1,201 @@
+"""One launcher for mmseg's and mmdet's configs: what tools/train.py and tools/test.py call.
+
+Exit codes: 0 done; 2 the user's input was wrong (one message on stderr, no traceback); 3 the loss
+was not finite; 130 interrupted; 1 anything else, with its traceback. VISATTN_DEBUG=1 shows every
+traceback.
+"""
+from __future__ import annotations
+
+import importlib
+import os
+import os.path as osp
+import sys
+import time
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.registry import RUNNERS
+
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import merge_options, read_config
+from visattn_dense.openmmlab.datasets.check import quick_check
+from visattn_dense.openmmlab.engine import checks, distributed
+from visattn_dense.openmmlab.engine.evaluation import check_checkpoint, prepare_test
+from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossError
+from visattn_dense.openmmlab.engine.options import test_parser, train_parser
+from visattn_dense.openmmlab.engine.runner import runner_class
+
+Notes = list[str]
+
+# Defaults that mmseg explains on every run; nobody has to do anything about them.
+_KNOWN_NOTICES = ('Default ``avg_non_ignore`` is False', 'The draw is False, it means that')
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/train.py; returns its exit code."""
+    return _guarded(_train, train_parser().parse_args(arguments))
+
+
+def test(arguments: Sequence[str] | None = None) -> int:
+    """Run tools/test.py; returns its exit code."""
+    return _guarded(_test, test_parser().parse_args(arguments))
+
+
+def _train(args: Namespace) -> None:
+    cfg, notes = _open(args, 'train')
+    world_size = get_dist_info()[1]
+    if args.resume is not None:
+        cfg.resume = 'auto' if args.resume == 'auto' else True
+        if args.resume != 'auto':
+            cfg.load_from = args.resume
+    if args.amp:
+        _use_amp(cfg)
+    _fit_amp_to_device(cfg, notes)
+    if args.auto_scale_lr:
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise UserError('--auto-scale-lr needs the batch that the learning rate is made for: '
+                            'add auto_scale_lr=dict(enable=False, base_batch_size=N) to the config')
+        cfg.auto_scale_lr.enable = True
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.seed is not None or args.deterministic:
+        randomness = dict(cfg.get('randomness') or {})
+        randomness.update({} if args.seed is None else dict(seed=args.seed))
+        randomness.update(dict(deterministic=True) if args.deterministic else {})
+        cfg.randomness = randomness
+    notes += filter(None, [checks.learning_rate_message(cfg, world_size),
+                           checks.accumulation_message(cfg)])
+
+    def check() -> None:
+        checks.check_work_dir(cfg.work_dir)
+        checks.check_weights(cfg)
+        quick_check(cfg)
+
+    distributed.on_first_rank(check)
+    _run(cfg, notes, 'train')
+
+
+def _test(args: Namespace) -> None:
+    cfg, notes = _open(args, 'test')
+
+    def check() -> None:
+        checks.check_work_dir(cfg.work_dir)
+        check_checkpoint(args.checkpoint)
+        quick_check(cfg, splits=('test',))
+
+    distributed.on_first_rank(check)
+    prepare_test(cfg, args)
+    _run(cfg, notes, 'test')
+
+
+def _open(args: Namespace, task: str) -> tuple[Config, Notes]:
+    """The config with the command line applied, its modules registered, its processes joined."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    notes: Notes = []
+    for message in _KNOWN_NOTICES:
+        warnings.filterwarnings('ignore', message)
+    cfg = read_config(args.config)
+    merge_options(cfg, args.cfg_options, notes.append)
+    checks.check_entries(cfg, task)
+    cfg.launcher = args.launcher
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    register_scope(cfg.get('default_scope'))
+    distributed.start(args.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
+    on_cpu = not torch.cuda.is_available()
+    if args.launcher != 'none' and on_cpu:
+        notes.append(f'No GPU: {get_dist_info()[1]} gloo processes on the CPU.')
+    if checks.count_sync_bn(cfg.model) and (args.launcher == 'none' or on_cpu):
+        why = ('one process has nobody to synchronize with' if args.launcher == 'none' else
+               'it needs GPUs')
+        notes.append(f'SyncBN runs as BN: {why}.')
+    return cfg, notes
+
+
+def register_scope(scope: str | None) -> None:
+    """Enter the modules of the project that a config's `default_scope` names."""
+    if scope in ('mmseg', 'mmdet'):
+        utils = importlib.import_module(f'{scope}.utils')
+        # The runner itself sets the scope, under its own name.
+        utils.register_all_modules(init_default_scope=False)
+
+
+def _use_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind == 'OptimWrapper':
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif kind != 'AmpOptimWrapper':
+        raise UserError(f'--amp goes with optim_wrapper.type OptimWrapper, the config has {kind!r}')
+
+
+def _fit_amp_to_device(cfg: Config, notes: Notes) -> None:
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        # CPUs have no float16; that mmengine lets AMP run on them at all is compat's doing.
+        cfg.optim_wrapper.dtype = 'bfloat16'
+        notes.append('Mixed precision on the CPU is bfloat16.')
+
+
+def _run(cfg: Config, notes: Notes, task: str) -> None:
+    """Build the runner and let it train or test.
+
+    What fails before the first batch is an error of the config, of which the last cause is enough.
+    """
+    kind = cfg.get('runner_type')
+    base = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if kind and base is None:
+        raise UserError(f'runner_type {kind!r} is not registered')
+    runner = None
+    try:
+        runner = runner_class(base).from_cfg(cfg)
+        for note in notes:
+            runner.logger.warning(note)
+        getattr(runner, task)()
+    except (UserError, NonFiniteLossError):
+        raise
+    except Exception as error:
+        if runner is not None and getattr(runner, 'started', True):
+            if message := checks.unused_parameters_message(runner.model, str(error)):
+                raise UserError(message) from error
+            raise
+        raise UserError(f'{checks.root_cause(error)}\n(The {task} run of {cfg.filename} could not '
+                        'be built. VISATTN_DEBUG=1 shows the traceback.)') from error
+
+
+def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:
+    """Run `task`; errors become messages and exit codes."""
+    try:
+        task(args)
+    except KeyboardInterrupt:
+        print('\ninterrupted; --resume goes on from the last checkpoint', file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = 3 if isinstance(error, NonFiniteLossError) else 2
+        if not isinstance(error, (UserError, NonFiniteLossError)):
+            code = 1
+        _report(error, code, distributed.rank_from_environment(args.launcher))
+        if args.launcher != 'none':
+            # A regular exit waits for the process group, whose other members wait for this one.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
+    distributed.stop()
+    return 0
+
+
+def _report(error: Exception, code: int, rank: int) -> None:
+    if rank:
+        # An error of the config comes to every rank, and rank 0 speaks for all: its launcher ends
+        # this process meanwhile. An error of this rank alone is reported by it.
+        time.sleep(5)
+    sys.stdout.flush()
+    if code == 1 or os.environ.get('VISATTN_DEBUG', '0') not in ('', '0'):
+        traceback.print_exception(error)
+    else:
+        own = f' (rank {rank})' if rank else ''
+        print(f'error{own}: {checks.message_of(error)}', file=sys.stderr, flush=True)

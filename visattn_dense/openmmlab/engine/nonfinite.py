@@ -1,0 +1,198 @@
+"""Stop at the first non-finite loss, before it reaches the weights, and say where it came from."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, get_world_size, is_distributed
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from visattn_dense.openmmlab.engine.seeding import derive_seed, seed_process
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite. The message names the module and the images."""
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Checks the loss of every iteration between backward and the optimizer's step.
+
+    The normal path copies one flag to the host (and, in a distributed run, reduces it over the
+    ranks), asynchronously and while the backward pass runs. Only a non-finite loss makes it run
+    the batch once more, under the same seeds and precision and with a hook on every module. The
+    weights are still those that produced the loss, on every rank; none of them takes the step.
+
+    Infinite gradients under a loss scaler are its business: only the loss counts.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner) -> None:
+        wrapped = runner.optim_wrapper
+        for wrapper in wrapped.values() if isinstance(wrapped, OptimWrapperDict) else [wrapped]:
+            if isinstance(wrapper, OptimWrapper):
+                self._watch(runner, wrapper)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._batch, self._checked = data_batch, False
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Mapping | None = None) -> None:
+        # A model with a train_step of its own may step without update_params. Too late for the
+        # weights then, but not for the checkpoint.
+        if not self._checked and outputs:
+            values = [value.detach().float().sum() for value in tensors_in(outputs)]
+            if values and _Flag(torch.stack(values)).is_set():
+                raise NonFiniteLossError(describe(runner, self._batch))
+        self._batch = None
+
+    def _watch(self, runner, wrapper: OptimWrapper) -> None:
+        update_params, step = wrapper.update_params, wrapper.step
+        pending: list[_Flag] = []
+
+        def check() -> None:
+            if pending and pending.pop().is_set():
+                raise NonFiniteLossError(describe(runner, self._batch))
+
+        @functools.wraps(update_params)
+        def checked_update_params(loss: Tensor, *args, **kwargs) -> None:
+            self._checked = True
+            pending[:] = [_Flag(loss)]
+            update_params(loss, *args, **kwargs)
+            check()
+
+        # mmengine's schedulers look for the mark of their step counter on it.
+        @functools.wraps(step)
+        def checked_step(*args, **kwargs) -> None:
+            check()
+            step(*args, **kwargs)
+
+        wrapper.update_params, wrapper.step = checked_update_params, checked_step
+
+
+class _Flag:
+    """Whether the loss of any rank is non-finite, on its way to the host."""
+
+    def __init__(self, loss: Tensor) -> None:
+        flag = (~torch.isfinite(loss.detach()).all()).to(torch.uint8)
+        if is_distributed() and get_world_size() > 1:
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        self._event = None
+        if flag.is_cuda:
+            self._flag = torch.empty((), dtype=flag.dtype, pin_memory=True)
+            self._flag.copy_(flag, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._flag = flag
+
+    def is_set(self) -> bool:
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._flag)
+
+
+def describe(runner, data_batch: Any) -> str:
+    """What is known about a non-finite loss, from all ranks; to be called on every one of them."""
+    own = _describe_rank(runner, data_batch)
+    reports = [report for report in all_gather_object(own) if report is not None]
+    if get_world_size() > 1:
+        reports = [f'rank {rank}: {text}' for rank, text in reports]
+    else:
+        reports = [text for _, text in reports]
+    head = f'the loss is not finite at iteration {runner.iter + 1}'
+    saved = runner.message_hub.get_info('last_ckpt')
+    tail = f'Last checkpoint: {saved or "none"}; no weight has been changed since this loss.'
+    return '\n'.join([head, *(reports or ['the batch run again gave a finite loss']), tail])
+
+
+def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    # The seed of IterationSeedHook: the same dropout as in the loss.
+    seed_process(derive_seed(runner.seed, runner.rank, runner.iter))
+    with _first_nonfinite(model) as found, torch.no_grad(), \
+            runner.optim_wrapper.optim_context(runner.model):
+        data = model.data_preprocessor(data_batch, training=True)
+        losses = model._run_forward(data, mode='loss')
+    bad_losses = [name for name, value in losses.items() if not all_finite(value)]
+    if not found and not bad_losses:
+        return None
+    lines = []
+    if found:
+        lines.append(f'first non-finite output: module {found[0]}')
+    else:
+        lines.append('every module gave finite outputs; what is not finite is computed from them')
+    weights = [name for name, value in model.named_parameters() if not all_finite(value)]
+    if weights:
+        lines.append(f'weights that are not finite: {_some(weights)}')
+    if not all_finite(data):
+        lines.append('the input images are not finite themselves')
+    lines.append(f'losses that are not finite: {_some(bad_losses)}')
+    lines.append(f'images of the batch: {_some(image_names(data_batch), 64)}')
+    return runner.rank, '\n  '.join(lines)
+
+
+class _first_nonfinite:
+    """Context in which every module of a model is watched; gives a list with the first culprit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handles: list = []
+        self._found: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        for name, module in self._model.named_modules():
+            self._handles.append(module.register_forward_hook(self._hook(name or '(the model)')))
+        return self._found
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def check(module: nn.Module, inputs: tuple, output: Any) -> None:
+            # A module finishes before the one around it: the first is the innermost.
+            if not self._found and not all_finite(output):
+                got = 'finite' if all_finite(inputs) else 'non-finite'
+                self._found.append(f'{name} ({type(module).__name__}), from {got} inputs')
+        return check
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every floating-point tensor in `value` is finite throughout."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(value)
+               if tensor.is_floating_point())
+
+
+def image_names(data_batch: Any) -> list[str]:
+    """The files of a batch's images, as far as its data samples know them."""
+    samples = data_batch.get('data_samples', []) if isinstance(data_batch, Mapping) else []
+    names = []
+    for number, sample in enumerate(samples):
+        meta = getattr(sample, 'metainfo', {})
+        names.append(str(meta.get('img_path') or meta.get('ori_filename') or f'number {number}'))
+    return names or ['unknown (the batch has no data samples)']
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more

@@ -1,0 +1,204 @@
+"""mmengine's Runner with what a long training needs: nothing is lost, and a CPU will do."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import broadcast_object_list, master_only
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from visattn_dense.atomic import written_whole
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.engine.checkpoint_hook import AtomicCheckpointHook
+from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
+from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
+from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
+from visattn_dense.openmmlab.engine.resume import find_resumable, load_resumable
+from visattn_dense.openmmlab.engine.seeding import IterationSeedHook
+
+
+class ResilientMixin:
+    """What `DenseRunner` adds, for any subclass of mmengine's Runner (`cfg.runner_type`).
+
+    - checkpoints are written whole or not at all;
+    - resume goes on from the newest checkpoint that loads, with the batches, augmentations and
+      dropout that the uninterrupted run would have had, without reading past data again;
+    - the loss is watched (`NonFiniteLossHook`);
+    - distributed runs work on CPUs (gloo), where SyncBN becomes BN;
+    - `auto_scale_lr` counts gradient accumulation.
+    """
+
+    started = False
+    """Whether training or testing has come to its first batch."""
+
+    def train(self) -> nn.Module:
+        if self._resume:
+            self._choose_resume()
+        return super().train()
+
+    def _choose_resume(self) -> None:
+        """Settle which file to resume from, and take over its seed before any data is drawn."""
+        choice: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                choice[0] = self._find_resume()
+            except UserError as error:
+                choice[0] = error
+        broadcast_object_list(choice)
+        if isinstance(choice[0], UserError):
+            raise choice[0]
+        if choice[0] is None:
+            self.logger.info(f'No checkpoint in {self.work_dir} to resume from: '
+                             'starting from the beginning.')
+            # mmengine would read last_checkpoint, whatever it names. load_from stays a start.
+            self._resume = False
+            return
+        path, seed = choice[0]
+        self.logger.info(f'Resuming from {path}.')
+        self._load_from = path
+        if seed is not None and seed != self._randomness_cfg.get('seed'):
+            if self._randomness_cfg.get('seed') is not None:
+                self.logger.warning(f'The run began with seed {seed}; it goes on with that one.')
+            self._randomness_cfg.update(seed=seed)
+            self.set_randomness(**self._randomness_cfg)
+
+    def _find_resume(self) -> tuple[str, int | None] | None:
+        # 'auto' (tools/train.py --resume) looks in the work directory alone; load_from is where
+        # the run then begins if there is nothing yet.
+        where = None if self._resume == 'auto' else self._load_from
+        if where is not None and not Path(where).is_dir():
+            if urlparse(str(where)).scheme not in ('', 'http', 'https', 'visattn'):
+                return where, None
+            return where, load_resumable(where)['meta'].get('seed')
+        found = find_resumable(where or self.work_dir, self.logger.warning)
+        return None if found is None else (str(found[0]), found[1].get('seed'))
+
+    def resume(self, *args, **kwargs) -> None:
+        super().resume(*args, **kwargs)
+        enter_at(self.train_loop)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        self._train_dataloader = numbered(self._train_dataloader)
+        return super().build_train_loop(loop)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, seed: int | None = None,
+                         diff_rank_seed: bool = False) -> DataLoader:
+        built = Runner.build_dataloader(dataloader, seed=seed, diff_rank_seed=diff_rank_seed)
+        seed_draws(built, seed)
+        return built
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        if not isinstance(get_file_backend(out_dir), LocalBackend):
+            return super().save_checkpoint(out_dir, filename, *args, **kwargs)
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        try:
+            with written_whole(Path(out_dir) / filename) as temporary:
+                super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+        except OSError as error:
+            raise UserError(f'cannot write the checkpoint {filename} into {out_dir}: {error}. '
+                            'Those written before are untouched; make room and use --resume'
+                            ) from error
+
+    @contextmanager
+    def _off_the_screen(self) -> Iterator[None]:
+        """Hundreds of lines: into the log file with them, a screen is for what happens."""
+        screens = [handler for handler in self.logger.handlers
+                   if type(handler) is logging.StreamHandler]
+        levels = [handler.level for handler in screens]
+        for handler in screens:
+            handler.setLevel(max(handler.level, logging.WARNING))
+        try:
+            yield
+        finally:
+            for handler, level in zip(screens, levels, strict=True):
+                handler.setLevel(level)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
+        # mmengine names every parameter with settings of its own.
+        with self._off_the_screen():
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        with self._off_the_screen():
+            super()._log_env(env_cfg)
+        self.logger.info(f'Environment and config are in {self._log_dir}/{self.timestamp}.log')
+
+    def get_hooks_info(self) -> str:
+        return ', '.join(type(hook).__name__ for hook in self.hooks)
+
+    def register_hooks(self, default_hooks: dict | None = None,
+                       custom_hooks: list | None = None) -> None:
+        default_hooks = dict(default_hooks or {})
+        saving = default_hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+        if isinstance(saving, Mapping) and saving.get('type') in (
+                'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+            default_hooks['checkpoint'] = dict(saving, type=AtomicCheckpointHook)
+        super().register_hooks(default_hooks, custom_hooks)
+        for kind in (_StartedHook, ForeignCheckpointHook, IterationSeedHook, NonFiniteLossHook):
+            if not any(isinstance(hook, kind) for hook in self.hooks):
+                self.register_hook(kind())
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        on_cpu = not torch.cuda.is_available()
+        if not self.distributed or not on_cpu or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        settings = dict(broadcast_buffers=False,
+                        find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        settings.update(model_wrapper_cfg or {})
+        settings.pop('type', None)
+        # gloo has no SyncBatchNorm, and DDP takes no device_ids for a model on the CPU.
+        return MMDistributedDataParallel(module=revert_sync_batchnorm(model), **settings)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        counts = getattr(optim_wrapper, '_accumulative_counts', 1)
+        if auto_scale_lr and auto_scale_lr.get('enable') and counts != 1:
+            auto_scale_lr = dict(
+                auto_scale_lr, base_batch_size=auto_scale_lr['base_batch_size'] / counts)
+            self.logger.info(f'Gradients of {counts} batches are accumulated for each step.')
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+
+
+class _StartedHook(Hook):
+    """Marks the moment from which on an error is no longer one of building the run."""
+
+    priority = 'HIGHEST'
+
+    def _before_iter(self, runner, batch_idx: int, data_batch=None, mode: str = 'train') -> None:
+        runner.started = True
+
+
+@RUNNERS.register_module()
+class DenseRunner(ResilientMixin, Runner):
+    """mmengine's Runner with `ResilientMixin`; `runner_type='DenseRunner'` in a config asks any
+    OpenMMLab launcher for it."""
+
+
+def runner_class(base: type | None) -> type:
+    """`DenseRunner`, or the mixin put before another subclass of mmengine's Runner.
+
+    A runner that is no such subclass (mmengine's FlexibleRunner) comes back as it is.
+    """
+    if base is None or base is Runner:
+        return DenseRunner
+    if issubclass(base, ResilientMixin):
+        return base
+    if not issubclass(base, Runner):
+        logging.getLogger('mmengine').warning(
+            f'{base.__name__} is no subclass of mmengine.runner.Runner: its checkpoints are not '
+            'written atomically, and --resume repeats data')
+        return base
+    return type(f'Resilient{base.__name__}', (ResilientMixin, base), {})

@@ -1,0 +1,187 @@
+"""Whole released models (backbone, heads) into a whole model here, part by part."""
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from visattn_dense.checkpoints.matching import MatchReport, StateDict, few, match_state_dict, unwrap
+from visattn_dense.checkpoints.pretrained import fill, logger, require_finite
+from visattn_dense.checkpoints.reading import read_checkpoint, resolve
+from visattn_dense.errors import UserError
+
+# The last layers of the heads of mmseg and mmdet, as wide as there are classes.
+_CLASSIFIER = re.compile(r'(^|\.)(conv_seg|fc_cls|fc_reg|conv_logits|retina_cls)\.(weight|bias)$')
+
+
+def match_parts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[StateDict, MatchReport]:
+    """Find in `state` what fills every part of a model, whatever the names of the parts there.
+
+    Each child of the model (backbone, decode_head, ...) is looked for by itself, in any of its
+    `layouts`: under its own name, or, where the file does not have that and the part knows other
+    layouts, under any prefix that is no other part's name. So a released EfficientViT-Seg
+    (`backbone.`, `head.`) fills a segmentor with EfficientViTSegHead, and a released UPerNet of
+    mmsegmentation 0.x fills today's with a backbone of another naming.
+
+    Args:
+        model: a segmentor or detector; it is not changed.
+        state: the checkpoint's tensors.
+
+    Returns:
+        The tensors in the model's naming and shapes, and one report. An auxiliary head that the
+        file does not hold counts as fresh: it acts in training only.
+    """
+    if all(name.startswith('module.') for name in state):
+        state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+    filled: StateDict = {}
+    whole = MatchReport('', '')
+    layouts, prefixes = [], []
+    parts = {name: part for name, part in model.named_children() if part.state_dict()}
+    for name, part in parts.items():
+        own, known = f'{name}.', getattr(part, 'layouts', {})
+        here, prefix = dict(state), own
+        if known and not any(key.startswith(own) for key in state):
+            others = tuple(f'{other}.' for other in parts)
+            here, prefix = {k: v for k, v in state.items() if not k.startswith(others)}, None
+        found, report = match_state_dict(
+            part, here, layouts=known, fresh=getattr(part, 'fresh', ()), prefix=prefix,
+            adapt=getattr(part, 'adapt_tensor', None))
+        if not found and name.startswith('auxiliary_head'):
+            whole.fresh += [own + key for key in part.state_dict()]
+            continue
+        filled.update({own + key: tensor for key, tensor in found.items()})
+        layouts.append(f'{name}: {report.layout}')
+        prefixes.append(report.prefix)
+        whole.matched += [own + key for key in report.matched]
+        whole.missing += [own + key for key in report.missing]
+        whole.fresh += [own + key for key in report.fresh]
+        whole.adapted.update({own + key: what for key, what in report.adapted.items()})
+        whole.mismatched.update({own + key: what for key, what in report.mismatched.items()})
+        whole.converted.update({own + key: what for key, what in report.converted.items()})
+        # Without a prefix, what one part does not use belongs to the others.
+        whole.unused += [report.prefix + key for key in report.unused if report.prefix]
+    if all(prefixes):
+        whole.unused += [key for key in state if not key.startswith(tuple(prefixes))]
+    whole.layout = ', '.join(layouts)
+    return filled, whole
+
+
+def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os.PathLike,
+              min_matched: float = 1., new_classes: bool = False, training: bool = False,
+              ) -> tuple[StateDict, MatchReport]:
+    """What of a checkpoint's contents fills a whole model: the rule of every tool and hook.
+
+    Args:
+        model: a segmentor or detector; it is not changed.
+        contents: of a checkpoint file.
+        origin: what the checkpoint is called in an error.
+        min_matched: part of the model's tensors that must be filled.
+        new_classes: the last layers of heads, as wide as there are classes, may have another width
+            in the file. They keep their random weights then, and the report counts them as fresh.
+        training: auxiliary heads have to fit too. They act in training only.
+
+    Returns:
+        The tensors in the model's naming and shapes, and the report.
+
+    Raises:
+        UserError: less than `min_matched` of the model is in the file; the message gives both
+            numbers of classes where those differ.
+    """
+    filled, report = match_parts(model, unwrap(contents))
+    for name in list(report.mismatched):
+        anew = new_classes and _CLASSIFIER.search(name)
+        if anew or (not training and name.startswith('auxiliary_head')):
+            report.fresh.append(f'{name} {report.mismatched.pop(name)}')
+    if not training:
+        unused = [name for name in report.missing if name.startswith('auxiliary_head')]
+        report.fresh += unused
+        report.missing = [name for name in report.missing if name not in set(unused)]
+    if report.fraction < min_matched:
+        count = len(report.matched) + len(report.adapted)
+        other = [*(f'{name} {change}' for name, change in report.mismatched.items()),
+                 *report.missing]
+        raise UserError(
+            f'{origin} does not fit {type(model).__name__}: it fits {count} of the '
+            f'{count + len(other)} tensors and was made with another config. '
+            f'{_class_counts(report)}Not fitting: {few(other)}. At least {min_matched:.0%} must '
+            'match. Does the config name another arch, head or number of classes? A file of a '
+            'backbone alone goes in by its init_cfg')
+    return filled, report
+
+
+def _class_counts(report: MatchReport) -> str:
+    """A sentence on the numbers of classes of file and model where a classifier does not fit."""
+    for name, change in report.mismatched.items():
+        found = _CLASSIFIER.search(name)
+        widths = re.findall(r'\((\d+)', change)
+        if found and found[2] in ('conv_seg', 'fc_cls', 'conv_logits') and len(widths) == 2:
+            # The classifier of a box has one more output, for the background.
+            there, here = (int(width) - (found[2] == 'fc_cls') for width in widths)
+            return (f'The checkpoint was trained with {there} classes, the config has {here} '
+                    f'({name}). ')
+    return ''
+
+
+def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
+                   min_matched: float = 1., new_classes: bool = False) -> MatchReport:
+    """Fill a whole model from a checkpoint and say what was matched.
+
+    Args:
+        model: a segmentor (or any model of parts); changed only if enough is matched.
+        checkpoint: path, http(s) URL or 'visattn://NAME'; see `read_checkpoint`.
+        min_matched: part of the model's tensors that must be filled. All of them by default: a
+            classifier left at random makes every number wrong.
+        new_classes: the model has other classes than the file: its last layers keep their random
+            weights, and the report counts them as fresh.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        FileNotFoundError, UserError: the file cannot be read; see `read_checkpoint`.
+        UserError: less than `min_matched` of the model is in the file, or numbers in the file are
+            not finite.
+    """
+    path = resolve(checkpoint)
+    filled, report = fit_whole(model, read_checkpoint(path, mmap=True), origin=checkpoint,
+                               min_matched=min_matched, new_classes=new_classes)
+    fill(model, filled, path)
+    logger().info('%s from %s: %s', type(model).__name__, checkpoint, report)
+    return report
+
+
+def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matched: float = 1.,
+                         origin: str = 'the checkpoint') -> MatchReport | None:
+    """Put a foreign checkpoint's weights into the names of `model`, inside `contents`.
+
+    For whoever loads by plain names afterwards, as mmengine's runner does.
+
+    Args:
+        model: a segmentor or detector; it is not changed.
+        contents: of a checkpoint file; its entry `state_dict` is replaced.
+        min_matched: part of the model's tensors that a foreign checkpoint must fill.
+        origin: what the checkpoint is called in an error.
+
+    Returns:
+        The report, or None where the names as they are fill as much: nothing is changed then.
+
+    Raises:
+        UserError: the checkpoint fills more under other names than under its own, and yet too
+            little.
+    """
+    if is_native(model, contents):
+        return None
+    filled, report = fit_whole(model, contents, origin=origin, min_matched=min_matched,
+                               training=True)
+    require_finite(filled, origin)
+    contents['state_dict'] = filled
+    return report
+
+
+def is_native(model: nn.Module, contents: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint fills as much of a model by its own names as by any other."""
+    state = unwrap(contents)
+    plain = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
+    fitting = sum(plain.get(name) == tensor.shape for name, tensor in model.state_dict().items())
+    return len(match_parts(model, state)[0]) <= fitting
