@@ -17,7 +17,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.inference import open_segmentor, window_spans
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / 'configs/demo_upernet_cswin_scenes.py'
+BASE = ROOT / 'demo/configs/demo_upernet_cswin_scenes.py'
 
 
 @pytest.fixture(scope='module')
