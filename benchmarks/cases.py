@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from visattn_dense.allocator import keep_freed_memory
-from visattn_dense.benchmark import PeakMemory, count_flops
 
 from . import gpu, parity
+from .flops import count_flops
 from .forms import form_calls
 from .isolation import out_of_memory
 from .passes import Plan, forward_pass, training_step
+from .peak_memory import PeakMemory
 from .timing import interleave, matrix_product, summary
 
 FAILED = 'parity failed'
