@@ -19,7 +19,7 @@ _SHOWN = 0.5  # score from which a prediction is drawn
 
 
 @dataclass(frozen=True)
-class DetectionEvaluation:
+class Scores:
     """COCO's metrics, and the truth and what was found in each validation scene."""
 
     metrics: dict[str, Any]
@@ -64,7 +64,7 @@ def _richness(row: InstanceRow) -> tuple[int, int]:
     return len(set(row.truth.labels.tolist())), len(row.truth.labels)
 
 
-def evaluate(cfg: Config, checkpoint: Path) -> DetectionEvaluation:
+def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     """Metrics of COCO over the validation scenes of a config."""
     import mmcv
     import torch
@@ -88,8 +88,7 @@ def evaluate(cfg: Config, checkpoint: Path) -> DetectionEvaluation:
                 image = mmcv.imread(found.img_path, channel_order='rgb')
                 rows.append(InstanceRow(image, _truth(sample), _prediction(found)))
         metrics = metric.evaluate(len(dataset))
-    return DetectionEvaluation(metrics, rows, list(dataset.metainfo['classes']),
-                               dataset.metainfo['palette'])
+    return Scores(metrics, rows, list(dataset.metainfo['classes']), dataset.metainfo['palette'])
 
 
 @contextlib.contextmanager

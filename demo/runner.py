@@ -26,14 +26,12 @@ MARK = 'demo.json'
 """The file that makes a run's folder one of the demo: the next demo may replace that folder."""
 
 
-class Evaluation(Protocol):
-    """What the trained model does on the validation scenes."""
+class Scores(Protocol):
+    """What the trained model does on the validation scenes: for the screen, for `MARK`, drawn."""
 
-    def table(self) -> str:
-        """The scores, for the screen."""
+    def table(self) -> str: ...
 
-    def record(self) -> dict[str, Any]:
-        """The scores, for `MARK`."""
+    def record(self) -> dict[str, Any]: ...
 
     def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
         """Write the pictures into `work_dir`; `training` says in words how long it was.
@@ -65,7 +63,7 @@ class Demo:
     config: Path
     layout: str
     options: Callable[[int], dict[str, Any]]
-    evaluate: Callable[[Config, Path], Evaluation]
+    evaluate: Callable[[Config, Path], Scores]
     next_step: str
     train_arguments: tuple[str, ...] = ()
 

@@ -16,19 +16,24 @@ from visattn_dense.visualization.curve import newest_scalars
 
 @dataclass(frozen=True)
 class Scores:
-    """IoU of each class, and what a constant predictor would have.
+    """What the trained model does on the validation scenes, beside a constant predictor.
 
     Attributes:
         iou: (C,) percent; NaN for a class that is neither in the truth nor in the prediction.
         share: (C,) percent of the labelled pixels.
         constant: the most frequent class.
         accuracy: percent of the labelled pixels.
+        rows: image, truth and prediction of each scene.
+        names, palette: of the classes.
     """
 
     iou: np.ndarray
     share: np.ndarray
     constant: int
     accuracy: float
+    rows: Sequence[Row] = ()
+    names: Sequence[str] = ()
+    palette: Sequence[Sequence[int]] = ()
 
     @property
     def miou(self) -> float:
@@ -39,52 +44,38 @@ class Scores:
         """Of predicting the most frequent class everywhere: its share over the classes there."""
         return float(self.share[self.constant] / (self.share > 0).sum())
 
-
-@dataclass(frozen=True)
-class SegmentationEvaluation:
-    """The scores, and image, truth and prediction of each validation scene."""
-
-    scores: Scores
-    rows: Sequence[Row]
-    names: Sequence[str]
-    palette: Sequence[Sequence[int]]
-
     def table(self) -> str:
         """IoU per class, most frequent first, beside that of the best constant predictor."""
-        scores, names = self.scores, self.names
-        constant = f"all '{names[scores.constant]}'"
+        names, best = self.names, self.share[self.constant]
+        constant = f"all '{names[self.constant]}'"
         lines = [f'  {"class":<15}{"of pixels":>11}{"IoU":>9}{constant:>16}']
-        for i in np.argsort(-scores.share, kind='stable'):
-            if scores.share[i] == 0:
+        for i in np.argsort(-self.share, kind='stable'):
+            if self.share[i] == 0:
                 continue
-            always = scores.share[i] if i == scores.constant else 0.
-            lines.append(f'  {names[i]:<15}{scores.share[i]:>9.1f} %{scores.iou[i]:>9.1f}'
+            always = self.share[i] if i == self.constant else 0.
+            lines.append(f'  {names[i]:<15}{self.share[i]:>9.1f} %{self.iou[i]:>9.1f}'
                          f'{always:>16.1f}')
-        lines.append(f'  {"mIoU":<15}{"":>11}{scores.miou:>9.1f}{scores.constant_miou:>16.1f}')
-        lines.append(f'  {"pixel accuracy":<15}{"":>11}{scores.accuracy:>9.1f}'
-                     f'{scores.share[scores.constant]:>16.1f}')
+        lines.append(f'  {"mIoU":<15}{"":>11}{self.miou:>9.1f}{self.constant_miou:>16.1f}')
+        lines.append(f'  {"pixel accuracy":<15}{"":>11}{self.accuracy:>9.1f}{best:>16.1f}')
         return '\n'.join(lines)
 
     def record(self) -> dict[str, Any]:
-        scores = self.scores
         return dict(
-            miou=scores.miou, constant_miou=scores.constant_miou, accuracy=scores.accuracy,
+            miou=self.miou, constant_miou=self.constant_miou, accuracy=self.accuracy,
             iou={name: None if np.isnan(iou) else float(iou)
-                 for name, iou in zip(self.names, scores.iou, strict=True)})
+                 for name, iou in zip(self.names, self.iou, strict=True)})
 
     def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
         """A sheet of the scenes whose truth shows the most classes, and the training's curve."""
-        scores = self.scores
         sheet, curve = work_dir / 'sheet.png', work_dir / 'curve.png'
         examples = sorted(self.rows, key=_variety, reverse=True)[:6]
         draw_sheet(examples, self.names, self.palette,
                    title='CSWin + UPerNet on rendered street scenes',
-                   subtitle=f'{training}: mIoU {scores.miou:.1f}, pixel accuracy '
-                   f'{scores.accuracy:.1f} % (best constant predictor: '
-                   f'{scores.constant_miou:.1f} and {scores.share[scores.constant]:.1f} %)',
-                   ).save(sheet)
+                   subtitle=f'{training}: mIoU {self.miou:.1f}, pixel accuracy '
+                   f'{self.accuracy:.1f} % (best constant predictor: {self.constant_miou:.1f} and '
+                   f'{self.share[self.constant]:.1f} %)').save(sheet)
         draw_curve(curve, read_scalars(newest_scalars(run)),
-                   title='CSWin + UPerNet on street scenes', baseline=scores.constant_miou)
+                   title='CSWin + UPerNet on street scenes', baseline=self.constant_miou)
         return [(sheet, 'image | truth | prediction'), (curve, 'loss and mIoU')]
 
 
@@ -93,7 +84,7 @@ def _variety(row: Row) -> int:
     return int((np.bincount(row.truth[row.truth != 255]) > 40).sum())
 
 
-def evaluate(cfg: Config, checkpoint: Path) -> SegmentationEvaluation:
+def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     """IoU over the validation scenes of a config."""
     import mmcv
     import torch
@@ -118,8 +109,8 @@ def evaluate(cfg: Config, checkpoint: Path) -> SegmentationEvaluation:
     with np.errstate(invalid='ignore'):
         iou = 100 * both / union
     share = 100 * labelled / labelled.sum()
-    scores = Scores(iou, share, int(share.argmax()), float(100 * both.sum() / labelled.sum()))
-    return SegmentationEvaluation(scores, rows, list(segmentor.classes), segmentor.palette)
+    return Scores(iou, share, int(share.argmax()), float(100 * both.sum() / labelled.sum()), rows,
+                  list(segmentor.classes), segmentor.palette)
 
 
 def _options(iters: int) -> dict[str, Any]:
