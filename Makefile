@@ -16,7 +16,7 @@ demo:  ## train, evaluate and picture a small model on rendered scenes
 	@bash tools/run_demo.sh $(ARGS)
 
 demo-detection:  ## the same with boxes and masks
-	@DEMO=demo_detection bash tools/run_demo.sh $(ARGS)
+	@DEMO=detection bash tools/run_demo.sh $(ARGS)
 
 test:  ## the tests
 	@bash tools/run_tests.sh $(ARGS)

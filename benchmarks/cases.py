@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from visattn_dense.benchmark import PeakMemory, count_flops
 from visattn_dense.inference.allocator import keep_freed_memory
 
 from . import gpu, parity
+from .flops import count_flops
 from .forms import form_calls
 from .isolation import out_of_memory
 from .passes import Plan, forward_pass, training_step
+from .peak_memory import PeakMemory
 from .timing import interleave, matrix_product, summary
 
 FAILED = 'parity failed'

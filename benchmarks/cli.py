@@ -2,15 +2,14 @@
 from __future__ import annotations
 
 import argparse
-import re
+import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from visattn_dense.errors import UserError, did_you_mean
@@ -19,34 +18,14 @@ from . import document, subjects
 from .cases import memory_case, time_case
 from .forms import has_compiler
 from .isolation import available_memory, collect
+from .options import Size, parse_place, parse_size
 from .passes import Plan
 
 QUICK_SIZES, FULL_SIZES = ('224', '512'), ('224', '512', '1024', '1024x2048')
 # On a CPU the only size in all forms: compiling for one takes minutes on a few cores.
-_ALL_FORMS_CPU = 512, 512
-
-
-@dataclass(frozen=True)
-class Size:
-    """Height and width of an image."""
-
-    height: int
-    width: int
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        """'512' or 'HEIGHTxWIDTH'.
-
-        Raises:
-            UserError: something else, or a side below 64.
-        """
-        found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', text)
-        height = int(found[1]) if found else 0
-        width = int((found and found[2]) or height)
-        if min(width, height) < 64:
-            raise UserError(f'a size is a number of pixels or HEIGHTxWIDTH, at least 64, got '
-                            f'{text!r}')
-        return cls(height, width)
+_ALL_FORMS_CPU = Size(512, 512)
+# Parity halves the sides where an image does not fit, down to this.
+_LEAST_SIDE = 64
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -81,13 +60,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'on the CPU (default: 0.9 of what is available)')
     parser.add_argument('--out', type=Path, metavar='FILE.md', help='the table; JSON lies beside '
                         'it and the plot under img/ (default: work_dirs/benchmarks/benchmarks.md, '
-                        'with --full docs/benchmarks.md)')
+                        'with --full docs/notes/benchmarks.md)')
     args = parser.parse_args(arguments)
     args.words = sys.argv[1:] if arguments is None else list(arguments)
     for name, quick, full in (
             ('runs', 3, 5), ('seconds', 5., 30.), ('patience', 120., 1800.),
             ('minutes', 9.5, float('inf')), ('sizes', QUICK_SIZES, FULL_SIZES),
-            ('out', Path('work_dirs/benchmarks/benchmarks.md'), Path('docs/benchmarks.md'))):
+            ('out', Path('work_dirs/benchmarks/benchmarks.md'), Path('docs/notes/benchmarks.md'))):
         if getattr(args, name) is None:
             setattr(args, name, full if args.full else quick)
     return args
@@ -129,23 +108,14 @@ def plans(args: argparse.Namespace) -> list[Plan]:
                         '--memory above 0')
     if args.out.suffix != '.md':
         raise UserError(f'--out names a Markdown file (.md), got {args.out}')
-    try:
-        device = torch.device(args.device)
-    except RuntimeError as error:
-        raise UserError(f'{args.device!r} is no device; cpu, cuda and cuda:1 are') from error
-    gpu = device.type == 'cuda'
-    if device.type not in ('cpu', 'cuda') or gpu and (device.index or 0) >= (
-            torch.cuda.device_count()):
-        raise UserError(f'device {args.device!r} is not to be had here; take cpu'
-                        + (' or cuda' if torch.cuda.is_available() else ''))
-    dtype = args.dtype or ('bfloat16' if gpu else 'float32')
-    if dtype == 'float16' and not gpu:
-        raise UserError('CPUs do not compute in float16; --dtype bfloat16 goes')
-    sizes = sorted(map(Size.parse, args.sizes), key=lambda size: size.height * size.width)
+    dtype = args.dtype or ('bfloat16' if args.device.startswith('cuda') else 'float32')
+    place, _ = parse_place(args.device, dtype)
+    gpu = place.type == 'cuda'
+    sizes = sorted((parse_size(text, _LEAST_SIDE) for text in args.sizes), key=math.prod)
     found = []
     for size in sizes:
         for subject in chosen(args):
-            plan = Plan(subject, size.height, size.width, device=args.device, dtype=dtype,
+            plan = Plan(subject, *size, device=args.device, dtype=dtype,
                         threads=args.threads, runs=args.runs, seconds=args.seconds,
                         forms=_forms(subject, size, gpu, args.full))
             # One image as a graph, without launches between kernels; then as many as fill the GPU.
@@ -158,7 +128,7 @@ def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tupl
     if subject.kind != 'backbone':
         return ()
     forms = () if gpu else ('optimised',)
-    if not full or not gpu and (size.height, size.width) != _ALL_FORMS_CPU:
+    if not full or not gpu and size != _ALL_FORMS_CPU:
         return forms
     forms += ('channels_last',) + (() if gpu else ('bfloat16',))
     if has_compiler():

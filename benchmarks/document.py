@@ -14,7 +14,6 @@ A record is one subject at one size. Its entries, absent where they were not mea
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -23,14 +22,12 @@ from typing import Any
 
 import torch
 
-from visattn_dense.atomic import write_text_whole
-from visattn_dense.benchmark import environment
-from visattn_dense.errors import UserError
-
 from .cases import FAILED
 from .forms import FORMS
 from .isolation import EXPECTED
+from .options import Size
 from .plot import draw
+from .report import check_writable, environment, table, write_report
 from .timing import growth_exponent
 
 Record = dict[str, Any]
@@ -43,14 +40,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: they cannot.
     """
-    try:
-        for path in paths(args.out):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(21, 'it is a folder')
-    except OSError as error:
-        raise UserError(f'cannot write {args.out}: {error.strerror}; choose another with --out'
-                        ) from error
+    check_writable(paths(args.out))
     versions = {}
     for name in ('torch', 'triton', 'timm', 'numpy'):
         try:
@@ -70,9 +60,8 @@ def paths(out: Path) -> tuple[Path, Path, Path]:
 
 def write(out: Path, report: dict[str, Any]) -> None:
     """Table and JSON, each whole or not at all."""
-    table, data, _ = paths(out)
-    write_text_whole(data, json.dumps(report, indent=1) + '\n')
-    write_text_whole(table, markdown(report, out))
+    text, data, _ = paths(out)
+    write_report(text, markdown(report, out), data, report)
 
 
 def write_plot(out: Path, report: dict[str, Any]) -> None:
@@ -90,8 +79,8 @@ def failures(records: Sequence[Record]) -> list[str]:
 def size(record: Record) -> str:
     """'512×512', and the batch and the graph where they are not as usual."""
     batch = record.get('batch', '' if record['saturating'] else 1)
-    return (f'{record["height"]}×{record["width"]}' + (f', batch {batch}' if batch != 1 else '')
-            + (', graph' if record['graph'] else ''))
+    return (str(Size(record['height'], record['width']))
+            + (f', batch {batch}' if batch != 1 else '') + (', graph' if record['graph'] else ''))
 
 
 def markdown(report: dict[str, Any], out: Path) -> str:
@@ -131,22 +120,16 @@ def markdown(report: dict[str, Any], out: Path) -> str:
         if not own:
             continue
         first = kind
-        lines += [f'## {title}', '', *_table(
+        lines += [f'## {title}', '', *table(
             (first, 'image', 'GMACs', 'forward ms', 'naive', 'ratio', 'of rate', 'naive',
              'training ms', 'naive', 'ratio', *(('over floor',) if gpu else ())),
-            [_speed_row(record, gpu) for record in own]), '']
+            [_speed_row(record, gpu) for record in own], words=2), '']
         if any(record['memory'] for record in own):
-            lines += ['Peak MiB:', '', *_table(
+            lines += ['Peak MiB:', '', *table(
                 (first, 'image', 'forward', 'naive', 'ratio', 'training', 'naive', 'ratio'),
-                [_memory_row(record) for record in own if record['memory']]), '']
+                [_memory_row(record) for record in own if record['memory']], words=2), '']
     lines += _growth(records) + _forms(records) + _missing(records)
     return '\n'.join(lines).rstrip() + '\n'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2) -> list[str]:
-    """Lines of a table whose first columns, `words` of them, hold words, and the others numbers."""
-    marks = ['---' if i < words else '---:' for i in range(len(header))]
-    return ['| ' + ' | '.join(row) + ' |' for row in (header, marks, *rows)]
 
 
 def _speed_row(record: Record, gpu: bool) -> list[str]:
@@ -216,7 +199,7 @@ def _growth(records: Sequence[Record]) -> list[str]:
         return []
     return ['## Growth', '', 'The exponent p of time ∝ pixels^p, fitted over the sizes above at '
             'which there is a time (last column: how many, in the order of the columns). 1 is '
-            'linear, 2 quadratic.', '', *_table(
+            'linear, 2 quadratic.', '', *table(
                 ('', 'forward', 'naive', 'training', 'naive', 'sizes'), rows, words=1), '']
 
 
@@ -232,7 +215,7 @@ def _forms(records: Sequence[Record]) -> list[str]:
     return ['## Other forms', '', 'Of ours, forward, against eager and the matrix product in the '
             f'same rounds, which are not those above. {legend}. '
             '*Differs*: relative difference of the outputs from eager float32.', '',
-            *_table(('', 'image', 'form', 'ms', 'over eager', 'of rate', 'differs'), rows,
+            *table(('', 'image', 'form', 'ms', 'over eager', 'of rate', 'differs'), rows,
                      words=3), '']
 
 

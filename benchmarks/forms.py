@@ -27,19 +27,35 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get('CXX') or 'g++', 'clang++'))
 
 
-def form_calls(form: str, plan: Plan, x: Tensor) -> tuple[Callable[[], object], torch.dtype]:
-    """One form's forward pass on x, and the dtype that it computes in."""
-    module: nn.Module = (plan.subject.naive if form.startswith('naive')
-                         else plan.subject.ours)(plan.place)
-    dtype = plan.kind
+def make_ready(form: str, module: nn.Module, dynamic: bool | None = None) -> None:
+    """Compile or optimise a module in place, or leave it eager.
+
+    Args:
+        form: 'eager', 'compiled' or 'optimised'.
+        module: in evaluation mode; of one with a method `networks`, those are compiled.
+        dynamic: sizes in the compiled code; None leaves the choice to torch.
+
+    Raises:
+        ValueError: another form.
+    """
     if form == 'optimised':
         optimize_for_inference(module)
-    elif form == 'channels_last':
+    elif form == 'compiled':
+        for network in module.networks() if hasattr(module, 'networks') else [module]:
+            # Of the instance: mmseg calls decode_head.forward, not the module.
+            network.forward = torch.compile(network.forward, dynamic=dynamic)
+    elif form != 'eager':
+        raise ValueError(f'forms are eager, {", ".join(FORMS)}, got {form!r}')
+
+
+def form_calls(form: str, plan: Plan, x: Tensor) -> tuple[Callable[[], object], torch.dtype]:
+    """One form's forward pass on x, and the dtype that it computes in."""
+    module = (plan.subject.naive if form.startswith('naive') else plan.subject.ours)(plan.place)
+    dtype = plan.kind
+    if form == 'channels_last':
         x = x.to(memory_format=torch.channels_last)
     elif form == 'bfloat16':
         dtype = torch.bfloat16
-    elif form.endswith('compiled'):
-        module = torch.compile(module, dynamic=False)
     else:
-        raise ValueError(f'forms are {", ".join(FORMS)}, got {form!r}')
+        make_ready(form.removeprefix('naive '), module, dynamic=False)
     return forward_pass(plan, module, x, dtype), dtype

@@ -6,10 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from visattn_dense.benchmark import measure
-
 from .isolation import out_of_memory
-from .timing import Call
+from .timing import Call, measure
 
 _COPIED = 2**30
 MAX_BATCH = 512

@@ -1,4 +1,4 @@
-"""What is measured: operators at the sizes they have inside a backbone, and the backbones."""
+"""What is measured: operators at the sizes they have inside a backbone, backbones, models."""
 from __future__ import annotations
 
 import copy
@@ -30,12 +30,12 @@ _FAMILY_OF = {'CSWin': 'cswin', 'FLattenCSWin': 'flatten', 'BiFormer': 'biformer
 
 @dataclass(frozen=True)
 class Subject:
-    """An operator or a backbone.
+    """An operator, a backbone or a whole model.
 
     Attributes:
-        family: one of `FAMILIES`.
+        family: one of `FAMILIES`, or 'config' where a config says what it is.
         name: in tables.
-        kind: 'operator' or 'backbone'.
+        kind: 'operator', 'backbone' or 'model'.
         make: builds it.
         channels: of its input.
         stride: pixels of the image for each position of its input.
@@ -44,7 +44,7 @@ class Subject:
 
     family: str
     name: str
-    kind: Literal['operator', 'backbone']
+    kind: Literal['operator', 'backbone', 'model']
     make: Callable[[], nn.Module]
     channels: int = 3
     stride: int = 1

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.flops import count_flops
+from benchmarks.peak_memory import PeakMemory
+from benchmarks.timing import measure
 from tests.tiny_runs import ROOT, run_tool, write_detection_run, write_run
 from visattn_dense import backbones
 from visattn_dense.attention.routed import routed_attention
-from visattn_dense.benchmark import PeakMemory, count_flops, measure
 
 CPU = torch.device('cpu')
 

@@ -1,4 +1,4 @@
-"""Every file in configs/ says what it is, builds, and trains what it should."""
+"""Every file in configs/ and demo/configs/ says what it is, builds, and trains what it should."""
 import ast
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from visattn_dense.openmmlab.engine.launch import register_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared/data'
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted([*(ROOT / 'configs').glob('*.py'), *(ROOT / 'demo/configs').glob('*.py')])
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 POSITION_TABLE = re.compile(r'(.*\.)?(absolute_)?(pos_embed|relative_position_bias_table|'
                             'positional_encoding)')

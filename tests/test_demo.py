@@ -1,4 +1,4 @@
-"""tools/demo.py from nothing to pictures, with a handful of iterations."""
+"""python -m demo segmentation from nothing to pictures, with a handful of iterations."""
 import io
 import json
 import runpy
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visattn_dense.datasets.scenes import KINDS
+from demo.__main__ import main
+from demo.scenes import KINDS
+from demo.segmentation import Scores
 from visattn_dense.errors import UserError
 from visattn_dense.visualization import (
     Row,
@@ -27,8 +29,8 @@ PALETTE = [(10, 20, 30), (200, 0, 0), (0, 200, 0)]
 
 
 def demo(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / 'tools/demo.py'), *map(str, arguments)],
-                          capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-m', 'demo', 'segmentation', *map(str, arguments)],
+                          cwd=ROOT, capture_output=True, text=True)
 
 
 def test_demo_trains_evaluates_and_draws_twice(tmp_path):
@@ -58,30 +60,27 @@ def test_demo_trains_evaluates_and_draws_twice(tmp_path):
     (('--iters', '1'), '--iters is at least'), (('--train-scenes', '0'), 'number of scenes'),
 ])
 def test_bad_arguments_are_one_message(tmp_path, capsys, arguments, message):
-    main = runpy.run_path(str(ROOT / 'tools/demo.py'))['main']
-    assert main([*arguments, '--work-dir', str(tmp_path)]) == 2
+    assert main(['segmentation', *arguments, '--work-dir', str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_run_folder_of_somebody_else_is_left_alone(tmp_path, capsys):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'thesis.txt').write_text('three years of work')
-    main = runpy.run_path(str(ROOT / 'tools/demo.py'))['main']
-    assert main(['--work-dir', str(tmp_path)]) == 2
+    assert main(['segmentation', '--work-dir', str(tmp_path)]) == 2
     assert 'not of this demo' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'thesis.txt').read_text() == 'three years of work'
 
 
 def test_config_names_every_class_of_the_scenes():
-    classes = runpy.run_path(str(ROOT / 'configs/demo_upernet_cswin_scenes.py'))['metainfo']
+    classes = runpy.run_path(str(ROOT / 'demo/configs/demo_upernet_cswin_scenes.py'))['metainfo']
     shown = {kind.name for kind in KINDS.values()} - {'other', 'stop sign'}
     assert set(classes['classes']) == shown
     assert len(classes['palette']) == len(set(map(tuple, classes['palette']))) == len(shown)
 
 
 def test_best_constant_predictor_by_hand():
-    evaluation = runpy.run_path(str(ROOT / 'tools/demo.py'))['Evaluation']
-    result = evaluation(np.array([50., 25., np.nan]), np.array([60., 40., 0.]), 0, 70.)
+    result = Scores(np.array([50., 25., np.nan]), np.array([60., 40., 0.]), 0, 70.)
     assert result.miou == 37.5
     # Class 0 everywhere: IoU 60 for it, 0 for the other one that is there.
     assert result.constant_miou == 30.

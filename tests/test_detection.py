@@ -1,9 +1,7 @@
 """Detectors of mmdet on our backbones: odd batches, frozen stages, nothing to find, crowds."""
 import copy
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 import visattn_dense  # noqa: F401
+from demo.__main__ import main as demo
 from tests.tiny_runs import ROOT, run
 from visattn_dense.visualization.instances import (
     InstanceRow,
@@ -328,22 +327,11 @@ def test_instance_sheet_refuses_what_does_not_fit():
         draw_instance_sheet([], [], [])
 
 
-@pytest.fixture
-def demo(monkeypatch):
-    """tools/demo_detection.py as a module."""
-    monkeypatch.setattr('sys.path', list(sys.path))
-    spec = importlib.util.spec_from_file_location(
-        'demo_detection', ROOT / 'tools/demo_detection.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_demo_in_miniature(demo, tmp_path: Path, capsys, monkeypatch):
+def test_demo_in_miniature(tmp_path: Path, capsys, monkeypatch):
     """The whole of it, with a training too short to learn anything."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     words = ['--iters', '4', '--train-scenes', '4', '--val-scenes', '2']
-    assert demo.main(['--work-dir', str(tmp_path / 'd'), *words]) == 0
+    assert demo(['detection', '--work-dir', str(tmp_path / 'd'), *words]) == 0
     output = capsys.readouterr().out
     for part in ('1/4', '4/4', 'boxes', 'masks', 'AP50', '4/4  loss', 'Done in'):
         assert part in output, output
@@ -352,7 +340,7 @@ def test_demo_in_miniature(demo, tmp_path: Path, capsys, monkeypatch):
     assert {'bbox_mAP', 'segm_mAP', 'seconds'} <= set(record)
 
 
-def test_demo_says_what_is_wrong(demo, tmp_path: Path, capsys):
-    assert demo.main(['--work-dir', str(tmp_path), '--iters', '1']) == 2
+def test_demo_says_what_is_wrong(tmp_path: Path, capsys):
+    assert demo(['detection', '--work-dir', str(tmp_path), '--iters', '1']) == 2
     assert capsys.readouterr().err == 'error: --iters is at least 4, got 1\n'
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from visattn_dense.openmmlab.engine.launch import register_scope
 from visattn_dense.openmmlab.inference import open_segmentor
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / 'configs/demo_upernet_cswin_scenes.py'
+BASE = ROOT / 'demo/configs/demo_upernet_cswin_scenes.py'
 
 
 @pytest.fixture(scope='module')

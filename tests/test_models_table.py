@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from visattn_dense.benchmark.models import PUBLISHED, measure_variant
+from benchmarks.model_table import PUBLISHED, measure_variant
 from visattn_dense.registry import BACKBONES
 
 TABLE = Path(__file__).resolve().parents[1] / 'docs' / 'models.md'
 
 
 def rows() -> dict[tuple[str, str], list[str]]:
-    lines = [line for line in TABLE.read_text().splitlines() if line.startswith('| ')][1:]
+    lines = [line for line in TABLE.read_text().splitlines() if line.startswith('| ')][2:]
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     return {(row[0], row[1]): row[2:] for row in cells}
 

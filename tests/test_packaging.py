@@ -64,7 +64,7 @@ def site_packages(venv: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build reads: building leaves folders behind."""
+    """A copy of what a build reads, and of what it must leave out; building leaves folders."""
     target = tmp_path_factory.mktemp('sources')
     files = [
         'setup.py',
@@ -78,11 +78,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in files:
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, target)
-    shutil.copytree(
-        ROOT / 'visattn_dense',
-        target / 'visattn_dense',
-        ignore=shutil.ignore_patterns('__pycache__', '*.pyc'),
-    )
+    for package in ('visattn_dense', 'demo', 'benchmarks'):
+        shutil.copytree(
+            ROOT / package,
+            target / package,
+            ignore=shutil.ignore_patterns('__pycache__', '*.pyc'),
+        )
     return target
 
 

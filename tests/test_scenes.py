@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from visattn_dense.datasets.scenes import (
+from demo.scenes import (
     KINDS,
     LABEL_NAMES,
     PALETTE,
@@ -169,7 +169,7 @@ def test_coco_layout(rendered, split, ade, capsys):
 
 
 def test_crowd_is_written_as_run_lengths(tmp_path):
-    from visattn_dense.datasets.scenes.dataset import _plain_rle
+    from demo.scenes.dataset import _plain_rle
     mask = np.array([[0, 1, 1], [0, 0, 1]], bool)
     assert _plain_rle(mask) == dict(size=[2, 3], counts=[2, 1, 1, 2])
     assert _plain_rle(~mask) == dict(size=[2, 3], counts=[0, 2, 1, 1, 2])
@@ -196,7 +196,7 @@ def test_half_written_folder_is_rendered_again(tmp_path):
 
 def test_kill_while_rendering(tmp_path):
     root = tmp_path / 'data'
-    code = ('import os, visattn_dense.datasets.scenes.dataset as d\n'
+    code = ('import os, demo.scenes.dataset as d\n'
             'draw = d.render_scene\n'
             'def dying(seed, size):\n'
             '    if seed == d.scene_seed(0, "train", 2): os._exit(9)\n'
@@ -251,7 +251,7 @@ def test_bad_numbers_write_nothing(tmp_path, bad):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, 'tools/render_scenes.py', str(tmp_path / 'data'), '--train', '2',
+    command = [sys.executable, '-m', 'demo.scenes', str(tmp_path / 'data'), '--train', '2',
                '--val', '1', '--size', '64', '80', '--sheet', str(tmp_path / 'out/sheet.png')]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

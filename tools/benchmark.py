@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure a config's model: speed, memory, parameters, FLOPs; see docs/benchmark.md.
+"""Measure a config's model: speed, memory, parameters, FLOPs; see docs/benchmarks.md.
 
     python tools/benchmark.py CONFIG [--sizes 512 1024 2048x1024] [--compile] [--device cuda]
 
@@ -8,9 +8,10 @@ Exit codes: 0 done, 2 bad input, 130 stopped.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,26 +19,20 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import visattn_dense  # noqa: E402, F401  (mends and registers)
-from visattn_dense.benchmark import (  # noqa: E402
-    PeakMemory,
-    count_flops,
-    environment,
-    load_subject,
-    markdown,
-    measure,
-    write_report,
-)
+from benchmarks.config_model import config_subject, count_parameters  # noqa: E402
+from benchmarks.flops import count_flops  # noqa: E402
+from benchmarks.forms import make_ready  # noqa: E402
+from benchmarks.options import Size, parse_place, parse_size  # noqa: E402
+from benchmarks.passes import Plan, forward_pass  # noqa: E402
+from benchmarks.peak_memory import PeakMemory  # noqa: E402
+from benchmarks.report import check_writable, environment, table, write_report  # noqa: E402
+from benchmarks.timing import measure  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
+from visattn_dense.inference.allocator import keep_freed_memory  # noqa: E402
 from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
 
-
-def size(text: str) -> tuple[int, int]:
-    """'512' or 'HEIGHTxWIDTH' to (height, width)."""
-    found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', text)
-    if not found or min(height := int(found[1]), width := int(found[2] or height)) < 32:
-        raise argparse.ArgumentTypeError(
-            f'a size is a number of pixels or HEIGHTxWIDTH, at least 32, got {text!r}')
-    return height, width
+# The backbones take any size; below this one the last maps are a pixel or nothing.
+LEAST_SIDE = 32
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,17 +40,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         prog='benchmark.py', description='Images per second, latency, peak memory, parameters and '
         'FLOPs (attention included) of a config\'s model.')
     parser.add_argument('config', help='config file of a segmentor or detector')
-    parser.add_argument('--sizes', nargs='+', type=size, default=[(512, 512)],
-                        metavar='SIZE', help='512 or HEIGHTxWIDTH (default: 512)')
+    parser.add_argument('--sizes', nargs='+', default=['512'], metavar='SIZE',
+                        help='512 or HEIGHTxWIDTH (default: 512)')
     parser.add_argument('--batch', type=int, default=1, metavar='N', help='images at a time '
                         '(default: %(default)s)')
     parser.add_argument('--part', choices=('model', 'backbone'), default='model',
                         help='backbone, neck and heads, or the backbone alone (default: model)')
     form = parser.add_mutually_exclusive_group()
-    form.add_argument('--compile', action='store_true', help='with torch.compile')
-    form.add_argument('--optimise', action='store_true', help='with BatchNorm folded and, on a '
-                      'CPU, packed weights and freed memory kept (visattn_dense.layers.'
-                      'optimize_for_inference)')
+    form.add_argument('--compile', dest='form', action='store_const', const='compiled',
+                      default='eager', help='with torch.compile')
+    form.add_argument('--optimise', dest='form', action='store_const', const='optimised',
+                      help='with BatchNorm folded and, on a CPU, packed weights and freed memory '
+                      'kept (visattn_dense.layers.optimize_for_inference)')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda where it is)')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='below float32 by autocast (default: %(default)s)')
@@ -78,38 +74,65 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.runs < 1 or args.warmup < 0 or args.batch < 1 or (args.threads or 1) < 1:
         raise UserError(f'--runs, --batch and --threads are at least 1 and --warmup 0, got '
                         f'{args.runs}, {args.batch}, {args.threads} and {args.warmup}')
+    sizes = [parse_size(text, LEAST_SIDE) for text in args.sizes]
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    place, _ = parse_place(device, args.dtype)
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    subject = load_subject(cfg, part=args.part, device=device, dtype=getattr(torch, args.dtype),
-                           checkpoint=args.checkpoint)
-    form = 'compiled' if args.compile else 'optimised' if args.optimise else 'eager'
+    subject = config_subject(cfg, part=args.part, checkpoint=args.checkpoint)
+    module = subject.ours(place)
+    out = args.out or Path('work_dirs/benchmark') / f'{Path(args.config).stem}.json'
+    paths = out, out.with_suffix('.md')
+    check_writable(paths)
+
+    def passes(batch: int, size: Size):
+        plan = Plan(subject, *size, batch=batch, device=device, dtype=args.dtype)
+        return forward_pass(plan, module, plan.input())
+
+    # Before anything is compiled or packed: neither leaves operators that the counter knows.
+    flops = [count_flops(passes(1, size)) for size in sizes]
     report = dict(
-        config=args.config, part=args.part, dtype=args.dtype, form=form, batch=args.batch,
-        environment=environment(subject.device), parameters=subject.parameters(), results=[])
-    # Before anything is compiled: compiled code hides its operators from the counter.
-    flops = [count_flops(subject.runner(1, *shape)) for shape in args.sizes]
-    if args.compile:
-        subject.compile()
-    elif args.optimise:
-        subject.optimise()
-    for shape, count in zip(args.sizes, flops, strict=True):
-        run = subject.runner(args.batch, *shape)
-        with PeakMemory(subject.device) as memory:
-            took = measure(run, subject.device, warmup=args.warmup, runs=args.runs,
-                           seconds=args.seconds, watch=lambda numbers, shape=shape: tqdm(
-                               numbers, f'{shape[0]}×{shape[1]}', leave=False, file=sys.stderr))
+        config=args.config, part=args.part, dtype=args.dtype, form=args.form, batch=args.batch,
+        environment=environment(place), parameters=count_parameters(module), results=[])
+    if args.form == 'optimised':
+        keep_freed_memory()
+    make_ready(args.form, module)
+    for size, count in zip(sizes, flops, strict=True):
+        run = passes(args.batch, size)
+        with PeakMemory(place) as memory:
+            took = measure(run, place, warmup=args.warmup, runs=args.runs, seconds=args.seconds,
+                           watch=lambda numbers, size=size: tqdm(numbers, str(size), leave=False,
+                                                                 file=sys.stderr))
         report['results'].append(dict(
-            height=shape[0], width=shape[1], macs=count.total // 2, flops=count.total,
+            height=size.height, width=size.width, macs=count.total // 2, flops=count.total,
             attention_flops=count.attention, latency_ms=took._asdict(),
             images_per_s=1e3 * args.batch / took.mean, peak_mib=memory.mib,
             peak_kind=memory.kind))
-    print(markdown(report))
-    out = args.out or Path('work_dirs/benchmark') / f'{Path(args.config).stem}.json'
-    for path in write_report(out, report):
-        print(f'  {path}')
+    text = markdown(report)
+    print(text)
+    write_report(paths[1], text + '\n', paths[0], report)
+    print('\n'.join(f'  {path}' for path in paths))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """What was measured and where, and one row for each size."""
+    where, results = report['environment'], report['results']
+    rows = [(str(Size(result['height'], result['width'])), f'{result["macs"] / 1e9:.2f}',
+             f'{result["flops"] / 1e9:.2f}', f'{result["images_per_s"]:.2f}',
+             *(f'{result["latency_ms"][key]:.1f}' for key in ('p50', 'p90', 'p99')),
+             f'{result["peak_mib"]:.0f}') for result in results]
+    kinds = {result['peak_kind'] for result in results}
+    return '\n'.join([
+        f'{report["config"]}, {report["part"]}, {report["dtype"]}, {report["form"]}, batch '
+        f'{report["batch"]}: {report["parameters"]["total"] / 1e6:.2f} M parameters',
+        f'{where["device"]}, {where["threads"]} threads, torch {where["torch"]}, commit '
+        f'{where["commit"] or "unknown"}, {where["date"]}', '',
+        *table(('size', 'GMACs', 'GFLOPs', 'images/s', 'p50 ms', 'p90 ms', 'p99 ms', 'peak MiB'),
+               rows, words=0, aligned=True), '',
+        f'MACs and FLOPs are of one image, attention included; peak memory is '
+        f'{" or ".join(sorted(kinds))}.'])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,10 +1,14 @@
 #!/usr/bin/env python
 """Write docs/models.md: every variant with its size, cost and published numbers."""
+import sys
 from pathlib import Path
 
-from visattn_dense.benchmark.models import models_table
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.model_table import models_table  # noqa: E402
 
 if __name__ == '__main__':
-    path = Path(__file__).resolve().parents[1] / 'docs' / 'models.md'
+    path = ROOT / 'docs' / 'models.md'
     path.write_text(models_table())
     print(f'wrote {path}')

@@ -1,4 +1,4 @@
-"""Datasets: CamVid, folders of one's own, rendered demo scenes, and the check before any training.
+"""Datasets: CamVid, folders of one's own, and the check before any training.
 
 Importing this package registers the dataset classes with mmsegmentation, without importing it: they
 are defined as soon as `mmseg.datasets` is there, which mmsegmentation's registry sees to.

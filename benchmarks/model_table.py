@@ -10,6 +10,7 @@ from visattn_dense.backbones import DenseBackbone
 from visattn_dense.registry import BACKBONES
 
 from .flops import count_flops
+from .report import table
 
 CLASSES = 1000
 
@@ -97,16 +98,17 @@ def models_table() -> str:
         "noted. *With classifier* is what this project's backbone would have as that classifier: "
         'it should equal the published parameters up to their rounding.',
         '',
-        '| backbone | arch | parameters | with classifier | published | MACs at 512 | at 1024 '
-        '| published top-1 | published MACs |',
-        '|---|---|---|---|---|---|---|---|---|',
     ]
+    rows = []
     for family in sorted(BACKBONES):
         for arch in BACKBONES.get(family).archs:
             row = measure_variant(family, arch)
             top1, millions, giga = PUBLISHED.get((family, arch), ('', '', ''))
-            lines.append(
-                f'| {family} | {arch} | {row.backbone / 1e6:.1f} | {row.classifier / 1e6:.1f} | '
-                f'{millions} | {row.macs[512] / 1e9:.1f} | {row.macs[1024] / 1e9:.1f} | {top1} | '
-                f'{giga} |')
+            rows.append((
+                family, arch, f'{row.backbone / 1e6:.1f}', f'{row.classifier / 1e6:.1f}',
+                f'{millions}', f'{row.macs[512] / 1e9:.1f}', f'{row.macs[1024] / 1e9:.1f}', top1,
+                f'{giga}'))
+    lines += table(
+        ('backbone', 'arch', 'parameters', 'with classifier', 'published', 'MACs at 512',
+         'at 1024', 'published top-1', 'published MACs'), rows, words=2)
     return '\n'.join(lines) + '\n'

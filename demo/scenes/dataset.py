@@ -34,6 +34,7 @@ from .compose import Scene, render_scene
 VERSION = 1
 _MANIFEST = 'scenes.json'
 _STARTED = 'scenes.started'
+# What earlier versions wrote into scenes.json: their folders stay valid.
 _GENERATOR = 'visattn_dense.datasets.scenes'
 _SPLITS = (('training', 'train'), ('validation', 'val'))
 _OURS = re.compile(

@@ -1,22 +1,23 @@
 """The demo: a small CSWin with a narrow UPerHead on rendered street scenes. The recipe is ours.
 
     make demo                          (renders the scenes, trains this, evaluates, draws pictures)
-    SCENES_ROOT=work_dirs/demo/data/ade python tools/train.py configs/demo_upernet_cswin_scenes.py
+    SCENES_ROOT=work_dirs/demo/data/ade \
+        python tools/train.py demo/configs/demo_upernet_cswin_scenes.py
 
 Hardware: two CPU cores, a few minutes; no download, no pretrained weights.
-Data: rendered by tools/demo.py, or by tools/render_scenes.py ROOT, which fills ROOT/ade.
+Data: rendered by `python -m demo segmentation`, or by `python -m demo.scenes ROOT` in ROOT/ade.
 Published: nothing. By us: 31.8 mIoU and 81.1 % of the pixels, where the best constant predictor has
 1.2 and 22.7 (two CPU cores that were busy with other trainings: 9:35 in all, 6.5 minutes of CPU).
 """
 _base_ = [
-    './_base_/models/upernet.py',
-    './_base_/default_runtime.py',
+    '../../configs/_base_/models/upernet.py',
+    '../../configs/_base_/default_runtime.py',
 ]
 data_root = '{{$SCENES_ROOT:work_dirs/demo/data/ade}}'
 # Whole scenes: in a small crop a grey wall, a grey road and a grey sky are the same.
 crop_size = (192, 256)
 # Classes of ADE20K that the scenes show; the files keep ADE20K's own indices, the other classes of
-# ADE20K are ignored (visattn_dense.datasets.scenes.KINDS).
+# ADE20K are ignored (demo.scenes.KINDS).
 metainfo = dict(
     classes=('building', 'sky', 'tree', 'road', 'grass', 'sidewalk', 'person', 'earth', 'mountain',
              'plant', 'car', 'fence', 'signboard', 'bus', 'truck', 'streetlight', 'pole',

@@ -2,16 +2,16 @@
 
     make demo-detection                (renders the scenes, trains this, evaluates, draws pictures)
     SCENES_ROOT=work_dirs/demo_detection/data/coco \
-        python tools/train.py configs/demo_mask_rcnn_cswin_scenes.py
+        python tools/train.py demo/configs/demo_mask_rcnn_cswin_scenes.py
 
 Hardware: CPU, about 15 minutes of one core; no download, no pretrained weights.
-Data: rendered by tools/demo_detection.py, or by tools/render_scenes.py ROOT, which fills ROOT/coco.
+Data: rendered by `python -m demo detection`, or by `python -m demo.scenes ROOT` in ROOT/coco.
 Published: nothing. By us: box AP 13.1 (AP50 35.1), mask AP 12.4 (27.8) on the 32 validation scenes
 after 2000 iterations of two images; 14.2 minutes of CPU, one thread. docs/detection.md has more.
 """
 _base_ = [
-    './_base_/models/mask_rcnn_fpn.py',
-    './_base_/detection_runtime.py',
+    '../../configs/_base_/models/mask_rcnn_fpn.py',
+    '../../configs/_base_/detection_runtime.py',
 ]
 data_root = '{{$SCENES_ROOT:work_dirs/demo_detection/data/coco}}'
 # The categories of COCO that the scenes show.

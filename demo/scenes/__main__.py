@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Render the labelled street scenes of the demos: python tools/render_scenes.py ROOT."""
+"""Render the labelled street scenes of the demos: python -m demo.scenes ROOT."""
 
 from __future__ import annotations
 
@@ -9,17 +8,13 @@ from pathlib import Path
 
 import cv2
 
-from visattn_dense.datasets.scenes import (
-    contact_sheet,
-    render_scene,
-    scene_seed,
-    write_dataset,
-)
+from demo.runner import exit_code
+from demo.scenes import contact_sheet, render_scene, scene_seed, write_dataset
 from visattn_dense.errors import UserError
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='python -m demo.scenes', description=__doc__)
     parser.add_argument('root', type=Path, help='folder for ade/ and coco/')
     parser.add_argument('--train', type=int, default=160, help='training scenes (%(default)s)')
     parser.add_argument('--val', type=int, default=40, help='validation scenes (%(default)s)')
@@ -28,11 +23,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--sheet', type=Path, metavar='PNG',
                         help='also write the first scenes with labels and outlines')
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    args = parse_args()
+def render(args: argparse.Namespace) -> None:
+    """Write the data set, and the sheet where there is to be one."""
     size = tuple(args.size)
     rendered = write_dataset(args.root, args.train, args.val, size, args.seed)
     print(f'{args.root}: {args.train} training and {args.val} validation scenes '
@@ -47,7 +42,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    sys.exit(exit_code(render, parse_args()))

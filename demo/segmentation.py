@@ -1,0 +1,128 @@
+"""The segmentation demo: CSWin + UPerNet, IoU of each class beside the best constant predictor."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from demo.runner import CONFIGS, Demo
+from visattn_dense.visualization import Row, draw_curve, draw_sheet, read_scalars
+from visattn_dense.visualization.curve import newest_scalars
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the trained model does on the validation scenes, beside a constant predictor.
+
+    Attributes:
+        iou: (C,) percent; NaN for a class that is neither in the truth nor in the prediction.
+        share: (C,) percent of the labelled pixels.
+        constant: the most frequent class.
+        accuracy: percent of the labelled pixels.
+        rows: image, truth and prediction of each scene.
+        names, palette: of the classes.
+    """
+
+    iou: np.ndarray
+    share: np.ndarray
+    constant: int
+    accuracy: float
+    rows: Sequence[Row] = ()
+    names: Sequence[str] = ()
+    palette: Sequence[Sequence[int]] = ()
+
+    @property
+    def miou(self) -> float:
+        return float(np.nanmean(self.iou))
+
+    @property
+    def constant_miou(self) -> float:
+        """Of predicting the most frequent class everywhere: its share over the classes there."""
+        return float(self.share[self.constant] / (self.share > 0).sum())
+
+    def table(self) -> str:
+        """IoU per class, most frequent first, beside that of the best constant predictor."""
+        names, best = self.names, self.share[self.constant]
+        constant = f"all '{names[self.constant]}'"
+        lines = [f'  {"class":<15}{"of pixels":>11}{"IoU":>9}{constant:>16}']
+        for i in np.argsort(-self.share, kind='stable'):
+            if self.share[i] == 0:
+                continue
+            always = self.share[i] if i == self.constant else 0.
+            lines.append(f'  {names[i]:<15}{self.share[i]:>9.1f} %{self.iou[i]:>9.1f}'
+                         f'{always:>16.1f}')
+        lines.append(f'  {"mIoU":<15}{"":>11}{self.miou:>9.1f}{self.constant_miou:>16.1f}')
+        lines.append(f'  {"pixel accuracy":<15}{"":>11}{self.accuracy:>9.1f}{best:>16.1f}')
+        return '\n'.join(lines)
+
+    def record(self) -> dict[str, Any]:
+        return dict(
+            miou=self.miou, constant_miou=self.constant_miou, accuracy=self.accuracy,
+            iou={name: None if np.isnan(iou) else float(iou)
+                 for name, iou in zip(self.names, self.iou, strict=True)})
+
+    def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
+        """A sheet of the scenes whose truth shows the most classes, and the training's curve."""
+        sheet, curve = work_dir / 'sheet.png', work_dir / 'curve.png'
+        examples = sorted(self.rows, key=_variety, reverse=True)[:6]
+        draw_sheet(examples, self.names, self.palette,
+                   title='CSWin + UPerNet on rendered street scenes',
+                   subtitle=f'{training}: mIoU {self.miou:.1f}, pixel accuracy '
+                   f'{self.accuracy:.1f} % (best constant predictor: {self.constant_miou:.1f} and '
+                   f'{self.share[self.constant]:.1f} %)').save(sheet)
+        draw_curve(curve, read_scalars(newest_scalars(run)),
+                   title='CSWin + UPerNet on street scenes', baseline=self.constant_miou)
+        return [(sheet, 'image | truth | prediction'), (curve, 'loss and mIoU')]
+
+
+def _variety(row: Row) -> int:
+    """How many classes the truth shows; the predictions have no part in the choice."""
+    return int((np.bincount(row.truth[row.truth != 255]) > 40).sum())
+
+
+def evaluate(cfg: Config, checkpoint: Path) -> Scores:
+    """IoU over the validation scenes of a config."""
+    import mmcv
+    import torch
+    from mmengine.registry import DefaultScope
+    from mmseg.evaluation import IoUMetric
+    from mmseg.registry import DATASETS
+
+    from visattn_dense.inference import open_segmentor
+    segmentor = open_segmentor(cfg, checkpoint)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    areas, rows = [], []
+    for number in range(len(dataset)):
+        path = dataset.get_data_info(number)['img_path']
+        truth = dataset[number]['data_samples'].gt_sem_seg.data[0]
+        rows.append(Row(mmcv.imread(path, channel_order='rgb'), truth.numpy(),
+                        segmentor.label(path)))
+        areas.append(IoUMetric.intersect_and_union(
+            torch.from_numpy(rows[-1].prediction.astype(np.int64)), truth.long(),
+            len(segmentor.classes), 255))
+    both, union, _, labelled = (sum(parts).numpy() for parts in zip(*areas, strict=True))
+    with np.errstate(invalid='ignore'):
+        iou = 100 * both / union
+    share = 100 * labelled / labelled.sum()
+    return Scores(iou, share, int(share.argmax()), float(100 * both.sum() / labelled.sum()), rows,
+                  list(segmentor.classes), segmentor.palette)
+
+
+def _options(iters: int) -> dict[str, Any]:
+    quarter = max(1, iters // 4)
+    return {'train_cfg.val_interval': quarter, 'default_hooks.checkpoint.interval': quarter}
+
+
+DEMO = Demo(
+    description='Render street scenes, train a small CSWin + UPerNet on them, evaluate it and '
+    'draw what it predicts.',
+    work_dir='work_dirs/demo', iters=800, train_scenes=320,
+    config=CONFIGS / 'demo_upernet_cswin_scenes.py', layout='ade', options=_options,
+    evaluate=evaluate,
+    next_step='Segment pictures with it:\n'
+    '  python tools/infer.py {config} {checkpoint} {data}/images/validation')
