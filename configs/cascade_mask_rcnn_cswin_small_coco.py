@@ -11,19 +11,8 @@ from random weights: --cfg-options model.backbone.init_cfg=None
 The recipe is the paper's, which follows Swin's; the authors released no code for detection.
 Published by the authors (README of their code): 53.7 box AP, 46.4 mask AP. By us: not run.
 """
-_base_ = [
-    './_base_/models/cascade_mask_rcnn_fpn.py',
-    './_base_/datasets/coco_instance_ms.py',
-    './_base_/schedules/schedule_3x.py',
-    './_base_/detection_runtime.py',
-]
+_base_ = './cascade_mask_rcnn_cswin_tiny_coco.py'
 model = dict(
     backbone=dict(
-        type='CSWin',
-        arch='small',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_small_224.pth')),
-    neck=dict(in_channels=[64, 128, 256, 512]))
+        arch='small', drop_path_rate=0.3,
+        init_cfg=dict(checkpoint='visattn://cswin_small_224')))

@@ -22,10 +22,7 @@ model = dict(
     backbone=dict(
         arch='b0',
         drop_path_rate=0.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/timm/efficientvit_b0.r224_in1k/resolve/main/'
-                       'model.safetensors')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b0_r224_timm')),
     decode_head=dict(
         in_channels=[32, 64, 128], width=32, depth=1, expand_ratio=4, block='mbconv',
         act='hardswish', final_expand=4, num_classes=19))

@@ -21,10 +21,7 @@ model = dict(
     backbone=dict(
         arch='b1',
         drop_path_rate=0.05,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b1_r288.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b1_r288')),
     decode_head=dict(
         in_channels=[64, 128, 256], width=64, depth=3, expand_ratio=4, block='mbconv',
         act='hardswish', num_classes=150))

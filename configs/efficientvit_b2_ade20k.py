@@ -11,20 +11,9 @@ Start: ImageNet weights of the authors, downloaded by itself; a file that is her
     --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
 Published by the authors: 45.941 mIoU at 512. By us: not run.
 """
-_base_ = [
-    './_base_/models/efficientvit_seg.py',
-    './_base_/datasets/ade20k_aligned.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './efficientvit_b1_ade20k.py'
 model = dict(
     backbone=dict(
-        arch='b2',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b2_r288.pt')),
-    decode_head=dict(
-        in_channels=[96, 192, 384], width=96, depth=3, expand_ratio=4, block='mbconv',
-        act='hardswish', num_classes=150))
+        arch='b2', drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='visattn://efficientvit_b2_r288')),
+    decode_head=dict(in_channels=[96, 192, 384], width=96))

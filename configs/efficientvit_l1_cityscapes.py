@@ -22,10 +22,7 @@ model = dict(
     backbone=dict(
         arch='l1',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_l1_r224.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_l1_r224')),
     decode_head=dict(
         in_channels=[128, 256, 512], width=256, depth=3, expand_ratio=1, block='fused',
         act='gelu_tanh', norm_eps=1e-7, num_classes=19))

@@ -21,10 +21,7 @@ model = dict(
         type='EfficientViT',
         arch='b2',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b2_r288.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b2_r288')),
     neck=dict(in_channels=[48, 96, 192, 384]))
 # The backbone's BatchNorm: 2 images are too few for its statistics.
 sync_bn = 'torch'

@@ -21,9 +21,7 @@ model = dict(
         type='FLattenCSWin',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://cloud.tsinghua.edu.cn/f/48ba765ba8b0451d9d5a/?dl=1')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://flatten_cswin_tiny')),
     neck=dict(in_channels=[64, 128, 256, 512]))
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))

@@ -21,8 +21,5 @@ model = dict(
         type='T2TViT',
         arch='14',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/yitu-opensource/T2T-ViT/releases/download/main/'
-                       '81.5_T2T_ViT_14.pth.tar')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://t2t_vit_14')),
     neck=dict(in_channels=[384, 384, 384, 384]))

@@ -14,17 +14,7 @@ Weight decay is 0.05, as for Mask R-CNN; the file that the authors released has 
 They trained in float16 with loss scale 512: add --amp.
 Published by the authors: 47.1 box AP. By us: not run.
 """
-_base_ = [
-    './_base_/models/retinanet_fpn.py',
-    './_base_/datasets/coco_detection.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/detection_runtime.py',
-]
+_base_ = './retinanet_biformer_small_coco.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=16,
-        drop_path_rate=0.3,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.3),
     neck=dict(in_channels=[192, 384, 768]))

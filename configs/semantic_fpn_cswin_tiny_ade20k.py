@@ -22,8 +22,5 @@ model = dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
     neck=dict(in_channels=[64, 128, 256, 512]))

@@ -12,18 +12,8 @@ a file of them (biformer_base_best.pth), the published recipe begins from it by
 The authors trained in float16 with loss scale 512: add --amp.
 Published by the authors: 51.0 mIoU, 51.7 with multi-scale and flip (--tta). By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_biformer_small_ade20k.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=8,
-        drop_path_rate=0.4,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.4),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))

@@ -12,18 +12,5 @@ a file of them (biformer_tiny_best.pth), the published recipe begins from it by
 The authors trained in float16 with loss scale 512: add --amp.
 Published by the authors: nothing with this head. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='tiny',
-        n_win=8,
-        drop_path_rate=0.3,
-        init_cfg=None),
-    decode_head=dict(in_channels=[64, 128, 256, 512]),
-    auxiliary_head=dict(in_channels=256))
+_base_ = './upernet_biformer_small_ade20k.py'
+model = dict(backbone=dict(arch='tiny'))

@@ -20,10 +20,7 @@ model = dict(
         type='EfficientViT',
         arch='b1',
         drop_path_rate=0.05,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b1_r288.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b1_r288')),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128))
 # The backbone's BatchNorm: 2 images are too few for its statistics.

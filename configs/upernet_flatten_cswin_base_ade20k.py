@@ -9,18 +9,8 @@ Start: from scratch; the authors released no weights of this size. A file of you
     --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
 Published by the authors: nothing with this head. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_flatten_cswin_small_ade20k.py'
 model = dict(
-    backbone=dict(
-        type='FLattenCSWin',
-        arch='base',
-        drop_path_rate=0.6),
+    backbone=dict(arch='base', drop_path_rate=0.6),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))

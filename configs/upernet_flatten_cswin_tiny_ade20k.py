@@ -10,21 +10,8 @@ Start: ImageNet weights of the authors, downloaded by itself. A file that is her
     --cfg-options model.backbone.init_cfg=None
 Published by the authors: nothing with this head. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_flatten_cswin_small_ade20k.py'
 model = dict(
     backbone=dict(
-        type='FLattenCSWin',
-        arch='tiny',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://cloud.tsinghua.edu.cn/f/48ba765ba8b0451d9d5a/?dl=1')),
-    decode_head=dict(in_channels=[64, 128, 256, 512]),
-    auxiliary_head=dict(in_channels=256))
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))
+        arch='tiny', drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://flatten_cswin_tiny')))

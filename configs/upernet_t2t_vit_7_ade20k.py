@@ -21,9 +21,6 @@ model = dict(
         type='T2TViT',
         arch='7',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/yitu-opensource/T2T-ViT/releases/download/main/'
-                       '71.7_T2T_ViT_7.pth.tar')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://t2t_vit_7')),
     decode_head=dict(in_channels=[256, 256, 256, 256]),
     auxiliary_head=dict(in_channels=256))

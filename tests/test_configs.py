@@ -127,7 +127,7 @@ def test_cswin_on_ade20k_is_the_authors_recipe(size, drop_path):
     cfg = load(ROOT / f'configs/upernet_cswin_{size}_ade20k.py')
     assert cfg.model.backbone.arch == size
     assert cfg.model.backbone.drop_path_rate == drop_path
-    assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'/v0.1.0/cswin_{size}_224.pth')
+    assert cfg.model.backbone.init_cfg.checkpoint == f'visattn://cswin_{size}_224'
     head, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
     assert (head.type, head.channels, head.pool_scales) == ('UPerHead', 512, (1, 2, 3, 6))
     assert head.norm_cfg.type == 'SyncBN'
