@@ -7,9 +7,10 @@ The .pt file is the authors', as it is (huggingface.co/han-cai/efficientvit-seg)
 published for training: CSWin's is a choice of ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/cityscapes, or the folder that CITYSCAPES_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: 82.073 mIoU at 1024×2048. By us: not run.
+Start: ImageNet weights (visattn://efficientvit_b2_r288). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 82.073 mIoU at 1024×2048. By us: not run.
 """
 _base_ = './efficientvit_b1_cityscapes.py'
 model = dict(

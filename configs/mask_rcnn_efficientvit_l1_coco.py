@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://efficientvit_l1_r224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = './mask_rcnn_efficientvit_b2_coco.py'
 model = dict(

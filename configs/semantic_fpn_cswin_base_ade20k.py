@@ -6,10 +6,10 @@
 Drop path and the decay of the rate (poly 0.9) are ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_base_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: 49.9 mIoU. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (arXiv 2107.00652): 49.9 mIoU. By us: not run.
 """
 _base_ = './semantic_fpn_cswin_tiny_ade20k.py'
 model = dict(

@@ -5,9 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: nothing with this head (49.191 mIoU with their own). By us: not run.
+Start: ImageNet weights (visattn://efficientvit_l1_r224). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing with this head; 49.191 mIoU with the authors' own. By us: not run.
 """
 _base_ = './upernet_efficientvit_b1_ade20k.py'
 model = dict(

@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself. A file that is here already goes in by
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH; from scratch with
+Start: ImageNet weights (visattn://flatten_cswin_tiny). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
     --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+Published: nothing. By us: not run.
 """
 _base_ = './upernet_flatten_cswin_small_ade20k.py'
 model = dict(

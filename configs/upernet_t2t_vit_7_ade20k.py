@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://t2t_vit_7). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = [
     './_base_/models/upernet.py',

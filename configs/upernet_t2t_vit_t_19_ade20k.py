@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://t2t_vit_t_19). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = './upernet_t2t_vit_19_ade20k.py'
 model = dict(backbone=dict(arch='t_19', init_cfg=dict(checkpoint='visattn://t2t_vit_t_19')))

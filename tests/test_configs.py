@@ -14,15 +14,17 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from tools.config_openings import TABLE, opening
+from visattn_dense.checkpoints.zoo import find_release
 from visattn_dense.engine.launch import register_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared/data'
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+RECIPES = TABLE['recipes']
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 POSITION_TABLE = re.compile(r'(.*\.)?(absolute_)?(pos_embed|relative_position_bias_table|'
                             'positional_encoding)')
-
 
 
 class Built(NamedTuple):
@@ -76,6 +78,46 @@ def test_opens_with_command_hardware_and_number(built):
     assert re.search(r'^Hardware', text, re.M)
     assert re.search(r'^Published', text, re.M), 'no published number, nor that there is none'
     assert re.search(r'By us: (not run|[^.\n]*\d)', text), 'no number of ours, nor "not run"'
+
+
+def test_every_recipe_is_in_the_table():
+    assert {path.stem for path in CONFIGS if not path.stem.startswith('demo_')} == set(RECIPES)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_opening_lines_are_the_tables(name):
+    assert (ROOT / f'configs/{name}.py').read_text().startswith(opening(name)), (
+        'run python tools/config_openings.py')
+
+
+def test_table_says_what_the_config_does(built):
+    if built.path.stem not in RECIPES:
+        pytest.skip('the demos are no recipes')
+    cfg, row = built.cfg, RECIPES[built.path.stem]
+    assert row['images'] == cfg.train_dataloader.batch_size
+    assert row['gpus'] * row['images'] == cfg.auto_scale_lr.base_batch_size
+    start = cfg.model.backbone.get('init_cfg')
+    if row['weights'] is None:
+        assert start is None
+    else:
+        assert start == dict(type='Pretrained', checkpoint=f'visattn://{row["weights"]}')
+        release = find_release(row['weights'])
+        assert (release.family, release.arch) == (cfg.model.backbone.type, cfg.model.backbone.arch)
+        assert release.url
+
+
+@pytest.mark.parametrize('name, release', [
+    *((name, row['released']) for name, row in RECIPES.items() if 'released' in row),
+    *((f'upernet_cswin_{size}_ade20k', f'upernet_cswin_{size}')
+      for size in ('tiny', 'small', 'base'))])
+def test_published_number_is_the_zoos(name, release):
+    assert float(RECIPES[name]['published'].split(' mIoU')[0]) == find_release(release).value
+
+
+@pytest.mark.parametrize('name', [name for name, row in RECIPES.items() if 'own_head' in row])
+def test_number_with_the_authors_head_is_the_zoos(name):
+    release = find_release(name.replace('upernet_efficientvit', 'efficientvit_seg'))
+    assert RECIPES[name]['own_head'] == f'{release.value:.3f} mIoU'
 
 
 def test_classes_of_heads_and_data_agree(built):
