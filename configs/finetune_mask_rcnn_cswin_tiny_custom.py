@@ -23,7 +23,7 @@ classes = ['object']
 
 metainfo = dict(
     classes=classes,
-    palette=[[67 * i % 256, (113 * i + 85) % 256, (181 * i + 170) % 256]
+    palette=[(67 * i % 256, (113 * i + 85) % 256, (181 * i + 170) % 256)
              for i in range(len(classes))])
 model = dict(
     backbone=dict(
