@@ -7,9 +7,10 @@ The .pt file is the authors', as it is (huggingface.co/han-cai/efficientvit-seg)
 published for training: CSWin's is a choice of ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/cityscapes, or the folder that CITYSCAPES_ROOT names.
-Start: timm's copy of the ImageNet weights, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: 75.653 mIoU at 1024×2048. By us: not run.
+Start: ImageNet weights (visattn://efficientvit_b0_r224_timm). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 75.653 mIoU at 1024×2048. By us: not run.
 """
 _base_ = [
     './_base_/models/efficientvit_seg.py',
@@ -22,10 +23,7 @@ model = dict(
     backbone=dict(
         arch='b0',
         drop_path_rate=0.0,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/timm/efficientvit_b0.r224_in1k/resolve/main/'
-                       'model.safetensors')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b0_r224_timm')),
     decode_head=dict(
         in_channels=[32, 64, 128], width=32, depth=1, expand_ratio=4, block='mbconv',
         act='hardswish', final_expand=4, num_classes=19))

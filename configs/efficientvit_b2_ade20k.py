@@ -7,24 +7,14 @@ The .pt file is the authors', as it is (huggingface.co/han-cai/efficientvit-seg)
 published for training: CSWin's is a choice of ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: 45.941 mIoU at 512. By us: not run.
+Start: ImageNet weights (visattn://efficientvit_b2_r288). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 45.941 mIoU at 512. By us: not run.
 """
-_base_ = [
-    './_base_/models/efficientvit_seg.py',
-    './_base_/datasets/ade20k_aligned.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './efficientvit_b1_ade20k.py'
 model = dict(
     backbone=dict(
-        arch='b2',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b2_r288.pt')),
-    decode_head=dict(
-        in_channels=[96, 192, 384], width=96, depth=3, expand_ratio=4, block='mbconv',
-        act='hardswish', num_classes=150))
+        arch='b2', drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='visattn://efficientvit_b2_r288')),
+    decode_head=dict(in_channels=[96, 192, 384], width=96))

@@ -7,25 +7,14 @@ The .pt file is the authors', as it is (huggingface.co/han-cai/efficientvit-seg)
 published for training: CSWin's is a choice of ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/cityscapes, or the folder that CITYSCAPES_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: 83.016 mIoU at 1024×2048. By us: not run.
+Start: ImageNet weights (visattn://efficientvit_b3_r288). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 83.016 mIoU at 1024×2048. By us: not run.
 """
-_base_ = [
-    './_base_/models/efficientvit_seg.py',
-    './_base_/datasets/cityscapes.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './efficientvit_b1_cityscapes.py'
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
-        arch='b3',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b3_r288.pt')),
-    decode_head=dict(
-        in_channels=[128, 256, 512], width=128, depth=3, expand_ratio=4, block='mbconv',
-        act='hardswish', final_expand=4, num_classes=19))
+        arch='b3', drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='visattn://efficientvit_b3_r288')),
+    decode_head=dict(in_channels=[128, 256, 512], width=128))

@@ -7,24 +7,16 @@ The .pt file is the authors', as it is (huggingface.co/han-cai/efficientvit-seg)
 published for training: CSWin's is a choice of ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: 49.191 mIoU at 512. By us: not run.
+Start: ImageNet weights (visattn://efficientvit_l1_r224). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 49.191 mIoU at 512. By us: not run.
 """
-_base_ = [
-    './_base_/models/efficientvit_seg.py',
-    './_base_/datasets/ade20k_aligned.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './efficientvit_b1_ade20k.py'
 model = dict(
     backbone=dict(
-        arch='l1',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_l1_r224.pt')),
+        arch='l1', drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='visattn://efficientvit_l1_r224')),
     decode_head=dict(
-        in_channels=[128, 256, 512], width=128, depth=3, expand_ratio=4, block='fused',
-        final_expand=8, act='gelu_tanh', norm_eps=1e-7, num_classes=150))
+        in_channels=[128, 256, 512], width=128, block='fused', final_expand=8, act='gelu_tanh',
+        norm_eps=1e-7))

@@ -6,9 +6,9 @@
 Change data_root and classes below; docs/finetuning.md has more.
 Hardware: one GPU with 4 images; on less, train_dataloader.batch_size=2 and --auto-scale-lr.
 Data: data_root/images/{train,val} and data_root/annotations/{train,val}.json in COCO's format.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1
+    --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1
 Published: nothing. By us: not run in full.
 """
 _base_ = [
@@ -23,7 +23,7 @@ classes = ['object']
 
 metainfo = dict(
     classes=classes,
-    palette=[[67 * i % 256, (113 * i + 85) % 256, (181 * i + 170) % 256]
+    palette=[(67 * i % 256, (113 * i + 85) % 256, (181 * i + 170) % 256)
              for i in range(len(classes))])
 model = dict(
     backbone=dict(

@@ -6,9 +6,9 @@
 Change data_root and classes below; docs/finetuning.md goes through it step by step.
 Hardware: one GPU with 8 images; on less, train_dataloader.batch_size=4 and --auto-scale-lr.
 Data: data_root/{images,masks}/{train,val}; masks are PNGs of class indices, 255 where none.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1
+    --cfg-options model.backbone.init_cfg=None model.backbone.frozen_stages=-1
 Published: nothing. By us: not run in full.
 """
 _base_ = [

@@ -3,26 +3,14 @@
     tools/dist_train.sh configs/mask_rcnn_biformer_base_coco.py 8
     tools/dist_test.sh configs/mask_rcnn_biformer_base_coco.py CHECKPOINT 8
 
+The authors trained in float16: add --amp.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_base_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-The authors trained in float16: add --amp.
-Published by the authors: 48.6 box AP, 43.7 mask AP. By us: not run.
+Start: random weights (the link to biformer_base_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 48.6 box AP, 43.7 mask AP. By us: not run.
 """
-_base_ = [
-    './_base_/models/mask_rcnn_fpn.py',
-    './_base_/datasets/coco_instance.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/detection_runtime.py',
-]
+_base_ = './mask_rcnn_biformer_small_coco.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=16,
-        drop_path_rate=0.3,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.3),
     neck=dict(in_channels=[96, 192, 384, 768]))

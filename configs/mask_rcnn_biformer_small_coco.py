@@ -3,14 +3,13 @@
     tools/dist_train.sh configs/mask_rcnn_biformer_small_coco.py 8
     tools/dist_test.sh configs/mask_rcnn_biformer_small_coco.py CHECKPOINT 8
 
+The authors trained in float16: add --amp.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_small_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-The authors trained in float16: add --amp.
-Published by the authors: 47.8 box AP, 43.2 mask AP (48.1, 43.6 run again). By us: not run.
+Start: random weights (the link to biformer_small_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 47.8 box AP, 43.2 mask AP (48.1, 43.6 run again).
+By us: not run.
 """
 _base_ = [
     './_base_/models/mask_rcnn_fpn.py',

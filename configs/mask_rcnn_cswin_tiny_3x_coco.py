@@ -3,27 +3,26 @@
     tools/dist_train.sh configs/mask_rcnn_cswin_tiny_3x_coco.py 8
     tools/dist_test.sh configs/mask_rcnn_cswin_tiny_3x_coco.py CHECKPOINT 8
 
+The recipe is the paper's; the authors released no code for detection.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-The recipe is the paper's; the authors released no code for detection.
-Published by the authors: 49.0 box AP, 43.6 mask AP. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (arXiv 2107.00652): 49.0 box AP, 43.6 mask AP. By us: not run.
 """
-_base_ = [
-    './_base_/models/mask_rcnn_fpn.py',
-    './_base_/datasets/coco_instance_ms.py',
-    './_base_/schedules/schedule_3x.py',
-    './_base_/detection_runtime.py',
+_base_ = './mask_rcnn_cswin_tiny_coco.py'
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomChoiceResize', keep_ratio=True,
+         scales=[(1333, short) for short in range(480, 801, 32)]),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
 ]
-model = dict(
-    backbone=dict(
-        type='CSWin',
-        arch='tiny',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
-    neck=dict(in_channels=[64, 128, 256, 512]))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=500),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1),
+]
+train_cfg = dict(max_epochs=36)

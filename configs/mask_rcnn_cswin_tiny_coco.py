@@ -3,13 +3,13 @@
     tools/dist_train.sh configs/mask_rcnn_cswin_tiny_coco.py 8
     tools/dist_test.sh configs/mask_rcnn_cswin_tiny_coco.py CHECKPOINT 8
 
+The recipe is the paper's; the authors released no code for detection.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-The recipe is the paper's; the authors released no code for detection.
-Published by the authors: 46.7 box AP, 42.2 mask AP. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (arXiv 2107.00652): 46.7 box AP, 42.2 mask AP. By us: not run.
 """
 _base_ = [
     './_base_/models/mask_rcnn_fpn.py',
@@ -22,8 +22,5 @@ model = dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
     neck=dict(in_channels=[64, 128, 256, 512]))

@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://efficientvit_b2_r288). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = [
     './_base_/models/mask_rcnn_fpn.py',
@@ -21,10 +21,7 @@ model = dict(
         type='EfficientViT',
         arch='b2',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b2_r288.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b2_r288')),
     neck=dict(in_channels=[48, 96, 192, 384]))
 # The backbone's BatchNorm: 2 images are too few for its statistics.
 sync_bn = 'torch'

@@ -5,26 +5,12 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://efficientvit_l1_r224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
-_base_ = [
-    './_base_/models/mask_rcnn_fpn.py',
-    './_base_/datasets/coco_instance.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/detection_runtime.py',
-]
+_base_ = './mask_rcnn_efficientvit_b2_coco.py'
 model = dict(
-    backbone=dict(
-        type='EfficientViT',
-        arch='l1',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_l1_r224.pt')),
+    backbone=dict(arch='l1', init_cfg=dict(checkpoint='visattn://efficientvit_l1_r224')),
     neck=dict(in_channels=[64, 128, 256, 512]))
-# The backbone's BatchNorm: 2 images are too few for its statistics.
-sync_bn = 'torch'

@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://flatten_cswin_tiny). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = [
     './_base_/models/mask_rcnn_fpn.py',
@@ -21,9 +21,7 @@ model = dict(
         type='FLattenCSWin',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://cloud.tsinghua.edu.cn/f/48ba765ba8b0451d9d5a/?dl=1')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://flatten_cswin_tiny')),
     neck=dict(in_channels=[64, 128, 256, 512]))
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))

@@ -5,10 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://t2t_vit_14). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
 _base_ = [
     './_base_/models/mask_rcnn_fpn.py',
@@ -21,8 +21,5 @@ model = dict(
         type='T2TViT',
         arch='14',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/yitu-opensource/T2T-ViT/releases/download/main/'
-                       '81.5_T2T_ViT_14.pth.tar')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://t2t_vit_14')),
     neck=dict(in_channels=[384, 384, 384, 384]))

@@ -3,28 +3,16 @@
     tools/dist_train.sh configs/retinanet_biformer_base_coco.py 8
     tools/dist_test.sh configs/retinanet_biformer_base_coco.py CHECKPOINT 8
 
+Weight decay is 0.05, as for Mask R-CNN; the authors' released file has 1e-4
+(optim_wrapper.optimizer.weight_decay).
+The authors trained in float16 with loss scale 512: add --amp.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_base_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-Weight decay is 0.05, as for Mask R-CNN; the file that the authors released has 1e-4:
-    --cfg-options optim_wrapper.optimizer.weight_decay=1e-4
-They trained in float16 with loss scale 512: add --amp.
-Published by the authors: 47.1 box AP. By us: not run.
+Start: random weights (the link to biformer_base_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 47.1 box AP. By us: not run.
 """
-_base_ = [
-    './_base_/models/retinanet_fpn.py',
-    './_base_/datasets/coco_detection.py',
-    './_base_/schedules/schedule_1x.py',
-    './_base_/detection_runtime.py',
-]
+_base_ = './retinanet_biformer_small_coco.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=16,
-        drop_path_rate=0.3,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.3),
     neck=dict(in_channels=[192, 384, 768]))

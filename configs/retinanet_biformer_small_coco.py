@@ -3,16 +3,14 @@
     tools/dist_train.sh configs/retinanet_biformer_small_coco.py 8
     tools/dist_test.sh configs/retinanet_biformer_small_coco.py CHECKPOINT 8
 
+Weight decay is 0.05, as for Mask R-CNN; the authors' released file has 1e-4
+(optim_wrapper.optimizer.weight_decay).
+The authors trained in float16 with loss scale 512: add --amp.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_small_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-Weight decay is 0.05, as for Mask R-CNN; the file that the authors released has 1e-4:
-    --cfg-options optim_wrapper.optimizer.weight_decay=1e-4
-They trained in float16 with loss scale 512: add --amp.
-Published by the authors: 45.9 box AP (47.3 run again). By us: not run.
+Start: random weights (the link to biformer_small_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 45.9 box AP (47.3 run again). By us: not run.
 """
 _base_ = [
     './_base_/models/retinanet_fpn.py',

@@ -3,27 +3,14 @@
     tools/dist_train.sh configs/semantic_fpn_biformer_base_ade20k.py 8
     tools/dist_test.sh configs/semantic_fpn_biformer_base_ade20k.py CHECKPOINT 8
 
+The authors trained in float16 with loss scale 512: add --amp.
 Hardware: 8 GPUs with 4 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_base_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-The authors trained in float16 with loss scale 512: add --amp.
-Published by the authors: 49.9 mIoU. By us: not run.
+Start: random weights (the link to biformer_base_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 49.9 mIoU. By us: not run.
 """
-_base_ = [
-    './_base_/models/semantic_fpn.py',
-    './_base_/datasets/ade20k_multiple.py',
-    './_base_/schedules/schedule_80k_cosine.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './semantic_fpn_biformer_small_ade20k.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=8,
-        drop_path_rate=0.3,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.3),
     neck=dict(in_channels=[96, 192, 384, 768]))
-train_dataloader = dict(batch_size=4)

@@ -3,14 +3,12 @@
     tools/dist_train.sh configs/semantic_fpn_biformer_small_ade20k.py 8
     tools/dist_test.sh configs/semantic_fpn_biformer_small_ade20k.py CHECKPOINT 8
 
+The authors trained in float16 with loss scale 512: add --amp.
 Hardware: 8 GPUs with 4 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_small_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-The authors trained in float16 with loss scale 512: add --amp.
-Published by the authors: 48.9 mIoU. By us: not run.
+Start: random weights (the link to biformer_small_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 48.9 mIoU. By us: not run.
 """
 _base_ = [
     './_base_/models/semantic_fpn.py',

@@ -6,24 +6,14 @@
 Drop path and the decay of the rate (poly 0.9) are ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_base_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: 49.9 mIoU. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (arXiv 2107.00652): 49.9 mIoU. By us: not run.
 """
-_base_ = [
-    './_base_/models/semantic_fpn.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_80k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './semantic_fpn_cswin_tiny_ade20k.py'
 model = dict(
     backbone=dict(
-        type='CSWin',
-        arch='base',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_base_224.pth')),
+        arch='base', drop_path_rate=0.3,
+        init_cfg=dict(checkpoint='visattn://cswin_base_224')),
     neck=dict(in_channels=[96, 192, 384, 768]))

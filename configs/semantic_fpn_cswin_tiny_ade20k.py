@@ -6,10 +6,10 @@
 Drop path and the decay of the rate (poly 0.9) are ours.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: 48.2 mIoU. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (arXiv 2107.00652): 48.2 mIoU. By us: not run.
 """
 _base_ = [
     './_base_/models/semantic_fpn.py',
@@ -22,8 +22,5 @@ model = dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
     neck=dict(in_channels=[64, 128, 256, 512]))

@@ -3,27 +3,16 @@
     tools/dist_train.sh configs/upernet_biformer_base_ade20k.py 8
     tools/dist_test.sh configs/upernet_biformer_base_ade20k.py CHECKPOINT 8
 
+The authors trained in float16 with loss scale 512: add --amp.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: random weights. The authors' links to their ImageNet weights were reported dead in 2026; with
-a file of them (biformer_base_best.pth), the published recipe begins from it by
-    --cfg-options model.backbone.init_cfg.type=Pretrained \
-                  model.backbone.init_cfg.checkpoint=PATH
-The authors trained in float16 with loss scale 512: add --amp.
-Published by the authors: 51.0 mIoU, 51.7 with multi-scale and flip (--tta). By us: not run.
+Start: random weights (the link to biformer_base_best.pth was reported dead in 2026). With a file:
+    --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
+Published by the authors (README of their code): 51.0 mIoU, 51.7 with multi-scale and flip (--tta).
+By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_biformer_small_ade20k.py'
 model = dict(
-    backbone=dict(
-        type='BiFormer',
-        arch='base',
-        n_win=8,
-        drop_path_rate=0.4,
-        init_cfg=None),
+    backbone=dict(arch='base', drop_path_rate=0.4),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))

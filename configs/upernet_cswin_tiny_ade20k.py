@@ -5,10 +5,11 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: 49.3 mIoU, 50.7 with multi-scale and flip (--tta). By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published by the authors (README of their code): 49.3 mIoU, 50.7 with multi-scale and flip (--tta).
+By us: not run.
 """
 _base_ = [
     './_base_/models/upernet.py',
@@ -21,9 +22,6 @@ model = dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256))

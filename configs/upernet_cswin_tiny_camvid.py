@@ -3,11 +3,11 @@
     python tools/train.py configs/upernet_cswin_tiny_camvid.py
     python tools/test.py configs/upernet_cswin_tiny_camvid.py CHECKPOINT
 
-Hardware: one GPU with 8 images, or two with 4 each (train_dataloader.batch_size=4).
+Hardware: one GPU with 8 images; on less, train_dataloader.batch_size=4 and --auto-scale-lr.
 Data: data/camvid, or the folder that CAMVID_ROOT names; docs/datasets.md says how to get it.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://cswin_tiny_224). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
+    --cfg-options model.backbone.init_cfg=None
 Published: nothing. By us: not run in full.
 """
 _base_ = [
@@ -22,10 +22,7 @@ model = dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.3,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/microsoft/CSWin-Transformer/releases/download/'
-                       'v0.1.0/cswin_tiny_224.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
     decode_head=dict(in_channels=[64, 128, 256, 512], num_classes=11),
     auxiliary_head=dict(in_channels=256, num_classes=11))
 

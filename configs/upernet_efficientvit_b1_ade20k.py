@@ -5,9 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: nothing with this head (42.840 mIoU with their own). By us: not run.
+Start: ImageNet weights (visattn://efficientvit_b1_r288). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing with this head; 42.840 mIoU with the authors' own. By us: not run.
 """
 _base_ = [
     './_base_/models/upernet.py',
@@ -20,10 +21,7 @@ model = dict(
         type='EfficientViT',
         arch='b1',
         drop_path_rate=0.05,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_b1_r288.pt')),
+        init_cfg=dict(type='Pretrained', checkpoint='visattn://efficientvit_b1_r288')),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128))
 # The backbone's BatchNorm: 2 images are too few for its statistics.

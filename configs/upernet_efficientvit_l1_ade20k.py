@@ -5,26 +5,15 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded by itself; a file that is here already:
-    --cfg-options model.backbone.init_cfg.checkpoint=PATH (model.backbone.init_cfg=None: scratch)
-Published by the authors: nothing with this head (49.191 mIoU with their own). By us: not run.
+Start: ImageNet weights (visattn://efficientvit_l1_r224). Another file, or none:
+    --cfg-options model.backbone.init_cfg.checkpoint=PATH
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing with this head; 49.191 mIoU with the authors' own. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_efficientvit_b1_ade20k.py'
 model = dict(
     backbone=dict(
-        type='EfficientViT',
-        arch='l1',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://huggingface.co/han-cai/efficientvit-cls/resolve/main/'
-                       'efficientvit_l1_r224.pt')),
+        arch='l1', drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='visattn://efficientvit_l1_r224')),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256))
-# The backbone's BatchNorm: 2 images are too few for its statistics.
-sync_bn = 'torch'

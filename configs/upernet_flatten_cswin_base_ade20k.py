@@ -5,22 +5,12 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: from scratch; the authors released no weights of this size. A file of yours goes in by
+Start: random weights (the authors released none of this size). With a file:
     --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
-Published by the authors: nothing with this head. By us: not run.
+Published: nothing. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
+_base_ = './upernet_flatten_cswin_small_ade20k.py'
 model = dict(
-    backbone=dict(
-        type='FLattenCSWin',
-        arch='base',
-        drop_path_rate=0.6),
+    backbone=dict(arch='base', drop_path_rate=0.6),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))

@@ -5,9 +5,9 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: from scratch; the authors released no weights of this size. A file of yours goes in by
+Start: random weights (the authors released none of this size). With a file:
     --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=PATH
-Published by the authors: nothing with this head. By us: not run.
+Published: nothing. By us: not run.
 """
 _base_ = [
     './_base_/models/upernet.py',

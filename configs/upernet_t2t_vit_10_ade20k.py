@@ -5,25 +5,10 @@
 
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
-Start: ImageNet weights of the authors, downloaded at the start. To begin from a file of yours:
+Start: ImageNet weights (visattn://t2t_vit_10). Another file, or none:
     --cfg-options model.backbone.init_cfg.checkpoint=PATH
-from random weights: --cfg-options model.backbone.init_cfg=None
-Published by the authors: nothing with this head. By us: not run.
+    --cfg-options model.backbone.init_cfg=None
+Published: nothing. By us: not run.
 """
-_base_ = [
-    './_base_/models/upernet.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/schedule_160k.py',
-    './_base_/default_runtime.py',
-]
-model = dict(
-    backbone=dict(
-        type='T2TViT',
-        arch='10',
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            type='Pretrained',
-            checkpoint='https://github.com/yitu-opensource/T2T-ViT/releases/download/main/'
-                       '75.2_T2T_ViT_10.pth.tar')),
-    decode_head=dict(in_channels=[256, 256, 256, 256]),
-    auxiliary_head=dict(in_channels=256))
+_base_ = './upernet_t2t_vit_7_ade20k.py'
+model = dict(backbone=dict(arch='10', init_cfg=dict(checkpoint='visattn://t2t_vit_10')))

@@ -1,4 +1,5 @@
 """Every file in configs/ and demo/configs/ says what it is, builds, and trains what it should."""
+import argparse
 import ast
 import re
 from pathlib import Path
@@ -7,22 +8,32 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, DefaultScope
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from tests.tiny_runs import run, write_run
+from tools.config_openings import TABLE, opening
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
+from visattn_dense.openmmlab.engine.checks import check_class_weights
 from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.zoo import find_release
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared/data'
 CONFIGS = sorted([*(ROOT / 'configs').glob('*.py'), *(ROOT / 'demo/configs').glob('*.py')])
+RECIPES = TABLE['recipes']
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 POSITION_TABLE = re.compile(r'(.*\.)?(absolute_)?(pos_embed|relative_position_bias_table|'
                             'positional_encoding)')
-
 
 
 class Built(NamedTuple):
@@ -40,7 +51,7 @@ def built(request) -> Built:
 
 
 def load(path: Path) -> Config:
-    cfg = Config.fromfile(path)
+    cfg = read_config(str(path))
     register_scope(cfg.default_scope)
     return cfg
 
@@ -78,6 +89,46 @@ def test_opens_with_command_hardware_and_number(built):
     assert re.search(r'By us: (not run|[^.\n]*\d)', text), 'no number of ours, nor "not run"'
 
 
+def test_every_recipe_is_in_the_table():
+    assert {path.stem for path in CONFIGS if not path.stem.startswith('demo_')} == set(RECIPES)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_opening_lines_are_the_tables(name):
+    assert (ROOT / f'configs/{name}.py').read_text().startswith(opening(name)), (
+        'run python tools/config_openings.py')
+
+
+def test_table_says_what_the_config_does(built):
+    if built.path.stem not in RECIPES:
+        pytest.skip('the demos are no recipes')
+    cfg, row = built.cfg, RECIPES[built.path.stem]
+    assert row['images'] == cfg.train_dataloader.batch_size
+    assert row['gpus'] * row['images'] == cfg.auto_scale_lr.base_batch_size
+    start = cfg.model.backbone.get('init_cfg')
+    if row['weights'] is None:
+        assert start is None
+    else:
+        assert start == dict(type='Pretrained', checkpoint=f'visattn://{row["weights"]}')
+        release = find_release(row['weights'])
+        assert (release.family, release.arch) == (cfg.model.backbone.type, cfg.model.backbone.arch)
+        assert release.url
+
+
+@pytest.mark.parametrize('name, release', [
+    *((name, row['released']) for name, row in RECIPES.items() if 'released' in row),
+    *((f'upernet_cswin_{size}_ade20k', f'upernet_cswin_{size}')
+      for size in ('tiny', 'small', 'base'))])
+def test_published_number_is_the_zoos(name, release):
+    assert float(RECIPES[name]['published'].split(' mIoU')[0]) == find_release(release).value
+
+
+@pytest.mark.parametrize('name', [name for name, row in RECIPES.items() if 'own_head' in row])
+def test_number_with_the_authors_head_is_the_zoos(name):
+    release = find_release(name.replace('upernet_efficientvit', 'efficientvit_seg'))
+    assert RECIPES[name]['own_head'] == f'{release.value:.3f} mIoU'
+
+
 def test_classes_of_heads_and_data_agree(built):
     found = heads(built.cfg.model)
     assert found
@@ -110,6 +161,37 @@ def test_schedule_ends_with_the_training(built):
     assert built.cfg.auto_scale_lr.base_batch_size > 0 and not built.cfg.auto_scale_lr.enable
 
 
+def paint(cfg: Config, folder: Path, classes: int) -> np.ndarray:
+    """A grey picture with an object of each of the first classes, as --show-dir draws it."""
+    dataset = cfg.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry('mmdet') as registry:
+        meta = registry.get(dataset.type)._load_metainfo(dataset.get('metainfo'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=folder.name, vis_backends=None))
+    visualizer.dataset_meta = meta
+    masks = torch.zeros(classes, 48, 32 * classes, dtype=torch.bool)
+    for label in range(classes):
+        masks[label, 8:40, 32 * label + 4:32 * label + 28] = True
+    boxes = [[32. * label + 4, 8, 32 * label + 28, 40] for label in range(classes)]
+    found = InstanceData(
+        bboxes=torch.tensor(boxes),
+        labels=torch.arange(classes), scores=torch.ones(classes), masks=masks)
+    visualizer.add_datasample('made', np.full((48, 32 * classes, 3), 128, np.uint8),
+                              DetDataSample(pred_instances=found), draw_gt=False,
+                              out_file=str(folder / 'drawn.png'))
+    return np.asarray(Image.open(folder / 'drawn.png').convert('RGB')).astype(int)
+
+
+def test_detections_are_painted(built, tmp_path):
+    if built.cfg.default_scope != 'mmdet':
+        pytest.skip('segmentation')
+    classes = min(2, len(classes_of(built.cfg.test_dataloader.dataset, 'mmdet')))
+    drawn = paint(built.cfg, tmp_path, classes)
+    for label in range(classes):
+        assert (drawn[20:30, 32 * label + 12:32 * label + 20] != 128).any()
+    assert (drawn[:4] == 128).all()
+
+
 def test_model_runs(built):
     if built.cfg.default_scope != 'mmseg':
         pytest.skip('detectors run in the tests of detection')
@@ -127,7 +209,7 @@ def test_cswin_on_ade20k_is_the_authors_recipe(size, drop_path):
     cfg = load(ROOT / f'configs/upernet_cswin_{size}_ade20k.py')
     assert cfg.model.backbone.arch == size
     assert cfg.model.backbone.drop_path_rate == drop_path
-    assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'/v0.1.0/cswin_{size}_224.pth')
+    assert cfg.model.backbone.init_cfg.checkpoint == f'visattn://cswin_{size}_224'
     head, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
     assert (head.type, head.channels, head.pool_scales) == ('UPerHead', 512, (1, 2, 3, 6))
     assert head.norm_cfg.type == 'SyncBN'
@@ -147,6 +229,105 @@ def test_cswin_on_ade20k_is_the_authors_recipe(size, drop_path):
     assert cfg.crop_size == cfg.model.data_preprocessor.size == (512, 512)
     channels = build(cfg).backbone.out_channels
     assert tuple(head.in_channels) == channels and auxiliary.in_channels == channels[2]
+
+
+LISTS = f"""
+_base_ = {str(ROOT / 'configs/mask_rcnn_cswin_tiny_coco.py')!r}
+metainfo = dict(classes=('a', 'b'), palette=[[255, 0, 0], [0, 0, 255]])
+test_dataloader = dict(dataset=dict(metainfo=metainfo))
+"""
+
+
+def test_a_palette_of_lists_is_painted(tmp_path):
+    (tmp_path / 'lists.py').write_text(LISTS)
+    drawn = paint(load(tmp_path / 'lists.py'), tmp_path, 2)
+    red, blue = drawn[20:30, 12:20].mean((0, 1)), drawn[20:30, 44:52].mean((0, 1))
+    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
+
+
+def test_palettes_are_tuples_for_every_reader():
+    cfg = Config.fromfile(ROOT / 'configs/finetune_mask_rcnn_cswin_tiny_custom.py')
+    assert {type(colour) for colour in cfg.test_dataloader.dataset.metainfo.palette} == {tuple}
+
+
+@pytest.mark.parametrize('option, value', [
+    ('test_pipeline.1.scale=4096,4096', (4096, 4096)),
+    ('test_pipeline.1.scale=[4096,4096]', (4096, 4096)),
+    ('model.data_preprocessor.size=64,96', (64, 96)),
+    ('model.backbone.out_indices=0,1', (0, 1)),
+    ('model.data_preprocessor.mean=1,2,3', [1, 2, 3]),
+    ('tta_pipeline.1.transforms.0.0.scale_factor=2', 2),
+    ('test_dataloader.dataset.metainfo.palette=[[1,2,3],[4,5,6],[7,8,9]]',
+     [(1, 2, 3), (4, 5, 6), (7, 8, 9)]),
+])
+def test_options_make_tuples_where_the_config_has_them(tmp_path, option, value):
+    (tmp_path / 'mine.py').write_text(LISTS.replace('mask_rcnn_cswin_tiny_coco',
+                                                    'upernet_cswin_tiny_ade20k')
+                                      + 'model = dict(backbone=dict(out_indices=(0, 1, 2, 3)))')
+    cfg = load(tmp_path / 'mine.py')
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    merge_options(cfg, parser.parse_args(['--cfg-options', option]).cfg_options, pytest.fail)
+    node = cfg
+    for part in option.partition('=')[0].split('.'):
+        node = node[int(part) if part.isdigit() else part]
+    assert node == value and type(node) is type(value)
+
+
+@pytest.mark.parametrize('name', ['upernet_cswin_tiny_camvid', 'mask_rcnn_cswin_tiny_coco'])
+def test_loaders_without_workers_start(monkeypatch, name):
+    """num_workers=0 alone is enough: torch refuses persistent_workers and prefetch_factor then."""
+    data = {'upernet_cswin_tiny_camvid': 'camvid', 'mask_rcnn_cswin_tiny_coco': 'coco'}[name]
+    if not (SHARED / data).is_dir():
+        pytest.skip(f'needs {data}')
+    monkeypatch.setenv(f'{data.upper()}_ROOT', str(SHARED / data))
+    cfg = load(ROOT / f'configs/{name}.py')
+    cfg.train_dataloader.prefetch_factor = 4
+    said: list[str] = []
+    merge_options(cfg, {'train_dataloader.num_workers': 0}, said.append)
+    assert [line.split(': ')[1] for line in said] == ['persistent_workers is switched off.',
+                                                      'prefetch_factor is switched off.']
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    assert len(batch['inputs']) == cfg.train_dataloader.batch_size
+    assert cfg.val_dataloader.persistent_workers
+
+
+WEIGHTED = {
+    'upernet_cswin_tiny_camvid': ('model.decode_head.loss_decode', 11),
+    'mask_rcnn_cswin_tiny_coco': ('model.roi_head.bbox_head.loss_cls', 81),
+    'retinanet_biformer_small_coco': ('model.bbox_head.loss_cls', 80),
+    'cascade_mask_rcnn_cswin_tiny_coco': ('model.roi_head.bbox_head.2.loss_cls', 81),
+}
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_class_weights_are_counted_before_the_start(name):
+    entry, outputs = WEIGHTED[name]
+    for count in (outputs - 1, outputs, outputs + 1):
+        cfg = load(ROOT / f'configs/{name}.py')
+        merge_options(cfg, {f'+{entry}.class_weight': [1.0] * count}, pytest.fail)
+        if count == outputs:
+            check_class_weights(cfg)
+            continue
+        with pytest.raises(UserError) as refused:
+            check_class_weights(cfg)
+        assert f'{entry}.class_weight has {count} weights' in str(refused.value)
+        assert f'{outputs} outputs' in str(refused.value)
+
+
+def test_wrong_class_weights_end_the_launcher(tmp_path):
+    done = run('train', tmp_path, write_run(tmp_path), '--no-validate', '--cfg-options',
+               'train_cfg.max_iters=2', '+model.decode_head.loss_decode.class_weight=1,1,1,1,1,1,1')
+    assert done.code == 2 and 'Traceback' not in done.output
+    assert 'class_weight has 7 weights' in done.output
+
+
+def test_training_without_workers(tmp_path):
+    done = run('train', tmp_path, write_run(tmp_path), '--no-validate', '--cfg-options',
+               'train_cfg.max_iters=2', 'train_dataloader.num_workers=0',
+               '+train_dataloader.persistent_workers=True')
+    assert done.code == 0, done.output
 
 
 def test_one_variable_moves_the_data(monkeypatch):

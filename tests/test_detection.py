@@ -41,12 +41,16 @@ TINY = {
     'EfficientViT': dict(type='EfficientViT', arch='b0'),
     'T2TViT': dict(type='T2TViT', arch='7'),
 }
+DETECTORS = {'mask_rcnn_fpn': '_base_/models/mask_rcnn_fpn',
+             'cascade_mask_rcnn': 'cascade_mask_rcnn_cswin_tiny_coco',
+             'retinanet_fpn': '_base_/models/retinanet_fpn'}
 
 
 def build(name: str, backbone: dict | None = None, **changes) -> nn.Module:
     """A detector of the project's configs with narrow heads, on a tiny backbone."""
-    cfg = Config(Config.fromfile(ROOT / f'configs/_base_/models/{name}.py').model.to_dict())
-    cfg.backbone = dict(copy.deepcopy(backbone or TINY['CSWin']), **(cfg.get('backbone') or {}))
+    cfg = Config(Config.fromfile(ROOT / f'configs/{DETECTORS[name]}.py').model.to_dict())
+    maps = {key: value for key, value in cfg.get('backbone', {}).items() if key == 'out_indices'}
+    cfg.backbone = dict(copy.deepcopy(backbone or TINY['CSWin']), **maps)
     with DefaultScope.overwrite_default_scope('mmdet'):
         channels = MODELS.build(cfg.backbone).out_channels
     narrow = {'neck.in_channels': list(channels), 'neck.out_channels': 16}
@@ -102,7 +106,6 @@ def losses_of(model: nn.Module, samples: list[dict]) -> torch.Tensor:
 
 
 BOX = [10, 12, 41, 37]
-DETECTORS = ['mask_rcnn_fpn', 'cascade_mask_rcnn_fpn', 'retinanet_fpn']
 
 
 @pytest.mark.parametrize('backbone', TINY)

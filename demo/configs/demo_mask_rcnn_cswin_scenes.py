@@ -17,8 +17,8 @@ data_root = '{{$SCENES_ROOT:work_dirs/demo_detection/data/coco}}'
 # The categories of COCO that the scenes show.
 metainfo = dict(
     classes=('person', 'bicycle', 'car', 'bus', 'truck', 'traffic light', 'stop sign'),
-    palette=[[235, 60, 80], [190, 80, 220], [60, 120, 250], [0, 190, 190], [250, 150, 40],
-             [150, 220, 60], [250, 230, 60]])
+    palette=[(235, 60, 80), (190, 80, 220), (60, 120, 250), (0, 190, 190), (250, 150, 40),
+             (150, 220, 60), (250, 230, 60)])
 # Of neck and heads, which start from random weights.
 norm_cfg = dict(type='BN')
 model = dict(

@@ -42,7 +42,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str) -> Config:
-    """The config file at `path`.
+    """The config file at `path`, each palette in it a list of tuples: mmdet paints with no other.
 
     Raises:
         UserError: it is not there, or does not parse; the message says where.
@@ -55,12 +55,27 @@ def read_config(path: str) -> Config:
                 if names else f'The folder {folder} does not exist.' if not folder.is_dir() else '')
         raise UserError(f'no config file {path}. {hint}'.rstrip())
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except SyntaxError as error:
         raise UserError(f'{path}: syntax error in line {error.lineno}: {error.msg}') from error
     except Exception as error:
         # A config is Python: anything may come out of it.
         raise UserError(f'{path} does not load: {type(error).__name__}: {error}') from error
+    _paint_with_tuples(cfg)
+    return cfg
+
+
+def _paint_with_tuples(node: Any) -> None:
+    """Make every palette below `node` a list of tuples."""
+    if isinstance(node, (Mapping, Config)):
+        palette = node.get('palette')
+        # Names of colours, and one colour for all classes, stay as they are.
+        if isinstance(palette, (list, tuple)) and all(isinstance(c, list | tuple) for c in palette):
+            node['palette'] = [tuple(colour) for colour in palette]
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            _paint_with_tuples(value)
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None,
@@ -71,7 +86,9 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None,
     config is refused where it looks like one that is; a key unlike any other is a new argument
     (`model.backbone.with_cp=True`) and is named in a line. A leading + says that it is meant.
 
-    A new `data_root` replaces the old one wherever a path of the config begins with it.
+    A new `data_root` replaces the old one wherever a path of the config begins with it. Where the
+    config has a tuple, the value `a,b` becomes one. A loader that ends with num_workers=0 has no
+    workers to keep: persistent_workers and prefetch_factor are dropped from it.
 
     Raises:
         UserError: a key that looks like a typo, or an index outside a list.
@@ -80,7 +97,8 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None,
     for key, value in (options or {}).items():
         if not key.startswith('+'):
             _check_key(cfg, key, say)
-        wanted[key.removeprefix('+')] = value
+        key = key.removeprefix('+')
+        wanted[key] = _like(_entry(cfg, key), value)
     _check_variables(cfg, wanted)
     old_root = cfg.get('data_root')
     try:
@@ -90,6 +108,40 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None,
     if old_root and 'data_root' in wanted:
         # The datasets hold copies of it: a variable of a config file is gone once it is read.
         _move_root(cfg, str(old_root), str(wanted['data_root']))
+    _drop_idle_workers(cfg, say)
+
+
+def _entry(cfg: Config, key: str) -> Any:
+    """The entry of the config that `key` names; None where there is none."""
+    node: Any = cfg
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            node = node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        else:
+            node = node.get(part) if isinstance(node, (Mapping, Config)) else None
+    return node
+
+
+def _like(old: Any, new: Any) -> Any:
+    """`new` with tuples where `old` has them: --cfg-options makes a list of `a,b`."""
+    if not isinstance(new, list) or not isinstance(old, (list, tuple)):
+        return new
+    # A longer list goes on as the old one ends.
+    last = len(old) - 1
+    inner = [_like(old[min(i, last)], value) for i, value in enumerate(new)] if old else new
+    return tuple(inner) if isinstance(old, tuple) else inner
+
+
+def _drop_idle_workers(cfg: Config, say: Callable[[str], None]) -> None:
+    """Take from a loader without workers what torch refuses then."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if not isinstance(loader, Mapping) or loader.get('num_workers'):
+            continue
+        for option in ('persistent_workers', 'prefetch_factor'):
+            if loader.get(option):
+                del loader[option]
+                say(f'{name} has num_workers=0: {option} is switched off.')
 
 
 def _move_root(node: Any, old: str, new: str) -> None:

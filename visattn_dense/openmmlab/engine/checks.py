@@ -75,6 +75,43 @@ def _pretrained(path: str, node: Any) -> Iterator[tuple[str, str]]:
             yield from _pretrained(f'{path}.{number}', value)
 
 
+def check_class_weights(cfg: Config) -> None:
+    """Every list of class weights has one weight for each class that its loss sees.
+
+    Raises:
+        UserError: names the entry, its length and the length that it needs.
+    """
+    _class_weights('model', cfg.model)
+
+
+def _class_weights(path: str, node: Any) -> None:
+    if isinstance(node, Mapping):
+        for key in ('loss_decode', 'loss_cls') if isinstance(node.get('num_classes'), int) else ():
+            losses = node.get(key)
+            for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
+                weights = loss.get('class_weight') if isinstance(loss, Mapping) else None
+                if isinstance(weights, (list, tuple)):
+                    _compare_weights(f'{path}.{key}.class_weight', len(weights), node, loss, key)
+        for key, value in node.items():
+            _class_weights(f'{path}.{key}', value)
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            _class_weights(f'{path}.{number}', value)
+
+
+def _compare_weights(entry: str, found: int, head: Mapping, loss: Mapping, key: str) -> None:
+    # Over boxes or queries a softmax has one output more: nothing is there. mmseg's SAN has such a
+    # loss in loss_decode, by the name loss_cls_ce.
+    of_objects = key == 'loss_cls' or 'loss_cls' in loss.get('loss_name', '')
+    needed = head['num_classes'] + int(of_objects and not loss.get('use_sigmoid'))
+    if not of_objects:
+        needed = head.get('out_channels') or needed
+    if found != needed:
+        raise UserError(f'{entry} has {found} weights, and the loss has {needed} outputs '
+                        f'(num_classes={head["num_classes"]}{", background" if of_objects else ""}'
+                        '). Give one weight for each output, in the order of the classes')
+
+
 def learning_rate_message(cfg: Config, world_size: int) -> str | None:
     """A line about the learning rate where the real batch is not the one that it was made for."""
     scale = cfg.get('auto_scale_lr') or {}

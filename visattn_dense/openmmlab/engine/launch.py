@@ -74,6 +74,7 @@ def _train(args: Namespace) -> None:
     def check() -> None:
         checks.check_work_dir(cfg.work_dir)
         checks.check_weights(cfg)
+        checks.check_class_weights(cfg)
         quick_check(cfg)
 
     distributed.on_first_rank(check)
