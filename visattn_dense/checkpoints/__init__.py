@@ -1,6 +1,7 @@
 """Checkpoints of whatever origin into a model: find, read safely, unwrap, rename, fit, report.
 
 zoo         the released files by name ('visattn://cswin_tiny_224'), as data
+web         one http(s) request that ends, whatever the server does
 download    a file from the network into the cache: whole, verified, once
 archive     what a file is, by its bytes
 reading     a file to its contents, never executing code from it

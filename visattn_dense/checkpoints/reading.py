@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ def resolve(source: str | os.PathLike) -> Path:
     text = os.fspath(source)
     if text.startswith(SCHEME):
         return find_release(text).fetch()
-    if urlparse(text).scheme in ('http', 'https'):
+    if text.lower().startswith(('http://', 'https://')):
         return download(text)
     path = Path(text).expanduser()
     if not path.is_file():
