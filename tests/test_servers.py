@@ -8,8 +8,11 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import socket
+import ssl
 import struct
+import subprocess
 import threading
 import time
 import zipfile
@@ -338,9 +341,10 @@ class Server:
         requests: what it was asked.
     """
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
         self.answers = list(answers)
         self.requests: list[Request] = []
+        self._tls = tls
         self._over = threading.Event()
         self._listener = socket.create_server(('127.0.0.1', 0))
         self.port = self._listener.getsockname()[1]
@@ -356,6 +360,8 @@ class Server:
     def _answer(self, connection: socket.socket) -> None:
         # A client that has had enough closes the connection.
         with connection, suppress(OSError):
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
             text = b''
             while b'\r\n\r\n' not in text:
                 if not (piece := connection.recv(9_000)):
@@ -369,6 +375,8 @@ class Server:
             self.requests.append(request)
             answer = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
             answer(Connection(connection, request, self._over))
+            if self._tls:
+                connection.close()
 
     def close(self) -> None:
         self._over.set()
@@ -532,14 +540,16 @@ def unused_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_a_machine_without_a_network(cache: Path) -> None:
+@pytest.mark.parametrize('address, tried', [
+    (f'http://127.0.0.1:{unused_port()}', 'tried 3 times'), ('https://no-such-host.invalid', '')],
+    ids=['refused', 'no such name'])
+def test_a_machine_without_a_network(address: str, tried: str, cache: Path) -> None:
     """The default patience: the message comes within seconds all the same."""
-    for address in (f'http://127.0.0.1:{unused_port()}/w.pth', 'https://no-such-host.invalid/w.pth'):
-        begun = time.monotonic()
-        with pytest.raises(UserError, match='no connection to .*Set init_cfg=None') as error:
-            download(address)
-        assert time.monotonic() - begun < 25
-        assert str(error.value).endswith(f'fetch it by hand and put it at {cache / "w.pth"}')
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=f'no connection to .*{tried}.*Set init_cfg=None') as error:
+        download(f'{address}/w.pth')
+    assert time.monotonic() - begun < 25
+    assert str(error.value).endswith(f'fetch it by hand and put it at {cache / "w.pth"}')
 
 
 def test_a_lookup_that_never_ends(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,8 +578,39 @@ def test_a_server_that_is_lost_halfway_is_tried_longer(cache: Path) -> None:
     assert f'The {HALF:,} bytes that came are kept' in message
 
 
-@pytest.mark.parametrize('answer', [silent(), sends('HTTP/1.1 200 OK\r\n\r\n')])
+@pytest.mark.parametrize('answer', [silent(), sends('HTTP/1.1 200 OK\r\n\r\n')],
+                         ids=['silent', 'plain'])
 def test_https_without_tls(answer: Answer, cache: Path) -> None:
     with serving(answer) as server:
         message = message_of(f'https://127.0.0.1:{server.port}/w.pth')
     assert re.search('no (secure )?connection to 127.0.0.1', message)
+
+
+def test_a_proxy_is_asked(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    with serving(honest(OLD)) as server:
+        monkeypatch.setenv('http_proxy', server.url)
+        assert fetch('http://example.invalid/w.pth').read_bytes() == OLD
+        assert server.requests[0].path == 'http://example.invalid/w.pth'
+
+
+@pytest.mark.skipif(not shutil.which('openssl'), reason='makes a certificate with openssl')
+def test_https_with_and_without_a_known_certificate(cache: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = tmp_path / 'certificate.pem', tmp_path / 'key.pem'
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1',
+                    '-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1',
+                    '-keyout', key, '-out', certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = Server(cut(OLD), honest(OLD), tls=context)
+    try:
+        url = f'https://127.0.0.1:{server.port}/w.pth'
+        message = message_of(url, attempts=5)
+        assert 'no secure connection to 127.0.0.1' in message and 'tried' not in message
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+        assert fetch(url, patience=10.).read_bytes() == OLD
+        assert [request.start for request in server.requests] == [0, HALF]
+    finally:
+        server.close()
