@@ -2,7 +2,9 @@
 
 This room knows no model: `visattn_dense.zoo` does.
 
+web         one http(s) request that ends, whatever the server does
 archive     what a file is, by its bytes
+pickled     a pickle as data: plain values and tensors
 download    a file from the network into the cache: whole, verified, once
 reading     a file to its contents, never executing code from it
 addresses   which function has the file of 'visattn://NAME'

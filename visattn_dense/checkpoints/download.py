@@ -8,29 +8,32 @@ A file NAME of the cache has beside it
 
 The process that downloads holds a lock in the folder .locks.
 """
-import errno
 import hashlib
-import http.client
 import json
 import os
 import re
+import shutil
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
+from visattn_dense.atomic import write_text_whole
 from visattn_dense.errors import UserError
 
 from .archive import check_is_checkpoint
+from .web import REACH, Interrupted, Refused, Response, Unreachable, address_fault, open_url
 
 CHUNK = 1 << 20
-_RANGE = re.compile(r'bytes (\d+)-\d+/(\d+|\*)')
-# Passing troubles of a server; any other status is final.
-_TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
+LARGEST = 32 << 30
+"""Bytes that no checkpoint has; a longer body is not taken."""
+# What else of a name this module gives to files of its own, and what file systems take.
+_OWN_ENDINGS = ('.part', '.json', '.tmp')
+_LONGEST_NAME = 200
+_RANGE = re.compile(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)')
+# Attempts to reach a server that was never reached.
+_KNOCKS = 3
 
 
 @dataclass
@@ -44,8 +47,29 @@ class Origin:
     mirror: str | None = None
 
 
-class _Interrupted(Exception):
-    """A transfer stopped before its end; trying again goes on from there."""
+@dataclass
+class _Version:
+    """Which version of a file a transfer is of: its address, the names and the length of it that
+    the server gave with the first byte."""
+
+    url: str
+    etag: str | None
+    modified: str | None
+    total: int | None
+
+    @property
+    def validator(self) -> str | None:
+        """What names this very version; a weak ETag does not (RFC 9110, 13.1.5)."""
+        return self.etag if (self.etag or '').startswith('"') else self.modified
+
+    def continues(self, other: '_Version') -> bool:
+        """Whether a part of this version belongs to what has come of the other.
+
+        A server may send a part of a new version although If-Range forbids that.
+        """
+        return bool(self.validator == other.validator is not None
+                    and (self.etag is None or self.etag == other.etag)
+                    and (self.total is None or other.total is None or self.total == other.total))
 
 
 def cache_folder() -> Path:
@@ -55,8 +79,8 @@ def cache_folder() -> Path:
 
 
 def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: str | None = None,
-             mirror: str | None = None, attempts: int = 5, patience: float = 60.,
-             progress: bool | None = None) -> Path:
+             size: int | None = None, mirror: str | None = None, attempts: int = 5,
+             patience: float = 60., progress: bool | None = None) -> Path:
     """The file at `url`, from the cache or else downloaded into it.
 
     Processes that ask for the same file at the same time download it once. An interrupted transfer
@@ -69,10 +93,13 @@ def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: 
         path: where it belongs; by default the cache, under the last part of the address.
         sha256: published sum, or the beginning of it. By default what torch.hub's naming convention
             says: eight or more hexadecimal digits after a hyphen at the end of the name.
+        size: published length in bytes. What is longer is not taken.
         mirror: address to fetch it from in place of `url`, whose file it is all the same.
-        attempts: how often to try before giving up.
-        patience: seconds without a byte after which a transfer counts as interrupted; also the
-            longest pause between attempts is a tenth of it.
+        attempts: how often to try before giving up. A server that cannot be reached at all is tried
+            three times.
+        patience: seconds without a byte, or with less than a kibibyte for each of them, after which
+            a transfer counts as interrupted; also the longest pause between attempts is a tenth of
+            it.
         progress: show a bar on stderr; None: where stderr is a terminal.
 
     Raises:
@@ -84,11 +111,18 @@ def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: 
     sha256 = sha256 or _published_sum(path.name)
     if not path.exists():
         from filelock import FileLock
-        with FileLock(_lock_of(path)):
-            # Another process may have been faster.
-            if not path.exists():
-                _fetch(url, path, sha256, mirror=mirror, attempts=attempts, patience=patience,
-                       progress=progress)
+        try:
+            with FileLock(_lock_of(path)):
+                # Another process may have been faster.
+                if not path.exists():
+                    _fetch(url, path, sha256, size=size, mirror=mirror, attempts=attempts,
+                           patience=patience, progress=progress)
+        except OSError as error:
+            raise UserError(f'could not write {path} or a file beside it: '
+                            f'{error.strerror or error}. Make room, or move the cache with the '
+                            'environment variable TORCH_HOME') from error
+    if not path.is_file():
+        raise UserError(f'{path} is no file; move it away to download the file')
     verify(path, url, sha256=sha256)
     return path
 
@@ -130,35 +164,36 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(url: str | None, path: Path, sha256: str | None, *, mirror: str | None, attempts: int,
-           patience: float, progress: bool | None) -> None:
+def _fetch(url: str | None, path: Path, sha256: str | None, *, size: int | None,
+           mirror: str | None, attempts: int, patience: float, progress: bool | None) -> None:
     """Download to NAME.part, check that, and give it its name."""
-    published = f' from {url}' if mirror and url else ''
-    by_hand = f'Fetch it by hand{published} and put it at {path}'
     source = mirror or url
+    by_hand = f'fetch it by hand{f" from {url}" if mirror and url else ""} and put it at {path}'
     part = path.with_name(path.name + '.part')
-    trouble = ''
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(min(2.**(attempt - 1), patience / 10))
+    begun, before, tried = time.monotonic(), _begun(part, source)[0], 0
+    while True:
         try:
-            _transfer(source, part, patience=patience, progress=progress)
+            _transfer(source, part, size=size, patience=patience, progress=progress)
             break
-        except urllib.error.HTTPError as error:
-            trouble = f'HTTP status {error.code}: {error.reason}'
-            if error.code not in _TRY_AGAIN:
-                raise UserError(f'could not download {source} ({trouble}). {by_hand}') from error
-        except (_Interrupted, urllib.error.URLError, http.client.HTTPException, TimeoutError,
-                ConnectionError) as error:
-            trouble = str(getattr(error, 'reason', error)) or type(error).__name__
-        except OSError as error:
-            trouble = str(error)
-            if error.errno in _CANNOT_WRITE:
-                raise UserError(f'could not write {part}: {error.strerror}. Make room, or move the '
-                                'cache with the environment variable TORCH_HOME') from error
-    else:
-        raise UserError(f'could not download {source}: {trouble}, {attempts} times. What came is '
-                        f'kept and the next call goes on from there. {by_hand}')
+        except Refused as error:
+            final, trouble = True, _printable(error)
+        except Interrupted as error:
+            # With no network, an answer within seconds is better than a late one.
+            hopeless = isinstance(error, Unreachable) and _begun(part, source)[0] == before and (
+                tried + 1 >= _KNOCKS or time.monotonic() - begun > REACH)
+            final, trouble = hopeless or tried + 1 >= attempts, _printable(error)
+        tried += 1
+        if final:
+            kept = ''
+            if came := _begun(part, source)[0]:
+                kept = f' The {came:,} bytes that came are kept, the next call goes on from there.'
+            else:
+                # Without its version no call can go on from it.
+                _forget(part)
+            times = f', tried {tried} times' if tried > 1 else ''
+            raise UserError(f'could not download {source} ({trouble}{times}).{kept} Set '
+                            f'init_cfg=None to begin with random weights, or {by_hand}')
+        time.sleep(min(2.**(tried - 1), patience / 10))
     try:
         check_is_checkpoint(part)
         origin = Origin(url, part.stat().st_size, file_sha256(part), mirror)
@@ -166,82 +201,164 @@ def _fetch(url: str | None, path: Path, sha256: str | None, *, mirror: str | Non
             raise UserError(f'its sha256 is {origin.sha256}, published is {sha256}')
     except UserError as error:
         _forget(part)
-        raise UserError(f'what {source} gave is not the file: {error}. {by_hand}') from error
+        raise UserError(f'what {source} gave is not the file: {error}. Set init_cfg=None to begin '
+                        f'with random weights, or {by_hand}') from error
     # The record first: a kill in between leaves no file without one.
     _write_record(_record_of(path), origin)
     os.replace(part, path)
     _forget(part)
 
 
-def _transfer(url: str, part: Path, *, patience: float, progress: bool | None) -> None:
+def _transfer(url: str, part: Path, *, size: int | None, patience: float, progress: bool | None
+              ) -> None:
     """Bring NAME.part to its full length, from where it stands if the server has the same file."""
-    version = part.with_name(part.name + '.json')
-    start, headers = 0, {'User-Agent': 'visattn-dense', 'Accept-Encoding': 'identity'}
-    with suppress(FileNotFoundError, ValueError, KeyError):
+    headers = {'User-Agent': 'visattn-dense', 'Accept-Encoding': 'identity'}
+    start, was = _begun(part, url)
+    if start:
+        if start == was.total:
+            return
         # If-Range: the rest of this very version, or else the whole of the new one.
-        was = json.loads(version.read_text())
-        # Two servers may give the same date to different files.
-        if was['url'] == url and (start := part.stat().st_size):
-            headers |= {'Range': f'bytes={start}-', 'If-Range': was['validator']}
+        headers |= {'Range': f'bytes={start}-', 'If-Range': was.validator}
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers),
-                                          timeout=patience)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
+        response = open_url(url, headers, patience)
+    except Refused as error:
+        if error.status == 416 and start:
             _forget(part)
-            raise _Interrupted('the part that was here is no part of the file') from error
+            raise Interrupted('the server has no rest to what came; it was dropped') from error
         raise
     with response:
-        if response.headers.get_content_type() == 'text/html':
-            raise UserError(f'{url} answers with a web page, not with a file: the link is dead, or '
-                            'wants a login. Fetch it by hand and put it at '
-                            f'{part.with_name(part.name.removesuffix(".part"))}')
-        resumed = response.status == 206
-        span = _RANGE.fullmatch(response.headers.get('Content-Range', ''))
-        if resumed and not (span and int(span[1]) == start):
+        _check_answer(response, resuming=start > 0)
+        first, end, total = _span(response)
+        now = _Version(url, response.headers.get('ETag'), response.headers.get('Last-Modified'),
+                       total)
+        if response.status == 206:
+            if first != start or not now.continues(was):
+                _forget(part)
+                raise Interrupted('the server sent a part of another version, or another part than '
+                                  'was asked for; what came was dropped')
+            total = total or was.total
+        else:
+            start = 0
             _forget(part)
-            raise _Interrupted('the server sent another part of the file than was asked for')
-        start = start if resumed else 0
-        length = response.headers.get('Content-Length')
-        total = start + int(length) if length else None
-        if not resumed:
-            _forget(part)
-            if validator := _strong_validator(response.headers):
-                _write_whole(version, json.dumps({'url': url, 'validator': validator}))
+        total = total or size
+        _check_length(total, size, part, start)
+        if not start and now.validator:
+            write_text_whole(_version_of(part), json.dumps(asdict(now)))
         _receive(response, part, start=start, total=total, progress=progress)
 
 
-def _receive(response: http.client.HTTPResponse, part: Path, *, start: int, total: int | None,
+def _check_answer(response: Response, *, resuming: bool) -> None:
+    """Refuse what cannot be the file, or the part of it that was asked for."""
+    if response.status not in ((200, 203, 206) if resuming else (200, 203)):
+        raise Refused(f'HTTP status {response.status}: {response.reason}')
+    if response.headers.get_content_type() == 'text/html':
+        raise Refused('it answers with a web page, not with a file: the link is dead, or wants a '
+                      'login')
+    packing = response.headers.get('Content-Encoding', 'identity').strip().lower()
+    if packing not in ('identity', ''):
+        raise Refused(f'it answers with a file packed by {packing}, which was not asked for')
+
+
+def _span(response: Response) -> tuple[int, int | None, int | None]:
+    """First byte of the answer's body, the one after its last, and the length of the whole file;
+    None where the server does not say. A Content-Range that says nothing gives -1."""
+    lengths = {length.strip() for length in response.headers.get_all('Content-Length', [])}
+    if any(not re.fullmatch('[0-9]{1,18}', length) for length in lengths) or len(lengths) > 1:
+        given = ' and '.join(repr(length[:40]) for length in sorted(lengths))
+        raise Refused(f'it gives {given} as the length of the file')
+    length = int(lengths.pop()) if lengths else None
+    if response.status != 206:
+        return 0, length, length
+    match = _RANGE.fullmatch(response.headers.get('Content-Range', '').strip())
+    if not match:
+        return -1, None, None
+    first, end = int(match[1]), int(match[2]) + 1
+    total = None if match[3] == '*' else int(match[3])
+    if length not in (None, end - first) or (total is not None and end > total):
+        return -1, None, None
+    return first, end, total
+
+
+def _check_length(total: int | None, size: int | None, part: Path, start: int) -> None:
+    """Refuse a file of another length than was published, or one that has no room."""
+    if size is not None and total != size:
+        raise Refused(f'it announces {total:,} bytes, published are {size:,}')
+    if (total or 0) > LARGEST:
+        raise Refused(f'it announces {total:,} bytes, more than any checkpoint has')
+    free = shutil.disk_usage(part.parent).free
+    if total and total - start > free:
+        raise Refused(f'the {total - start:,} bytes to come have no room at {part.parent}, where '
+                      f'{free:,} are free; make room, or move the cache with the environment '
+                      'variable TORCH_HOME')
+
+
+def _receive(response: Response, part: Path, *, start: int, total: int | None,
              progress: bool | None) -> None:
     from tqdm import tqdm
     name = part.name.removesuffix('.part')
+    # A length that nobody announced leaves some room on the disk.
+    limit = total or min(LARGEST, start + shutil.disk_usage(part.parent).free * 9 // 10)
+    came = start
     with (open(part, 'ab' if start else 'wb') as file,
           tqdm(desc=name, initial=start, total=total, unit='B', unit_scale=True, unit_divisor=1024,
                disable=None if progress is None else not progress) as bar):
-        # read1 gives what is there: a stall loses nothing.
-        while block := response.read1(CHUNK):
+        # What is there is taken at once: a stall loses nothing.
+        while block := response.read_some(CHUNK):
+            came += len(block)
+            if came > limit:
+                break
             file.write(block)
             bar.update(len(block))
-    came = part.stat().st_size
+    if came > limit:
+        _forget(part)
+        raise Refused(f'it goes on after {limit:,} bytes, ' + (
+            'where it should end' if total else 'and never said how long it is'))
     if total is not None and came != total:
-        raise _Interrupted(f'the connection ended after {came:,} of {total:,} bytes')
+        raise Interrupted(f'the connection ended after {came:,} of {total:,} bytes')
 
 
-def _strong_validator(headers: http.client.HTTPMessage) -> str | None:
-    """What names this very version of the file; a weak ETag does not (RFC 9110, 13.1.5)."""
-    etag = headers.get('ETag', '')
-    return etag if etag.startswith('"') else headers.get('Last-Modified')
+def _begun(part: Path, url: str) -> tuple[int, _Version | None]:
+    """How many bytes have come that a transfer from `url` can go on from, and their version."""
+    with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
+        was = _Version(**json.loads(_version_of(part).read_text()))
+        came = part.stat().st_size
+        # Two servers may give the same date to different files.
+        if was.url == url and was.validator and 0 < came <= (was.total or came):
+            return came, was
+    return 0, None
+
+
+def _version_of(part: Path) -> Path:
+    return part.with_name(part.name + '.json')
+
+
+def _printable(what: object) -> str:
+    """One short line; a server may send anything as its reason."""
+    text = ''.join(c if c.isprintable() else '?' for c in str(what))
+    return text if len(text) <= 500 else f'{text[:500]}...'
 
 
 def _forget(part: Path) -> None:
-    for path in (part, part.with_name(part.name + '.json')):
+    for path in (part, _version_of(part)):
         path.unlink(missing_ok=True)
 
 
 def _name_of(url: str) -> str:
-    name = Path(urlparse(url).path).name
+    """The file name at the end of an address.
+
+    Raises:
+        UserError: the address is none, or no file can have that name.
+    """
+    advice = 'Download the file by hand and give its path'
+    if fault := address_fault(url):
+        raise UserError(f'cannot download {_printable(url)}: {fault}. {advice}')
+    name = urlsplit(url).path.rpartition('/')[2]
     if not name:
-        raise UserError(f'{url} has no file name at its end; download it and give its path')
+        raise UserError(f'{_printable(url)} has no file name at its end. {advice}')
+    if len(name) > _LONGEST_NAME or name.startswith('.') or name.endswith(_OWN_ENDINGS):
+        raise UserError(f'the end of {_printable(url)} is no name for a file of the cache: such a '
+                        f'name has at most {_LONGEST_NAME} characters, does not begin with a dot '
+                        f'and does not end in {", ".join(_OWN_ENDINGS)}. {advice}')
     return name
 
 
@@ -265,7 +382,7 @@ def _read_record(record: Path) -> Origin | None:
 def _write_record(record: Path, origin: Origin) -> None:
     entries = {key: value for key, value in asdict(origin).items()
                if value is not None or key != 'mirror'}
-    _write_whole(record, json.dumps(entries, indent=1))
+    write_text_whole(record, json.dumps(entries, indent=1))
 
 
 def _lock_of(path: Path) -> Path:
@@ -281,9 +398,3 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise UserError(f'the cache {folder} cannot be made: {error.strerror}; move it with the '
                         'environment variable TORCH_HOME') from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)

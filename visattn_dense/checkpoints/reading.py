@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ def resolve(source: str | os.PathLike) -> Path:
     text = os.fspath(source)
     if fetch := fetcher(text):
         return fetch(text)
-    if urlparse(text).scheme in ('http', 'https'):
+    if text.lower().startswith(('http://', 'https://')):
         return download(text)
     path = Path(text).expanduser()
     try:

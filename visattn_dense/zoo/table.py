@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlparse
+from urllib.parse import quote
 
 from visattn_dense.checkpoints.download import cache_folder, download
+from visattn_dense.checkpoints.web import address_fault
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.registry import BACKBONES
 
@@ -43,6 +44,7 @@ class Release:
         licence, licence_from: of code and weights (None: none is stated), and who says so.
         code, paper: the authors' repository and paper.
         sha256: published sum of the file, where there is one.
+        size: published length of the file in bytes, where there is one.
         note: what else to know.
     """
 
@@ -66,6 +68,7 @@ class Release:
     announced: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+    size: int | None = None
     note: str = ''
 
     @property
@@ -81,9 +84,9 @@ class Release:
             UserError: it names something else than an address.
         """
         base = os.environ.get(MIRROR, '').strip().rstrip('/')
-        if base and urlparse(base).scheme not in ('http', 'https'):
+        if base and (fault := address_fault(base)):
             raise UserError(f'{MIRROR} is the http(s) address of a folder of released files, got '
-                            f'{base!r}; for a folder on this machine set TORCH_HOME, see '
+                            f'{base!r}: {fault}; for a folder on this machine set TORCH_HOME, see '
                             'docs/checkpoints.md')
         return f'{base}/{quote(self.file)}' if base else None
 
@@ -97,7 +100,8 @@ class Release:
             raise UserError(f'{SCHEME}{self.name} cannot be downloaded: {self.note}. It was '
                             f'announced at {self.announced}. If you have {self.file}, put it at '
                             f'{self.path}')
-        return download(self.url, self.path, sha256=self.sha256, mirror=self.mirror)
+        return download(self.url, self.path, sha256=self.sha256, size=self.size,
+                        mirror=self.mirror)
 
     def build(self, **options: Any):
         """The backbone that it fills, with random weights; `options` as its class takes them."""
