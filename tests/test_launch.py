@@ -228,3 +228,29 @@ def test_slurm_command(tmp_path: Path) -> None:
             '--kill-on-bad-exit=1', '--time=1', '-x', 'n1'} <= set(words)
     assert Path(words[words.index('a config.py') - 1]).resolve() == ROOT / 'tools' / 'train.py'
     assert words[-3:] == ['--amp', '--launcher', 'slurm']
+
+
+POOLED = """
+model['decode_head'] = dict(
+    type='PSPHead', in_channels=128, in_index=3, channels=8, pool_scales=({scale}, 2),
+    num_classes=3, norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss'))
+train_dataloader['batch_size'] = 1
+train_cfg.update(max_iters=1, val_interval=9)
+"""
+
+
+def test_batch_norm_of_one_value_is_refused_before_the_start(tmp_path: Path) -> None:
+    """torch raises in the first iteration; the message names module and remedy before it."""
+    config = write_run(tmp_path, POOLED.format(scale=1))
+    done = run('train', tmp_path, config)
+    assert_refused(done, 'BatchNorm in decode_head.psp_modules.0', 'batch_size=2', "type='GN'")
+    larger = ['--cfg-options', 'train_dataloader.batch_size=2']
+    assert run('train', tmp_path, config, *larger).code == 0
+    # One image that is left over, which only its batch shows: three images in batches of two.
+    (tmp_path / 'rest').mkdir()
+    rest = write_run(tmp_path / 'rest', POOLED.format(scale=1)
+                     + "train_cfg['max_iters'] = 2\n"
+                     "train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=False)\n",
+                     images=3)
+    assert_refused(run('train', tmp_path / 'rest', rest, *larger), 'BatchNorm in decode_head',
+                   'drop_last=True')

@@ -73,3 +73,16 @@ def test_every_rank_stops(tmp_path: Path) -> None:
     first, second = (rank.wait() for rank in ranks)
     assert (first.code, second.code) == (3, 3), first.output + second.output
     assert 'rank 1: first non-finite output: module backbone.stage2.0.norm1' in first.output
+
+
+def test_an_image_that_is_not_finite_is_named_first(tmp_path: Path) -> None:
+    config = write_run(tmp_path, """
+custom_imports = dict(imports=['visattn_dense', 'tests.tiny_modules'])
+train_pipeline.insert(-1, dict(type='PoisonImage', name='3.png'))
+""")
+    done = run('train', tmp_path, config)
+    assert done.code == 3, done.output
+    message = done.output[done.output.index('error: '):]
+    first = message.splitlines()[1]
+    assert 'first non-finite values: in the images themselves' in first
+    assert 'data/images/3.png' in first and 'data_preprocessor' not in message

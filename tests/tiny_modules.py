@@ -6,7 +6,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS
+from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS, TRANSFORMS
 from torch import Tensor
 
 
@@ -29,6 +29,20 @@ class PoisonHook(Hook):
         if runner.iter == self.at and runner.rank == self.rank:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             model.get_parameter(self.name).data.view(-1)[0] = float('inf')
+
+
+@TRANSFORMS.register_module()
+class PoisonImage:
+    """Makes a value of one image NaN, as a transform that divides by zero does."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, results: dict) -> dict:
+        results['img'] = results['img'].astype('float32')
+        if results['img_path'].endswith(self.name):
+            results['img'][0, 0, 0] = float('nan')
+        return results
 
 
 @MODELS.register_module()

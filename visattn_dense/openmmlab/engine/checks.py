@@ -173,6 +173,52 @@ def unused_parameters_message(model: nn.Module, error: str) -> str | None:
             'find_unused_parameters=True, which costs a little time in every iteration')
 
 
+def check_batch_norm(model: nn.Module, batch_size: int) -> None:
+    """No BatchNorm would have a single value for each channel.
+
+    Batch norm in training needs two. Behind a pool to 1×1 an image gives one, as in the heads of
+    PSPNet, UPerNet and DeepLab.
+
+    Args:
+        model: in training mode.
+        batch_size: images of one process.
+
+    Raises:
+        UserError: names the first such module.
+    """
+    if batch_size != 1:
+        return
+    for name, parent in model.named_modules():
+        children = list(parent.children()) if isinstance(parent, nn.Sequential) else []
+        for number, child in enumerate(children):
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                for later in children[number + 1:]:
+                    # nn.SyncBatchNorm sees the images of all processes.
+                    if any(isinstance(module, nn.BatchNorm2d) and module.training
+                           for module in later.modules()):
+                        raise UserError(_lone_value(name))
+
+
+def _lone_value(name: str) -> str:
+    return (f'BatchNorm in {name} has one value for each channel in a batch of one image: it '
+            'stands behind a pool to 1x1. Use train_dataloader.batch_size=2 or more (with '
+            'drop_last=True if one image is left over), SyncBN on several GPUs, or '
+            "norm_cfg=dict(type='GN', num_groups=32) in the head")
+
+
+def lone_value_message(model: nn.Module, error: BaseException) -> str | None:
+    """What torch's error about one value for each channel means here; None for another error."""
+    if 'Expected more than 1 value per channel' not in str(error):
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    trace, found = error.__traceback__, 'a module'
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get('self')
+        found = names.get(id(module)) or found
+        trace = trace.tb_next
+    return _lone_value(found)
+
+
 def root_cause(error: BaseException) -> str:
     """What went wrong in a failed build, without mmengine's chain of wrapping messages."""
     cause = error

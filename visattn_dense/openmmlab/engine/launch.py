@@ -161,7 +161,8 @@ def _run(cfg: Config, notes: Notes, task: str) -> None:
         raise
     except Exception as error:
         if runner is not None and getattr(runner, 'started', True):
-            if message := checks.unused_parameters_message(runner.model, str(error)):
+            if message := (checks.unused_parameters_message(runner.model, str(error))
+                           or checks.lone_value_message(runner.model, error)):
                 raise UserError(message) from error
             raise
         raise UserError(f'{checks.root_cause(error)}\n(The {task} run of {cfg.filename} could not '

@@ -125,15 +125,16 @@ def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
     if not found and not bad_losses:
         return None
     lines = []
-    if found:
+    if bad_images := _bad_images(data_batch):
+        lines.append('first non-finite values: in the images themselves, '
+                     f'{_some(bad_images)}; look at these files and at train_pipeline')
+    elif found:
         lines.append(f'first non-finite output: module {found[0]}')
     else:
         lines.append('every module gave finite outputs; what is not finite is computed from them')
     weights = [name for name, value in model.named_parameters() if not all_finite(value)]
     if weights:
         lines.append(f'weights that are not finite: {_some(weights)}')
-    if not all_finite(data):
-        lines.append('the input images are not finite themselves')
     lines.append(f'losses that are not finite: {_some(bad_losses)}')
     lines.append(f'images of the batch: {_some(image_names(data_batch), 64)}')
     return runner.rank, '\n  '.join(lines)
@@ -191,6 +192,15 @@ def image_names(data_batch: Any) -> list[str]:
         meta = getattr(sample, 'metainfo', {})
         names.append(str(meta.get('img_path') or meta.get('ori_filename') or f'number {number}'))
     return names or ['unknown (the batch has no data samples)']
+
+
+def _bad_images(data_batch: Any) -> list[str]:
+    """The files of the images that are not finite before the model has seen them."""
+    inputs = data_batch.get('inputs') if isinstance(data_batch, Mapping) else None
+    images = list(inputs) if isinstance(inputs, (Tensor, list, tuple)) else []
+    names = image_names(data_batch)
+    return [names[number] if number < len(names) else f'number {number}'
+            for number, image in enumerate(images) if not all_finite(image)]
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.engine.checkpoint_hook import AtomicCheckpointHook
+from visattn_dense.openmmlab.engine.checks import check_batch_norm
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
@@ -44,6 +45,9 @@ class ResilientMixin:
     """Whether training or testing has come to its first batch."""
 
     def train(self) -> nn.Module:
+        loader = self._train_dataloader
+        if isinstance(loader, Mapping):
+            check_batch_norm(self.model.train(), loader.get('batch_size'))
         if self._resume:
             self._choose_resume()
         return super().train()
