@@ -6,7 +6,7 @@ from torch import Tensor
 
 from visattn_dense.attention import BiLevelRoutingAttention, routed, routed_attention
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.attention.routed_triton import INTERPRETED, transpose_routing
+from visattn_dense.ops.group_attention.routed_triton import INTERPRETED, transpose_routing
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}

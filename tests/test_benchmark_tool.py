@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny_runs import ROOT, run_tool, write_detection_run, write_run
 from visattn_dense import backbones
-from visattn_dense.attention.routed import routed_attention
+from visattn_dense.attention import routed_attention
 from visattn_dense.benchmark import PeakMemory, count_flops, measure
 
 CPU = torch.device('cpu')

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visattn_dense import native
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     CrossShapedWindowAttention,
@@ -20,10 +19,12 @@ from visattn_dense.attention import (
     LePESelfAttention,
     SelfAttention,
 )
-from visattn_dense.attention.groups import region_groups, window_groups
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import DepthwiseConv, Mlp, optimize_for_inference
-from visattn_dense.native import build, ops
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import region_groups, window_groups
+from visattn_dense.ops.native import build
+from visattn_dense.ops.native import operators as ops
 
 compiler = shutil.which(os.environ.get('CXX', 'g++'))
 pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
@@ -232,7 +233,7 @@ def run(code: str, cache: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-SAY = ('import torch; from visattn_dense import native\n'
+SAY = ('import torch; from visattn_dense.ops import native\n'
        'from visattn_dense.layers import Mlp, optimize_for_inference\n'
        'with torch.no_grad(): optimize_for_inference(Mlp(3, 5).eval())(torch.zeros(2, 3))\n'
        'print(native.why_not())')

@@ -11,8 +11,9 @@ and k, R = n_win² regions, N tokens of a region, h heads.
 Official code: rayleizhu/BiFormer, ops/bra_legacy.py. The scale is Q^-½, not head_dim^-½. The map
 is zero-padded at the bottom and right *before* the qkv projection, so padded tokens carry its bias,
 and padding is not masked. Deviations: keys and values are not gathered for all regions at once (see
-`visattn_dense.attention.routed`); a top-k larger than the number of regions means all of them;
-differentiable hard routing, which the official code leaves out, is the straight-through estimate.
+`visattn_dense.ops.group_attention.routed`); a top-k larger than the number of regions means all of
+them; differentiable hard routing, which the official code leaves out, is the straight-through
+estimate.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
@@ -29,9 +29,9 @@ from visattn_dense.layers import (
     pad_to_multiple,
     partition_windows,
 )
-
-from .groups import region_groups
-from .routed import routed_attention
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.routed import routed_attention
+from visattn_dense.ops.group_attention.rows import region_groups
 
 KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
 

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
     crop,
@@ -30,8 +29,8 @@ from visattn_dense.layers import (
     pad_to_multiple,
     partition_windows,
 )
-
-from .groups import window_groups
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import window_groups
 
 Direction = Literal['vertical', 'horizontal', 'full']
 

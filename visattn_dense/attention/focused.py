@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import (
     DepthwiseConv,
     DepthwiseTaps,
@@ -41,9 +40,10 @@ from visattn_dense.layers import (
     resize_position_grid,
     without_autocast,
 )
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import window_groups
 
 from .cswin import CrossShapedAttention, Direction, StripeBranch
-from .groups import window_groups
 
 # Official code, FocusedLinearAttention.forward: both after the ReLU and in the denominator.
 EPS = 1e-6

@@ -8,10 +8,9 @@ Shapes: x (B, ..., C), all dimensions between the first and the last being posit
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import DepthwiseConv
-
-from .groups import attend_to_all
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import attend_to_all
 
 
 class SelfAttention(nn.Module):

@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import Mlp, without_autocast
-
-from .groups import attend_to_all
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import attend_to_all
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 

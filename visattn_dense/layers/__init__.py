@@ -13,6 +13,10 @@ norm       LayerNorm over the channels of an NCHW map
 init       the initialisation that the families share
 packed     a model made ready for inference on a CPU
 """
+from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
+from visattn_dense.ops.precision import without_autocast
+from visattn_dense.ops.windows import merge_windows, partition_windows
+
 from .block import TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
@@ -29,10 +33,7 @@ from .mbconv import (
 from .mlp import Mlp
 from .norm import LayerNorm2d
 from .packed import PackedConv2d, PackedLinear, optimize_for_inference
-from .padding import crop, is_padded, pad_to_multiple
 from .position import resize_position_grid, sinusoid_table
-from .precision import without_autocast
-from .windows import merge_windows, partition_windows
 
 __all__ = [
     'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DepthwiseTaps',

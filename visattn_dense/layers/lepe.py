@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
-
-from .precision import is_half
+from visattn_dense.ops import native
+from visattn_dense.ops.precision import is_half
 
 
 class DepthwiseTaps(NamedTuple):

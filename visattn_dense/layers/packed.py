@@ -1,5 +1,5 @@
 """A model made ready for inference on a CPU: folded norms, packed weights, activations fused, and
-the kernels of `visattn_dense.native` for its attentions.
+the kernels of `visattn_dense.ops.native` for its attentions.
 
 A linear layer or convolution and the activation after it are one oneDNN call each: the matrix
 product's blocks get their bias and activation while they are in the caches. Weights of linear
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visattn_dense import native
+from visattn_dense.ops import native
 
 from .lepe import DepthwiseTaps
 from .mbconv import ConvNormAct, fold_batch_norm
@@ -123,10 +123,11 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     oneDNN, linear layers and 1×1 convolutions get packed weights, and the activations after linear
     layers and convolutions become part of them. Where there is a C++ compiler, attentions and
     depthwise convolutions in float32 are computed by kernels compiled for this processor
-    (`visattn_dense.native`); the first call on a machine takes seconds for that. The outputs stay
-    the same up to rounding. On other devices folding is all. Afterwards the model can no longer be
-    trained, saved, loaded into or moved to another device: load the checkpoint first, and keep a
-    copy if you need one. Packed layers compute in the dtype of their weights, autocast or not.
+    (`visattn_dense.ops.native`); the first call on a machine takes seconds for that. The outputs
+    stay the same up to rounding. On other devices folding is all. Afterwards the model can no
+    longer be trained, saved, loaded into or moved to another device: load the checkpoint first, and
+    keep a copy if you need one. Packed layers compute in the dtype of their weights, autocast or
+    not.
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.

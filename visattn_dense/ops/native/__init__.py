@@ -3,13 +3,13 @@
 kernels.cpp  the code: softmax and focused linear attention between groups of tokens, depthwise
              convolution inside windows
 build        compiles it, once for a processor, where there is a compiler
-ops          the operators that torch sees
+operators    the operators that torch sees
 
 Nothing here is needed: where there is no compiler, or `VISATTN_NATIVE=0` is set, every module
 computes with torch's own operators. `visattn_dense.layers.optimize_for_inference` is what turns
 them on; in training they have no part.
 """
 from .build import available, why_not
-from .ops import Groups, attend, depthwise, focused, takes
+from .operators import Groups, attend, depthwise, focused, takes
 
 __all__ = ['Groups', 'attend', 'available', 'depthwise', 'focused', 'takes', 'why_not']

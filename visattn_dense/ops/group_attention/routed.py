@@ -9,8 +9,7 @@ torch.compile and export see no loop:
 - `visattn::routed_attention`, below, on any device: the pairs of a region and a head are worked
   through in chunks whose gathered copies and matrices stay under a fixed number of bytes, and
   backward computes them again. Memory is that of q, k, v, out and one chunk, whatever the map.
-- `visattn::routed_attention_triton`, see `visattn_dense.attention.routed_triton`: nothing is
-  gathered.
+- `visattn::routed_attention_triton`, see `routed_triton` beside this file: nothing is gathered.
 
 CUDA tensors of float32, bfloat16 or float16 with at most 128 channels a head go to Triton if it is
 installed and the GPU has compute capability 8.0 or more; everything else goes the first way.

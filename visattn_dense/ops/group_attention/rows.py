@@ -1,4 +1,4 @@
-"""The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.native`.
+"""The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.ops.native`.
 
 A map of (B, H, W) has B·H·W rows. The lists of a shape are kept from one call to the next.
 """
@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from visattn_dense.layers import pad_to_multiple, partition_windows
-from visattn_dense.native import Groups, attend
+from visattn_dense.ops.native import Groups, attend
+from visattn_dense.ops.padding import pad_to_multiple
+from visattn_dense.ops.windows import partition_windows
 
 
 @lru_cache(maxsize=64)
@@ -49,7 +50,7 @@ def attend_to_all(qkv: Tensor, num_heads: int, scale: float | None) -> Tensor:
     """Every token of an image attends to every other, with the compiled kernel.
 
     Args:
-        qkv: (B, N, 3·C), what `visattn_dense.native.takes`.
+        qkv: (B, N, 3·C), what `visattn_dense.ops.native.takes`.
         num_heads: h.
         scale: factor of the logits, (C/h)^-½ by default.
 

@@ -7,7 +7,7 @@ order, so there are no atomic additions and the gradients are the same at every 
 
 Inputs of float32 are multiplied in float32 ('ieee'), not TF32, whatever torch's own setting is.
 
-Shapes: as in `visattn_dense.attention.routed`.
+Shapes: as in `visattn_dense.ops.group_attention.routed`.
 """
 import importlib.util
 import os
@@ -44,7 +44,7 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 class Tile(NamedTuple):
-    """A tile of a program's own side, and how the other side is walked (see `kernels.routed`)."""
+    """A tile of a program's own side, and how the other side is walked (see `triton_kernels`)."""
     block: int
     slots: int
     tokens: int
@@ -117,7 +117,7 @@ def _on(tensor: Tensor):
 @torch.library.custom_op('visattn::routed_attention_triton', mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,
              scale: float) -> tuple[Tensor, Tensor]:
-    from .kernels.routed import forward_kernel
+    from .triton_kernels import forward_kernel
     (batch, regions, n, heads, _), m, slots = q.shape, k.shape[2], index.shape[2]
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty(batch, regions, heads, n, dtype=torch.float32)
@@ -140,7 +140,7 @@ def _(q, k, v, index, weight, scale):
 @torch.library.custom_op('visattn::routed_attention_triton_backward', mutates_args=())
 def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
                  weight: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> list[Tensor]:
-    from .kernels.routed import key_gradient_kernel, query_gradient_kernel
+    from .triton_kernels import key_gradient_kernel, query_gradient_kernel
     (_, regions, n, heads, d), m, slots = q.shape, k.shape[2], index.shape[2]
     index = index.contiguous()
     weight = weight.contiguous() if weight is not None else None

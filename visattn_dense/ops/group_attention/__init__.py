@@ -1,0 +1,1 @@
+"""Softmax attention of groups of queries over groups of keys that lie in a map."""
