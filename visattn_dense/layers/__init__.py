@@ -20,7 +20,7 @@ from visattn_dense.ops.windows import merge_windows, partition_windows
 from .block import TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
-from .lepe import DepthwiseConv, DepthwiseTaps
+from .lepe import DepthwiseConv
 from .mbconv import (
     ConvNormAct,
     ConvPair,
@@ -36,7 +36,7 @@ from .packed import PackedConv2d, PackedLinear, optimize_for_inference
 from .position import resize_position_grid, sinusoid_table
 
 __all__ = [
-    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DepthwiseTaps',
+    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv',
     'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear',
     'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
     'init_vit_weights', 'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
