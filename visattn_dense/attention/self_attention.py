@@ -65,4 +65,4 @@ class LePESelfAttention(SelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.attend(x) + self.lepe(x))
+        return self.proj(self.lepe(x, onto=self.attend(x)))
