@@ -3,10 +3,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, einsum
 
 from ..depthwise.reference import depthwise
+
+
+def rearrange(t: Tensor, pattern: str, **sizes: int) -> Tensor:
+    """einops' own, imported when an equation is computed: nothing else here needs einops."""
+    import einops
+    return einops.rearrange(t, pattern, **sizes)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None,

@@ -2,11 +2,10 @@
 import math
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, einsum
 
 from ..depthwise.reference import depthwise
-from ..group_attention.reference import cut
+from ..group_attention.reference import cut, rearrange
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, epsilon: float,
