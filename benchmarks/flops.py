@@ -9,6 +9,7 @@ skip work (masks), the count is that of the dense form.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,7 +60,10 @@ def _attention(query: Shape, key: Shape, value: Shape, *args, out_shape=None, **
 
 def _routed_attention(query: Shape, key: Shape, value: Shape, index: Shape, *args,
                       out_shape=None, **kwargs) -> int:
-    """The same for each region: q (B, R, N, h, d), k (B, R, M, h, d), v (·, e), index (B, R, K)."""
-    batch, regions, queries, heads, dim = query
-    keys = index[2] * key[2]
-    return 2 * batch * regions * heads * queries * keys * (dim + value[4])
+    """The same for each region: q (B, R, N, h, d), k (B, R, M, h, d), v (·, e), index (B, R, K).
+
+    R, N and M may be two dimensions each.
+    """
+    batch, *where, heads, dim = query
+    keys = index[2] * math.prod(key[1 + len(where) // 2:-2])
+    return 2 * batch * math.prod(where) * heads * keys * (dim + value[-1])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from visattn_dense.attention import BiLevelRoutingAttention, routed, routed_attention
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.attention.routed_triton import INTERPRETED, transpose_routing
+from visattn_dense.ops.group_attention.routed_triton import INTERPRETED, transpose_routing
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -214,3 +214,22 @@ def test_gpu_tensors_go_to_triton():
     with routed.use_implementation('auto'):
         out = routed_attention(q, k, v, index, scale=.3)
     assert 'triton' in type(out.grad_fn).__name__
+
+
+@pytest.mark.parametrize('width', [7, 40])
+def test_regions_are_read_where_they_lie_in_a_map(width):
+    """2×3 regions of 3×2 query tokens and 2×1 key tokens, narrow and wide heads."""
+    def regions(rows: int, columns: int) -> Tensor:
+        whole = torch.randn(2, 2 * rows, 3 * columns, 2, width, device=DEVICE)
+        return whole.unflatten(2, (3, columns)).unflatten(1, (2, rows)).transpose(2, 3)
+
+    q, k, v = (regions(*size).requires_grad_() for size in ((3, 2), (2, 1), (2, 1)))
+    index = torch.rand(2, 6, 6).topk(4).indices.to(DEVICE)
+    weight = torch.rand(2, 6, 4, device=DEVICE)
+    found = []
+    for form in ('triton', 'reference'):
+        with routed.use_implementation(form):
+            out = routed_attention(q, k, v, index, scale=.3, weight=weight)
+        found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from benchmarks.peak_memory import PeakMemory
 from benchmarks.timing import measure
 from tests.tiny_runs import ROOT, run_tool, write_detection_run, write_run
 from visattn_dense import backbones
-from visattn_dense.attention.routed import routed_attention
+from visattn_dense.attention import routed_attention
 
 CPU = torch.device('cpu')
 

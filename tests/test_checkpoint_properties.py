@@ -25,8 +25,9 @@ scalars = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max
            | st.binary(max_size=8))
 tensors = st.sampled_from([
     torch.zeros(0), torch.tensor(1.), torch.full((8,), torch.nan),
-    torch.zeros(2, 3, dtype=torch.int8), torch.ones(8, dtype=torch.bfloat16), torch.zeros(1).expand(1000), torch.arange(9)[::2],
-    torch.zeros(3, dtype=torch.complex64), torch.nn.Parameter(torch.ones(8))])
+    torch.zeros(2, 3, dtype=torch.int8), torch.ones(8, dtype=torch.bfloat16),
+    torch.zeros(1).expand(1000), torch.arange(9)[::2], torch.zeros(3, dtype=torch.complex64),
+    torch.nn.Parameter(torch.ones(8))])
 keys = st.text(max_size=8) | st.sampled_from(
     ['state_dict', 'model', 'meta', 'state_dict_ema', 'module', *list(STATE)[:4]])
 values = st.recursive(scalars | tensors, lambda inner: (

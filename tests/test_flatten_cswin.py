@@ -17,6 +17,7 @@ from visattn_dense.backbones import FLattenCSWin
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
 from visattn_dense.layers import optimize_for_inference, resize_position_grid
+from visattn_dense.ops.depthwise import depthwise
 
 ARCH = dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), stripe_widths=(1, 2, 7, 7))
 
@@ -75,7 +76,7 @@ def test_one_kernel_serves_all_heads():
     v = torch.randn(2, 4, 5, 6)
     heads = v.unflatten(-1, (3, 2))
     dwc = torch.stack([attention.dwc(heads[..., i, :]) for i in range(3)], dim=-2).flatten(-2)
-    torch.testing.assert_close(attention.convolve(v), dwc + attention.get_v(v))
+    torch.testing.assert_close(depthwise(v, *attention.local_kernel()), dwc + attention.get_v(v))
 
 
 @pytest.mark.parametrize('direction', ['vertical', 'horizontal'])

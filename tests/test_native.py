@@ -1,6 +1,5 @@
 """The compiled kernels beside the equations, on every kind of processor that this one can act."""
 import copy
-import ctypes
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visattn_dense import native
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     CrossShapedWindowAttention,
@@ -20,10 +18,12 @@ from visattn_dense.attention import (
     LePESelfAttention,
     SelfAttention,
 )
-from visattn_dense.attention.groups import region_groups, window_groups
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import DepthwiseConv, Mlp, optimize_for_inference
-from visattn_dense.native import build, ops
+from visattn_dense.ops import native
+from visattn_dense.ops.group_attention.rows import region_groups, window_groups
+from visattn_dense.ops.native import build
+from visattn_dense.ops.native import operators as ops
 
 compiler = shutil.which(os.environ.get('CXX', 'g++'))
 pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
@@ -39,7 +39,7 @@ def kernels(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, 'FLAGS', flags)
         path = build._compile(build._compiler(), tmp_path_factory.mktemp(request.param))
-        found = ctypes.CDLL(str(path))
+        found = build._open(path)
         patch.setattr(ops, 'library', lambda: found)
         yield
 
@@ -162,10 +162,10 @@ def test_what_is_no_rows_is_refused():
     for wrong in (x.double(), x.mT.contiguous().mT):
         with pytest.raises(RuntimeError, match='float32 in rows'):
             native.attend(wrong, x, x, torch.empty_like(x), groups, heads=1, scale=1.)
-    assert not native.takes(x.double()) and not native.takes(x.to('meta'))
-    assert not native.takes(x.requires_grad_())
+    assert native.why_not(x.double()) and native.why_not(x.to('meta'))
+    assert native.why_not(x.requires_grad_())
     with torch.no_grad():
-        assert native.takes(x)
+        assert native.why_not(x) is None
 
 
 ATTENTIONS = {
@@ -232,7 +232,7 @@ def run(code: str, cache: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-SAY = ('import torch; from visattn_dense import native\n'
+SAY = ('import torch; from visattn_dense.ops import native\n'
        'from visattn_dense.layers import Mlp, optimize_for_inference\n'
        'with torch.no_grad(): optimize_for_inference(Mlp(3, 5).eval())(torch.zeros(2, 3))\n'
        'print(native.why_not())')

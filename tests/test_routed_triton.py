@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from visattn_dense.attention import routed, routed_attention, routed_triton
-from visattn_dense.attention.routed_triton import Tile
+from visattn_dense.attention import routed, routed_attention
+from visattn_dense.ops.group_attention import routed_triton
+from visattn_dense.ops.group_attention.routed_triton import Tile
 
 CASES = Path(__file__).with_name('routed_triton_cases.py')
 needs_triton = pytest.mark.skipif(not routed_triton.HAS_TRITON, reason='needs Triton')
@@ -93,7 +94,7 @@ def test_kernels_compile_to_gpu_code(name, dtype, width, tokens, slots, weighted
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from visattn_dense.attention.kernels import routed as kernels
+    from visattn_dense.ops.group_attention import triton_kernels as kernels
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     kernel = getattr(kernels, f'{name}_kernel')
     torch_dtype = dict(zip(('fp32', 'bf16', 'fp16'), routed_triton.DTYPES, strict=True))[dtype]

@@ -12,6 +12,7 @@ from visattn_dense.backbones import T2TViT
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
 from visattn_dense.layers import optimize_for_inference, sinusoid_table
+from visattn_dense.ops.linear_attention.torch_form import performer_features
 
 SMALL = dict(embed_dim=32, depth=5, num_heads=2, mlp_ratio=2., tokens='performer', se=False)
 
@@ -56,7 +57,7 @@ def test_performer_features_by_hand():
     """One feature w = (1, 0): φ(t) = exp(t₀ − ‖t‖²/2); equal keys give the mean of the values."""
     attn = TokenPerformer(4, 2, kernel_ratio=.5)
     attn.w.copy_(torch.tensor([[1., 0.]]))
-    torch.testing.assert_close(attn.features(torch.tensor([[[2., 1.]]])),
+    torch.testing.assert_close(performer_features(torch.tensor([[[2., 1.]]]), attn.w),
                                torch.tensor([[[-.5]]]).exp())
     k, q = torch.ones(1, 3, 2), torch.randn(1, 3, 2)
     v = torch.tensor([[[3., 0.], [6., 3.], [9., 0.]]])

@@ -227,7 +227,7 @@ def _examine_kernels(report: Report) -> None:
 
 def _examine_native(report: Report) -> None:
     """Compile the inference kernels, or say why there are none: nothing depends on them."""
-    from visattn_dense import native
+    from visattn_dense.ops import native
 
     reason = native.why_not()
     report.native = ('compiled for this processor' if reason is None

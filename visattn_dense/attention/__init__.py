@@ -3,11 +3,13 @@
 These modules need torch and `visattn_dense.layers`, nothing else. `visattn_dense.attention.naive`
 holds the equation of each, slow and obvious, with the same parameters.
 """
+from visattn_dense.ops.group_attention import routed
+from visattn_dense.ops.group_attention.routed import routed_attention
+
 from .bra import BiLevelRoutingAttention, record_routing
 from .cswin import CrossShapedWindowAttention, StripeAttention
 from .focused import FocusedLinearAttention, FocusedStripeAttention
 from .litemla import LiteMLA
-from .routed import routed_attention
 from .self_attention import LePESelfAttention, SelfAttention
 from .tokens import TokenPerformer, TokensToToken, TokenTransformer, WideSelfAttention
 
@@ -15,5 +17,5 @@ __all__ = [
     'BiLevelRoutingAttention', 'CrossShapedWindowAttention', 'FocusedLinearAttention',
     'FocusedStripeAttention', 'LePESelfAttention', 'LiteMLA', 'SelfAttention', 'StripeAttention',
     'TokenPerformer', 'TokenTransformer', 'TokensToToken', 'WideSelfAttention', 'record_routing',
-    'routed_attention',
+    'routed', 'routed_attention',
 ]

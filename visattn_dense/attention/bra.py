@@ -11,27 +11,20 @@ and k, R = n_win² regions, N tokens of a region, h heads.
 Official code: rayleizhu/BiFormer, ops/bra_legacy.py. The scale is Q^-½, not head_dim^-½. The map
 is zero-padded at the bottom and right *before* the qkv projection, so padded tokens carry its bias,
 and padding is not masked. Deviations: keys and values are not gathered for all regions at once (see
-`visattn_dense.attention.routed`); a top-k larger than the number of regions means all of them;
-differentiable hard routing, which the official code leaves out, is the straight-through estimate.
+`visattn_dense.ops.group_attention.routed`); a top-k larger than the number of regions means all of
+them; differentiable hard routing, which the official code leaves out, is the straight-through
+estimate.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from visattn_dense import native
-from visattn_dense.layers import (
-    DepthwiseConv,
-    crop,
-    merge_windows,
-    pad_to_multiple,
-    partition_windows,
-)
-
-from .groups import region_groups
-from .routed import routed_attention
+from visattn_dense.layers import DepthwiseConv, crop, pad_to_multiple
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.group_attention import region_attention
+from visattn_dense.ops.windows import region_means
 
 KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
 
@@ -72,7 +65,7 @@ class TopkRouting(nn.Module):
         return kept.softmax(-1), index
 
 
-class BiLevelRoutingAttention(nn.Module):
+class BiLevelRoutingAttention(UsesOperators, nn.Module):
     """Bi-level routing attention on a map.
 
     Args:
@@ -127,11 +120,6 @@ class BiLevelRoutingAttention(nn.Module):
         self.kv_down = _kv_pool(kv_downsample_mode, kv_downsample_ratio, kv_per_win)
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv else None
         self.wo = nn.Linear(dim, dim) if param_attention == 'qkvo' else nn.Identity()
-        self.prepared = False
-
-    def prepare_for_inference(self) -> None:
-        """See `visattn_dense.layers.optimize_for_inference`."""
-        self.prepared = isinstance(self.kv_down, nn.Identity) and not self.soft_routing
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -139,56 +127,20 @@ class BiLevelRoutingAttention(nn.Module):
             raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
                              f'{x.shape[2]}; resize it or set auto_pad=True')
         x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
-        out = self._attend_on_map(x) if self.prepared and native.takes(x) else self._attend(x)
+        q, k, v = self.qkv['qkv'](x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
+        weight, index = self.router(*(region_means(t, self.n_win).flatten(1, 2) for t in (q, k)))
+
+        out = region_attention(
+            q, k, v, index, num_heads=self.num_heads, n_win=self.n_win, scale=self.scale,
+            weight=self._factor(weight), pool=self.pool, mode=self.mode)
+        if self.lepe is not None:
+            out = self.lepe(v, onto=out)
         return crop(self.wo(out), pads)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """All but the output projection; n_win divides the map."""
-        height, width = x.shape[1:3]
-        regions = partition_windows(x, (height // self.n_win, width // self.n_win))
-        qkv = self.qkv['qkv'](regions).unflatten(0, (x.shape[0], -1))      # (B, R, rh, rw, 2Q + C)
-        q, kv = qkv.split([self.qk_dim, self.qk_dim + self.dim], dim=-1)
-        k, v = self._pool(kv).split([self.qk_dim, self.dim], dim=-1)
-
-        weight, index = self.router(q.mean((2, 3)), kv[..., :self.qk_dim].mean((2, 3)))
-        heads = [t.flatten(2, 3).unflatten(-1, (self.num_heads, -1)) for t in (q, k, v)]
-        out = routed_attention(*heads, index, scale=self.scale, weight=self._factor(weight))
-
-        out = out.flatten(0, 1).unflatten(1, regions.shape[1:3])           # (B·R, rh, rw, h, d)
-        out = merge_windows(out, (height, width)).flatten(-2)
-        if self.lepe is not None:
-            values = kv[..., self.qk_dim:].flatten(0, 1)
-            out = out + self.lepe(merge_windows(values, (height, width)))
-        return out
-
-    def _attend_on_map(self, x: Tensor) -> Tensor:
-        """`_attend` with the compiled kernels, which read the regions where they lie."""
-        batch, height, width, _ = x.shape
-        q, k, v = self.qkv['qkv'](x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
-        _, index = self.router(self._means(q), self._means(k))
-        first = torch.arange(0, batch * self.n_win**2, self.n_win**2)[:, None, None]
-
-        out = x.new_empty(batch, height, width, self.dim)
-        native.attend(q, k, v, out, region_groups(batch, height, width, self.n_win),
-                      heads=self.num_heads, scale=self.scale, routed=(index + first).flatten(0, 1))
-        if self.lepe is None:
-            return out
-        if self.lepe.taps.takes(v):
-            self.lepe.taps.write(v, out, accumulate=True)
-            return out
-        return out + self.lepe(v)
-
-    def _means(self, x: Tensor) -> Tensor:
-        """(B, H, W, ...) to the means of the regions (B, R, ...)."""
-        regions = x.unflatten(2, (self.n_win, -1)).unflatten(1, (self.n_win, -1))
-        return regions.mean(4).mean(2).flatten(1, 2)     # faster than both at a time
-
-    def _pool(self, kv: Tensor) -> Tensor:
-        """(B, R, rh, rw, Q + C) to (B, R, rh', rw', Q + C)."""
-        if isinstance(self.kv_down, nn.Identity):
-            return kv
-        pooled = self.kv_down(kv.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return pooled.unflatten(0, kv.shape[:2])
+    @property
+    def pool(self) -> nn.Module | None:
+        """What makes fewer keys and values of a region's, (·, C, h, w) each; None for nothing."""
+        return None if isinstance(self.kv_down, nn.Identity) else self.kv_down
 
     def _factor(self, weight: Tensor) -> Tensor | None:
         """What multiplies the routed k and v: the weights, one with their gradient, or nothing."""

@@ -18,25 +18,16 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
-from visattn_dense.layers import (
-    DepthwiseConv,
-    crop,
-    is_padded,
-    merge_windows,
-    pad_to_multiple,
-    partition_windows,
-)
-
-from .groups import window_groups
+from visattn_dense.layers import DepthwiseConv
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.group_attention import window_attention
 
 Direction = Literal['vertical', 'horizontal', 'full']
 
 
-class StripeBranch(nn.Module):
+class StripeBranch(UsesOperators, nn.Module):
     """One branch of the cross: what happens inside the stripes of one direction.
 
     A subclass defines forward(qkv): (B, H, W, 3, C') to (B, H, W, C').
@@ -72,19 +63,6 @@ class StripeBranch(nn.Module):
                 'horizontal': (self.stripe_width, width),
                 'full': (height, width)}[self.direction]
 
-    def write(self, qkv: Tensor, out: Tensor) -> None:
-        """`forward` into `out` (B, H, W, C'), with the compiled kernels where a subclass has them.
-        Inference alone; `qkv` is what the kernels take.
-        """
-        out.copy_(self(qkv))
-
-    def tokens_on_map(self, qkv: Tensor) -> Tensor:
-        """(B·S, N) bool, True where a token of a stripe stands on the map, not on its padding."""
-        window = self.window_size(*qkv.shape[1:3])
-        inside = qkv.new_ones(qkv.shape[:3])
-        stripes = partition_windows(pad_to_multiple(inside, window, centred=True)[0], window)
-        return stripes.flatten(1).bool()
-
 
 class StripeAttention(StripeBranch):
     """Softmax attention inside the stripes of one direction.
@@ -111,27 +89,10 @@ class StripeAttention(StripeBranch):
         Returns:
             (B, H, W, C').
         """
-        window = self.window_size(*qkv.shape[1:3])
-        padded, pads = pad_to_multiple(qkv, window, centred=True)
-        stripes = partition_windows(padded, window)              # (B·S, h, w, 3, C')
-        mask = (self.tokens_on_map(qkv)[:, None, None]           # (B·S, 1, 1, N)
-                if self.mask_padding and is_padded(pads) else None)
-
-        tokens = stripes.flatten(1, 2).unflatten(-1, (self.num_heads, -1))
-        q, k, v = tokens.permute(2, 0, 3, 1, 4)                  # each (B·S, heads, N, d)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
-        out = out.transpose(1, 2).reshape(*stripes.shape[:3], -1)
-
-        out = out + self.get_v(stripes[..., 2, :])
-        return crop(merge_windows(out, padded.shape[1:3]), pads)
-
-    def write(self, qkv: Tensor, out: Tensor) -> None:
-        batch, height, width = qkv.shape[:3]
-        window = self.window_size(height, width)
-        groups, corner = window_groups(batch, height, width, window, not self.mask_padding)
-        q, k, v = qkv.unbind(3)
-        native.attend(q, k, v, out, groups, heads=self.num_heads, scale=self.scale)
-        self.get_v.taps.write(v, out, window=window, corner=corner, accumulate=True)
+        return window_attention(
+            qkv, self.window_size(*qkv.shape[1:3]), num_heads=self.num_heads, scale=self.scale,
+            padding_counts=not self.mask_padding, kernel=self.get_v.weight, bias=self.get_v.bias,
+            mode=self.mode)
 
 
 class CrossShapedAttention(nn.Module):
@@ -167,20 +128,10 @@ class CrossShapedAttention(nn.Module):
                    stripe_width=1 if stripe_width is None else stripe_width)
             for direction in self.directions)
         self.proj = nn.Linear(dim, dim)
-        self.prepared = False
-
-    def prepare_for_inference(self) -> None:
-        """See `visattn_dense.layers.optimize_for_inference`."""
-        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         qkv = self.qkv(x).unflatten(-1, (3, len(self.attns), -1))     # (B, H, W, 3, branch, C')
-        if self.prepared and native.takes(qkv):
-            out = qkv.new_empty(*x.shape[:-1], len(self.attns), qkv.shape[-1])
-            for i, attn in enumerate(self.attns):
-                attn.write(qkv[..., i, :], out[..., i, :])
-            return self.proj(out.flatten(-2))
         out = [attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)]
         return self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0])
 

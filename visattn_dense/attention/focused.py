@@ -29,39 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
-from visattn_dense.layers import (
-    DepthwiseConv,
-    DepthwiseTaps,
-    crop,
-    is_padded,
-    merge_windows,
-    pad_to_multiple,
-    partition_windows,
-    resize_position_grid,
-    without_autocast,
-)
+from visattn_dense.layers import DepthwiseConv, resize_position_grid
+from visattn_dense.ops.linear_attention import focused_attention
 
 from .cswin import CrossShapedAttention, Direction, StripeBranch
-from .groups import window_groups
 
 # Official code, FocusedLinearAttention.forward: both after the ReLU and in the denominator.
 EPS = 1e-6
-
-
-def focus(t: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """f_p(t) = t^p · ‖t‖ / ‖t^p‖ as a factor times a tensor of powers, safe from overflow.
-
-    Args:
-        t: (..., C'), positive.
-        power: p, the focusing factor.
-
-    Returns:
-        u^p with u = t / ‖t‖, (..., C'), and ‖t‖ / ‖u^p‖, (..., 1): their product is f_p(t).
-    """
-    norm = torch.linalg.vector_norm(t, dim=-1, keepdim=True)
-    powers = (t / norm) ** power
-    return powers, norm / torch.linalg.vector_norm(powers, dim=-1, keepdim=True)
 
 
 class FocusedStripeAttention(StripeBranch):
@@ -86,25 +60,6 @@ class FocusedStripeAttention(StripeBranch):
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))
         height, width = self.native_window
         self.positional_encoding = nn.Parameter(torch.zeros(1, height * width, dim))
-        self.taps: DepthwiseTaps | None = None
-
-    def prepare_for_inference(self) -> None:
-        """See `visattn_dense.layers.optimize_for_inference`."""
-        self.taps = DepthwiseTaps.of(*self._both_kernels())
-        self.inverse_scale = 1 / F.softplus(self.scale.detach().flatten())
-
-    def write(self, qkv: Tensor, out: Tensor) -> None:
-        q, k, v = qkv.unbind(3)
-        if self.focusing_factor not in range(1, 9) or not self.taps.takes(v):
-            return super().write(qkv, out)
-        batch, height, width, _ = v.shape
-        window = self.window_size(height, width)
-        groups, corner = window_groups(batch, height, width, window, False)
-        position = resize_position_grid(self.positional_encoding, self.native_window, window)
-        self.taps.write(v, out, window=window, corner=corner)
-        native.focused(q, k, v, out, groups, heads=self.num_heads, epsilon=EPS,
-                       position=position, inverse_scale=self.inverse_scale,
-                       power=int(self.focusing_factor))
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Attend.
@@ -116,69 +71,19 @@ class FocusedStripeAttention(StripeBranch):
             (B, H, W, C').
         """
         window = self.window_size(*qkv.shape[1:3])
-        padded, pads = pad_to_multiple(qkv, window, centred=True)
-        stripes = partition_windows(padded, window)              # (B·S, h, w, 3, C')
-        on_map = self.tokens_on_map(qkv) if is_padded(pads) else None
-
-        local = self.convolve(stripes[..., 2, :])
-        q, k, v = stripes.flatten(1, 2).unbind(2)                # each (B·S, N, C')
         position = resize_position_grid(self.positional_encoding, self.native_window, window)
-        out = self.attend(q, k, v, position, on_map)             # (B·S, N, heads, d), float32
+        kernel, bias = self.local_kernel()
+        return focused_attention(
+            qkv, window, num_heads=self.num_heads, position=position, scale=self.scale,
+            power=self.focusing_factor, epsilon=EPS, kernel=kernel, bias=bias, mode=self.mode)
 
-        out = local.flatten(1, 2).unflatten(-1, (self.num_heads, -1)) + out
-        out = out.to(qkv.dtype).reshape(local.shape)
-        return crop(merge_windows(out, padded.shape[1:3]), pads)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, position: Tensor,
-               on_map: Tensor | None) -> Tensor:
-        """The linear attention of each window, in float32 or wider.
-
-        Args:
-            q, k, v: (B·S, N, C').
-            position: (1, N, C'), added to k.
-            on_map: (B·S, N) bool, the tokens that are no padding; None where all are.
-
-        Returns:
-            (B·S, N, heads, d).
-        """
-        with without_autocast(q):
-            dtype = torch.promote_types(q.dtype, torch.float32)
-            q, k, v, position = (t.to(dtype) for t in (q, k, v, position))
-            inverse_scale = 1 / F.softplus(self.scale.to(dtype))
-            q, q_factor = focus(self._positive(q, inverse_scale), self.focusing_factor)
-            k, k_factor = focus(self._positive(k + position, inverse_scale), self.focusing_factor)
-            if on_map is not None:
-                k_factor = k_factor * on_map[..., None]
-            k = k * k_factor                                     # φ(k), 0 where padded
-
-            q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-            summary = k.transpose(-2, -1) @ v                    # (B·S, heads, d, d)
-            weight = k.sum(-2, keepdim=True).transpose(-2, -1)   # (B·S, heads, d, 1)
-            # q's factor stands above and below the line, so it is divided out of both.
-            norm = q @ weight + (EPS / q_factor)[:, None]        # (B·S, heads, N, 1)
-            return ((q @ summary) / norm).transpose(1, 2)
-
-    def convolve(self, v: Tensor) -> Tensor:
-        """DWC(v) + LePE(v) as one convolution with the sum of both kernels: (B·S, h, w, C')."""
-        if self.taps is not None and self.taps.takes(v):
-            return self.taps.convolve(v)
-        kernel, bias = self._both_kernels()
-        out = F.conv2d(v.permute(0, 3, 1, 2), kernel, bias, padding=kernel.shape[-1] // 2,
-                       groups=kernel.shape[0])
-        return out.permute(0, 2, 3, 1)
-
-    def _both_kernels(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution that is the sum of DWC and LePE."""
+    def local_kernel(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution of v that is the sum of DWC and LePE."""
         shared, own = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.get_v.weight
         margin = (shared.shape[-1] - own.shape[-1]) // 2
         kernel = (shared + F.pad(own, (margin,) * 4) if margin >= 0
                   else F.pad(shared, (-margin,) * 4) + own)
         return kernel, self.dwc.bias.repeat(self.num_heads) + self.get_v.bias
-
-    @staticmethod
-    def _positive(t: Tensor, inverse_scale: Tensor) -> Tensor:
-        """(relu(t) + ε) / softplus(scale)."""
-        return torch.addcmul(EPS * inverse_scale, t.relu(), inverse_scale)
 
 
 class FocusedLinearAttention(CrossShapedAttention):

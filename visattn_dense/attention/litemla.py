@@ -24,10 +24,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers import ConvNormAct, without_autocast
+from visattn_dense.layers import ConvNormAct
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.linear_attention import relu_attention
 
 
-class LiteMLA(nn.Module):
+class LiteMLA(UsesOperators, nn.Module):
     """Multi-scale ReLU linear attention on a map, NCHW in and out.
 
     Args:
@@ -83,12 +85,6 @@ class LiteMLA(nn.Module):
         Returns:
             (B, h·d, H, W), in the dtype of `qkv`.
         """
-        # In half precision both sums overflow: float32 for the products and the division.
-        with without_autocast(qkv):
-            tokens = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).flatten(2)
-            tokens = tokens.unflatten(1, (self.num_heads, 3, self.head_dim))
-            q, k, v = tokens.unbind(2)                               # each (B, h, d, N)
-            q, k = q.relu(), k.relu()
-            keys = k.sum(-1, keepdim=True)                           # (B, h, d, 1)
-            out = (v @ k.mT) @ q / (keys.mT @ q + self.eps)
+        tokens = qkv.flatten(2).unflatten(1, (self.num_heads, 3, self.head_dim))
+        out = relu_attention(tokens, epsilon=self.eps, mode=self.mode)          # (B, h, d, N)
         return out.flatten(1, 2).unflatten(-1, qkv.shape[2:]).to(qkv.dtype)

@@ -5,16 +5,14 @@
 Shapes: x (B, ..., C), all dimensions between the first and the last being positions: N tokens
 (B, N, C) or a map (B, H, W, C) of any size; h heads, d = C/h.
 """
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
 from visattn_dense.layers import DepthwiseConv
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.group_attention import full_attention
 
-from .groups import attend_to_all
 
-
-class SelfAttention(nn.Module):
+class SelfAttention(UsesOperators, nn.Module):
     """proj(softmax(q kᵀ · scale) v) over all positions.
 
     Args:
@@ -37,20 +35,12 @@ class SelfAttention(nn.Module):
         self.scale = scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.prepared = False
-
-    def prepare_for_inference(self) -> None:
-        """See `visattn_dense.layers.optimize_for_inference`."""
-        self.prepared = True
 
     def attend(self, x: Tensor) -> Tensor:
         """Everything but the last projection: (B, ..., C) to (B, ..., C)."""
-        qkv = self.qkv(x).flatten(1, -2)
-        if self.prepared and native.takes(qkv):
-            return attend_to_all(qkv, self.num_heads, self.scale).view(x.shape)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, N, d)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return out.transpose(1, 2).reshape(x.shape)
+        q, k, v = self.qkv(x).flatten(1, -2).chunk(3, dim=-1)            # each (B, N, C)
+        out = full_attention(q, k, v, num_heads=self.num_heads, scale=self.scale, mode=self.mode)
+        return out.view(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same shape."""
@@ -75,4 +65,4 @@ class LePESelfAttention(SelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.attend(x) + self.lepe(x))
+        return self.proj(self.lepe(x, onto=self.attend(x)))

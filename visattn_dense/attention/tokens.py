@@ -24,15 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense import native
-from visattn_dense.layers import Mlp, without_autocast
-
-from .groups import attend_to_all
+from visattn_dense.layers import Mlp
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.group_attention import full_attention
+from visattn_dense.ops.linear_attention import performer_attention
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
-class TokenPerformer(nn.Module):
+class TokenPerformer(UsesOperators, nn.Module):
     """Tokens through the performer's linear attention.
 
     Args:
@@ -57,19 +57,9 @@ class TokenPerformer(nn.Module):
         w = nn.init.orthogonal_(torch.empty(features, token_dim)) * math.sqrt(features)
         self.register_buffer('w', w)
 
-    def features(self, t: Tensor) -> Tensor:
-        """φ: (B, N, D) to (B, N, m), positive. ‖t‖² goes through the exponent with W t."""
-        half_norm = t.square().sum(-1, keepdim=True) / 2
-        return (F.linear(t, self.w) - half_norm).exp() / math.sqrt(self.w.shape[0])
-
     def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
         """Linear attention: (B, N, D) each, and out, in float32 or wider."""
-        with without_autocast(v):
-            kind = torch.promote_types(v.dtype, torch.float32)
-            phi_k, phi_q = self.features(k.to(kind)), self.features(q.to(kind))
-            key_sum = phi_k.sum(1)[..., None]                    # (B, m, 1)
-            context = phi_k.transpose(1, 2) @ v.to(kind)         # (B, m, D)
-            return phi_q @ context / (phi_q @ key_sum + self.eps)
+        return performer_attention(q, k, v, self.w, epsilon=self.eps, mode=self.mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D)."""
@@ -79,7 +69,7 @@ class TokenPerformer(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class WideSelfAttention(nn.Module):
+class WideSelfAttention(UsesOperators, nn.Module):
     """One-head self-attention from C channels to D, with v as the skip.
 
     Args:
@@ -93,22 +83,13 @@ class WideSelfAttention(nn.Module):
         self.scale = dim ** -.5 if scale is None else scale
         self.qkv = nn.Linear(dim, 3 * token_dim, bias=False)
         self.proj = nn.Linear(token_dim, token_dim)
-        self.prepared = False
-
-    def prepare_for_inference(self) -> None:
-        """See `visattn_dense.layers.optimize_for_inference`."""
-        self.prepared = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D)."""
-        qkv = self.qkv(x)
-        tokens = qkv.flatten(1, -2)
-        if self.prepared and native.takes(tokens):
-            out = self.proj(attend_to_all(tokens, 1, self.scale)) + tokens.chunk(3, dim=-1)[2]
-            return out.view(*qkv.shape[:-1], -1)
-        q, k, v = tokens[:, None].chunk(3, dim=-1)               # each (B, 1, N, D)
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return (v + self.proj(out)).reshape(*qkv.shape[:-1], -1)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        tokens = (t.flatten(1, -2) for t in (q, k, v))           # each (B, N, D)
+        out = full_attention(*tokens, num_heads=1, scale=self.scale, mode=self.mode)
+        return v + self.proj(out).view(v.shape)
 
 
 class TokenTransformer(nn.Module):

@@ -13,10 +13,14 @@ norm       LayerNorm over the channels of an NCHW map
 init       the initialisation that the families share
 packed     a model made ready for inference on a CPU
 """
+from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
+from visattn_dense.ops.precision import without_autocast
+from visattn_dense.ops.windows import merge_windows, partition_windows
+
 from .block import TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
-from .lepe import DepthwiseConv, DepthwiseTaps
+from .lepe import DepthwiseConv
 from .mbconv import (
     ConvNormAct,
     ConvPair,
@@ -29,13 +33,10 @@ from .mbconv import (
 from .mlp import Mlp
 from .norm import LayerNorm2d
 from .packed import PackedConv2d, PackedLinear, optimize_for_inference
-from .padding import crop, is_padded, pad_to_multiple
 from .position import resize_position_grid, sinusoid_table
-from .precision import without_autocast
-from .windows import merge_windows, partition_windows
 
 __all__ = [
-    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv', 'DepthwiseTaps',
+    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv',
     'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear',
     'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
     'init_vit_weights', 'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',

@@ -1,5 +1,5 @@
 """A model made ready for inference on a CPU: folded norms, packed weights, activations fused, and
-the kernels of `visattn_dense.native` for its attentions.
+the compiled kernels of its operators.
 
 A linear layer or convolution and the activation after it are one oneDNN call each: the matrix
 product's blocks get their bias and activation while they are in the caches. Weights of linear
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visattn_dense import native
+from visattn_dense.ops import UsesOperators, native
+from visattn_dense.ops.depthwise import depthwise
 
-from .lepe import DepthwiseTaps
 from .mbconv import ConvNormAct, fold_batch_norm
 from .mlp import Mlp
 
@@ -22,8 +22,8 @@ Activation = tuple[str, str]
 """oneDNN's name of an activation, and its algorithm."""
 
 _NONE: Activation = ('none', '')
-# Those that the kernel of a depthwise convolution applies.
-_NATIVE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
+# Those that the operator of a depthwise convolution applies.
+_DEPTHWISE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
 _ERROR = ('optimize_for_inference has packed the weights of this model: they can neither be saved '
           'nor loaded. Load the checkpoint before it, and keep a copy of the model to save.')
 
@@ -94,26 +94,41 @@ class PackedConv2d(_Packed):
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
-        self.taps = (DepthwiseTaps.of(layer.weight, layer.bias)
-                     if _is_depthwise(layer) and activation in _NATIVE else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), in the dtype of the weights."""
         x = x.to(self.dtype)
         name, algorithm = self.activation
-        if self.taps is not None and self.taps.takes(x.permute(0, 2, 3, 1)):
-            out = self.taps.convolve(x.permute(0, 2, 3, 1), activation=name)
-            return out.permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.kernel, self.bias, *self.geometry, name, [], algorithm)
 
 
-def _is_depthwise(layer: nn.Conv2d) -> bool:
-    """Whether it is a depthwise convolution as `DepthwiseTaps` has it."""
+class PackedDepthwiseConv(_Packed):
+    """act(conv(x)) of a depthwise convolution, by the operator. Inference alone.
+
+    Args:
+        layer: the convolution, of stride 1, zero-padded to keep the size.
+        activation: applied to the result.
+    """
+
+    def __init__(self, layer: nn.Conv2d, activation: Activation = _NONE) -> None:
+        super().__init__(layer, activation)
+        self.kernel = layer.weight.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape, in the dtype of the weights."""
+        out = depthwise(x.to(self.dtype).permute(0, 2, 3, 1), self.kernel, self.bias,
+                        activation=self.activation[0], mode='inference')
+        return out.permute(0, 3, 1, 2)
+
+
+def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
+    """Whether the compiled kernel of depthwise convolution can compute the layer."""
     side = layer.kernel_size[0]
-    return (layer.groups == layer.in_channels == layer.out_channels and side % 2 == 1
+    return (layer.groups == layer.in_channels == layer.out_channels and side in (3, 5)
             and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
-            and layer.stride == layer.dilation == (1, 1))
+            and layer.stride == layer.dilation == (1, 1) and activation in _DEPTHWISE
+            and layer.weight.dtype == torch.float32 and native.available())
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -121,12 +136,13 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     BatchNorms are folded into the convolutions before them (`fold_batch_norm`). On a CPU with
     oneDNN, linear layers and 1×1 convolutions get packed weights, and the activations after linear
-    layers and convolutions become part of them. Where there is a C++ compiler, attentions and
-    depthwise convolutions in float32 are computed by kernels compiled for this processor
-    (`visattn_dense.native`); the first call on a machine takes seconds for that. The outputs stay
-    the same up to rounding. On other devices folding is all. Afterwards the model can no longer be
-    trained, saved, loaded into or moved to another device: load the checkpoint first, and keep a
-    copy if you need one. Packed layers compute in the dtype of their weights, autocast or not.
+    layers and convolutions become part of them. Where there is a C++ compiler, operators in float32
+    are computed by kernels compiled for this processor (mode 'inference' of
+    `visattn_dense.ops.choose`); the first call on a machine takes seconds for that. The outputs
+    stay the same up to rounding. On other devices folding is all. Afterwards the model can no
+    longer be trained, saved, loaded into or moved to another device: load the checkpoint first, and
+    keep a copy if you need one. Packed layers compute in the dtype of their weights, autocast or
+    not.
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
@@ -144,8 +160,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     if any(parameter.device.type == 'cpu' for parameter in model.parameters()):
         native.available()                       # compiles here and now, not within the first image
     for module in list(model.modules()):
-        if hasattr(module, 'prepare_for_inference'):
-            module.prepare_for_inference()
+        if isinstance(module, UsesOperators) and module.mode == 'auto':
+            module.mode = 'inference'
     if not _has_onednn():
         return model
     for parent in list(model.modules()):
@@ -194,4 +210,6 @@ def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
     plain = layer.stride, layer.padding, layer.groups
     if layer.kernel_size == (1, 1) and plain == ((1, 1), (0, 0), 1):
         return PackedPointwiseConv(layer, activation)
+    if _suits_the_operator(layer, activation):
+        return PackedDepthwiseConv(layer, activation)
     return PackedConv2d(layer, activation)

@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from .precision import without_autocast
+from visattn_dense.ops.precision import without_autocast
 
 # Torch's bicubic kernel: Keys' cubic convolution with this parameter.
 _A = -.75

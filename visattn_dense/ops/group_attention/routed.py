@@ -9,34 +9,32 @@ torch.compile and export see no loop:
 - `visattn::routed_attention`, below, on any device: the pairs of a region and a head are worked
   through in chunks whose gathered copies and matrices stay under a fixed number of bytes, and
   backward computes them again. Memory is that of q, k, v, out and one chunk, whatever the map.
-- `visattn::routed_attention_triton`, see `visattn_dense.attention.routed_triton`: nothing is
-  gathered.
+- `visattn::routed_attention_triton`, see `routed_triton` beside this file: nothing is gathered.
 
 CUDA tensors of float32, bfloat16 or float16 with at most 128 channels a head go to Triton if it is
 installed and the GPU has compute capability 8.0 or more; everything else goes the first way.
-`use_implementation` takes one of them instead.
+`use_implementation('chunked')`, `('triton')` or `('reference')` takes one of them instead.
 
-Shapes: B batch, R regions, N query tokens and M key tokens of a region, h heads, d and e channels
+Shapes: B batch, R regions, N query tokens and M key tokens of a region (R, N and M may be two
+dimensions each, as the parts of a map lie), h heads, d and e channels
 of a head in q/k and v, K routed regions; P = B·R·h pairs of a region and a head, c and n pairs and
 queries of a chunk.
 """
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import routed_triton
+from .. import choose
+from ..choose import Form, Operator, reference_form
+from . import reference, routed_triton
 
 CHUNK_BYTES = 4 * 2**20
 """About the bytes that a chunk needs on a CPU: few enough to stay in its caches. Elsewhere, eight
 times as many. A chunk has at least one head of one region and 16 of its queries."""
-
-Implementation = Literal['auto', 'chunked', 'triton']
-
-_implementation: Implementation = 'auto'
 
 
 class _Chunk(NamedTuple):
@@ -67,13 +65,21 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, copies: int,
 
 def _pairs(t: Tensor) -> Tensor:
     """(B, R, N, h, d) to (P, N, d), P = B·R·h: the tokens of a region and head side by side."""
-    return t.transpose(2, 3).flatten(0, 2).contiguous()
+    sides = _sides(t)
+    return t.movedim(-2, 1 + sides).flatten(0, 1 + sides).flatten(1, sides).contiguous()
+
+
+def _sides(t: Tensor) -> int:
+    """In how many dimensions the regions lie, and their tokens."""
+    return (t.ndim - 3) // 2
 
 
 def _from_pairs(t: Tensor, like: Tensor) -> Tensor:
     """Undo `_pairs`: a view of (P, N, d) as (B, R, N, h, d), the sizes but d those of `like`."""
-    batch, regions, _, heads, _ = like.shape
-    return t.unflatten(0, (batch, regions, heads)).transpose(2, 3)
+    batch, *where, heads, _ = like.shape
+    sides = _sides(like)
+    t = t.view(batch, *where[:sides], heads, *where[sides:], t.shape[-1])
+    return t.movedim(1 + sides, -2)
 
 
 def _pair_rows(index: Tensor, heads: int) -> Tensor:
@@ -122,7 +128,7 @@ def _fused(q: Tensor) -> bool:
 @torch.library.custom_op('visattn::routed_attention', mutates_args=())
 def _routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,
                       scale: float) -> Tensor:
-    like, heads, rows = q, q.shape[3], _pair_rows(index, q.shape[3])
+    like, heads, rows = q, q.shape[-2], _pair_rows(index, q.shape[-2])
     q, k, v = _pairs(q), _pairs(k), _pairs(v)
     out = q.new_empty(*q.shape[:2], v.shape[2])
     for pairs, tiles in _chunks(q, k, v, rows, copies=1, matrices=0 if _fused(q) else 1):
@@ -145,8 +151,10 @@ def _(q, k, v, index, weight, scale):
 
 def _pair_layout(like: Tensor, width: int) -> Tensor:
     """An empty (B, R, N, h, width) with the strides that `_from_pairs` leaves."""
-    batch, regions, tokens, heads, _ = like.shape
-    return like.new_empty(batch, regions, heads, tokens, width).transpose(2, 3)
+    batch, *where, heads, _ = like.shape
+    sides = _sides(like)
+    return like.new_empty(batch, *where[:sides], heads, *where[sides:], width).movedim(
+        1 + sides, -2)
 
 
 @torch.library.custom_op('visattn::routed_attention_backward', mutates_args=())
@@ -157,7 +165,7 @@ def _routed_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, in
     With P = softmax(S), S = scale · q kᵀ:  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP − Σ P ∘ dP),
     dQ = scale · dS K,  dK = scale · dSᵀ Q.
     """
-    likes, heads, rows = (q, k, v), q.shape[3], _pair_rows(index, q.shape[3])
+    likes, heads, rows = (q, k, v), q.shape[-2], _pair_rows(index, q.shape[-2])
     kind = torch.promote_types(q.dtype, torch.float32)
     grad, q, k, v = _pairs(grad), _pairs(q), _pairs(k), _pairs(v)
     grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=kind) for t in (q, k, v))
@@ -217,49 +225,15 @@ def _backward(ctx, grad: Tensor):
 _routed_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
-                     weight: Tensor | None = None) -> Tensor:
-    """Attend from each region to the regions that `index` gives it.
-
-    Args:
-        q: (B, R, N, h, d).
-        k: (B, R, M, h, d).
-        v: (B, R, M, h, e).
-        index: (B, R, K) integers in [0, R).
-        scale: factor of the logits.
-        weight: (B, R, K), multiplies k and v of each routed region (soft routing), or None.
-
-    Returns:
-        (B, R, N, h, e).
-
-    Raises:
-        ValueError: `use_implementation('triton')` holds and Triton cannot take these tensors.
-    """
-    reason = None if _implementation == 'chunked' else routed_triton.why_not(q, k, v)
-    if _implementation == 'triton' and reason is not None:
-        raise ValueError(f"Triton was asked for by use_implementation, but {reason}; use 'auto' or "
-                         "'chunked'")
-    if _implementation == 'triton' or _implementation == 'auto' and q.is_cuda and reason is None:
-        return torch.ops.visattn.routed_attention_triton(q, k, v, index, weight, scale)[0]
+def _chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
+             weight: Tensor | None = None) -> Tensor:
     return torch.ops.visattn.routed_attention(q, k, v, index, weight, scale)
 
 
-@contextmanager
-def use_implementation(name: Implementation) -> Iterator[None]:
-    """How `routed_attention` computes while the block runs, in the whole process.
+routed_attention = Operator(
+    'routed_attention',
+    Form('triton', routed_triton.routed_attention, routed_triton.why_not, devices=('cuda',)),
+    Form('chunked', _chunked), reference_form(reference.routed_attention))
 
-    Backward is that of the forward it belongs to, in or out of the block. For comparing; 'auto' is
-    the rule that this module's docstring gives.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    global _implementation
-    if name not in get_args(Implementation):
-        raise ValueError(f'implementation is one of {", ".join(get_args(Implementation))}; got '
-                         f'{name!r}')
-    before, _implementation = _implementation, name
-    try:
-        yield
-    finally:
-        _implementation = before
+use_implementation = partial(choose.use_implementation, operator='routed_attention')
+"""`visattn_dense.ops.choose.use_implementation` of this operator."""

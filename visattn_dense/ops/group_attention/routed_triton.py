@@ -7,7 +7,7 @@ order, so there are no atomic additions and the gradients are the same at every 
 
 Inputs of float32 are multiplied in float32 ('ieee'), not TF32, whatever torch's own setting is.
 
-Shapes: as in `visattn_dense.attention.routed`.
+Shapes: as in `visattn_dense.ops.group_attention.routed`.
 """
 import importlib.util
 import os
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .reference import flat_regions
 
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 
@@ -26,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def why_not(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> str | None:
     """What keeps the kernels from taking these, or None."""
     if not HAS_TRITON:
         return 'Triton is not installed'
@@ -43,8 +45,31 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
+def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
+                     weight: Tensor | None = None) -> Tensor:
+    return torch.ops.visattn.routed_attention_triton(q, k, v, index, weight, scale)[0]
+
+
+class _Regions(NamedTuple):
+    """How the regions of a tensor lie, and the tokens of a region."""
+    regions: int
+    region_columns: int
+    tokens: int
+    token_columns: int
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, t: Tensor) -> '_Regions':
+        """Of (B, R, N, h, d), or of (B, r, r', n, n', h, d)."""
+        if t.ndim == 5:
+            (image, region, token, head, channel), (_, regions, tokens, *_) = t.stride(), t.shape
+            return cls(regions, 1, tokens, 1, (image, region, 0, token, 0, head, channel))
+        _, rows, columns, token_rows, token_columns, *_ = t.shape
+        return cls(rows * columns, columns, token_rows * token_columns, token_columns, t.stride())
+
+
 class Tile(NamedTuple):
-    """A tile of a program's own side, and how the other side is walked (see `kernels.routed`)."""
+    """A tile of a program's own side, and how the other side is walked (see `triton_kernels`)."""
     block: int
     slots: int
     tokens: int
@@ -105,8 +130,19 @@ def _launch_options(tile: Tile, q: Tensor, v: Tensor, weight: Tensor | None) -> 
                 num_warps=tile.num_warps, num_stages=2, enable_fp_fusion=True)
 
 
-def _grid(q: Tensor, tokens: int, tile: Tile) -> tuple[int]:
-    return (q.shape[0] * q.shape[1] * q.shape[3] * -(-tokens // tile.block),)
+def _laid_out(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """As the kernels read them: regions of a map where they lie if the heads are narrow.
+
+    With wider heads the two steps to a place cost registers that the sums need (a spill of up to
+    0.8 KB by ptxas), so there the regions are cut first.
+    """
+    if max(t.shape[-1] for t in tensors) <= 32:
+        return tensors
+    return tuple(flat_regions(t) for t in tensors)
+
+
+def _grid(q: Tensor, regions: int, tokens: int, tile: Tile) -> tuple[int]:
+    return (q.shape[0] * regions * q.shape[-2] * -(-tokens // tile.block),)
 
 
 def _on(tensor: Tensor):
@@ -117,36 +153,46 @@ def _on(tensor: Tensor):
 @torch.library.custom_op('visattn::routed_attention_triton', mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,
              scale: float) -> tuple[Tensor, Tensor]:
-    from .kernels.routed import forward_kernel
-    (batch, regions, n, heads, _), m, slots = q.shape, k.shape[2], index.shape[2]
+    from .triton_kernels import forward_kernel
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = q.new_empty(batch, regions, heads, n, dtype=torch.float32)
+    q, k, v = _laid_out(q, k, v)
+    of_q, of_k, of_v = (_Regions.of(t) for t in (q, k, v))
+    regions, n, m = of_q.regions, of_q.tokens, of_k.tokens
+    heads, slots = q.shape[-2], index.shape[2]
+    lse = q.new_empty(len(q), regions, heads, n, dtype=torch.float32)
     tile = Tile.of(n, m, slots, q.dtype, max(q.shape[-1], v.shape[-1]),
                    forward=True)
     with _on(q):
-        forward_kernel[_grid(q, n, tile)](
+        forward_kernel[_grid(q, regions, n, tile)](
             q, k, v, index.contiguous(), weight.contiguous() if weight is not None else None,
-            out, lse, scale, n, m, slots, regions, heads, *q.stride(), *k.stride(), *v.stride(),
+            out, lse, scale, n, m, slots, regions, heads, of_q.region_columns, of_q.token_columns,
+            of_k.token_columns, *of_q.strides, *of_k.strides, *of_v.strides,
             **_launch_options(tile, q, v, weight))
     return out, lse
 
 
 @_forward.register_fake
 def _(q, k, v, index, weight, scale):
+    of_q = _Regions.of(q)
     return (q.new_empty(*q.shape[:-1], v.shape[-1]),
-            q.new_empty(*q.shape[:2], q.shape[3], q.shape[2], dtype=torch.float32))
+            q.new_empty(len(q), of_q.regions, q.shape[-2], of_q.tokens, dtype=torch.float32))
 
 
 @torch.library.custom_op('visattn::routed_attention_triton_backward', mutates_args=())
 def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
                  weight: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> list[Tensor]:
-    from .kernels.routed import key_gradient_kernel, query_gradient_kernel
-    (_, regions, n, heads, d), m, slots = q.shape, k.shape[2], index.shape[2]
+    from .triton_kernels import key_gradient_kernel, query_gradient_kernel
+    grad_q, grad_k, grad_v = (q.new_empty(t.shape) for t in (q, k, v))
+    q, k, v, grad = _laid_out(q, k, v, grad)
+    of_q, of_k, of_v, of_grad = (_Regions.of(t) for t in (q, k, v, grad))
+    regions, n, m = of_q.regions, of_q.tokens, of_k.tokens
+    *_, heads, d = q.shape
+    slots = index.shape[2]
     index = index.contiguous()
     weight = weight.contiguous() if weight is not None else None
-    grad_q, grad_k, grad_v = (q.new_empty(t.shape) for t in (q, k, v))
     delta = torch.empty_like(lse)
-    strides = [step for t in (q, k, v, grad) for step in t.stride()]
+    geometry = (of_q.region_columns, of_q.token_columns, of_k.token_columns, *of_q.strides,
+                *of_k.strides, *of_v.strides, *of_grad.strides)
     width = max(d, v.shape[-1])
 
     pairs, offsets = transpose_routing(index)
@@ -159,12 +205,12 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
 
     tile = Tile.of(n, m, slots, q.dtype, width, forward=False)
     with _on(q):
-        query_gradient_kernel[_grid(q, n, tile)](
+        query_gradient_kernel[_grid(q, regions, n, tile)](
             q, k, v, index, weight, out, lse, grad, delta, grad_q, scale, n, m, slots, regions,
-            heads, *strides, **_launch_options(tile, q, v, weight))
-        key_gradient_kernel[_grid(q, m, key_tile)](
+            heads, *geometry, **_launch_options(tile, q, v, weight))
+        key_gradient_kernel[_grid(q, regions, m, key_tile)](
             q, k, v, ordered, lse, grad, delta, grad_k, grad_v, shares, askers, offsets, scale,
-            n, m, regions, heads, *strides, **_launch_options(key_tile, q, v, weight))
+            n, m, regions, heads, *geometry, **_launch_options(key_tile, q, v, weight))
     if weight is None:
         return [grad_q, grad_k, grad_v]
     grad_w = torch.empty_like(weight)

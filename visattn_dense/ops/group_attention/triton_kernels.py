@@ -15,15 +15,17 @@ operands of the products have the inputs' dtype.
 A program owns one tile of one region and head. Row: a region of an image, image · R + region.
 Regions of few tokens share a tile of the other side: a tile is SLOTS regions × TOKENS tokens of
 each, both powers of two. N, M tokens of a region on the query and the key side, K routed regions,
-R regions of an image, D and E channels of a head; `q_b, q_r, q_n, q_h, q_d` are q's strides.
+R regions of an image, D and E channels of a head. Regions, and the tokens of one, may lie in rows
+of RC, NC and MC columns, as the parts of a map do: `q_b, q_r, q_c, q_y, q_x, q_h, q_d` are q's
+strides by image, row and column of the region, row and column of the token, head and channel.
 `out`, `lse`, `delta` and the gradients are contiguous.
 """
+import os
+
 import triton
 import triton.language as tl
 
-from ..routed_triton import INTERPRETED as _INTERPRETED
-
-INTERPRETED = tl.constexpr(_INTERPRETED)
+INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -39,12 +41,19 @@ def _place(length, HEADS, R, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load(base, token, valid, token_stride, channel_stride, WIDTH: tl.constexpr,
-          BLOCK: tl.constexpr):
-    """(tokens, BLOCK) of a tensor, zeros where there is no token or channel."""
+def _at(nth, columns, row_stride, column_stride):
+    """Offset of what is the nth, counted row by row."""
+    return nth // columns * row_stride + nth % columns * column_stride
+
+
+@triton.jit
+def _load(base, token, valid, channel_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """(tokens, BLOCK) of a tensor, zeros where there is no token or channel.
+
+    `base` is a pointer, or a column of one pointer for each token; `token` are their offsets.
+    """
     channel = tl.arange(0, BLOCK)
-    # `base` is a pointer, or a column of one pointer for each token.
-    return tl.load(base + token[:, None] * token_stride + channel[None, :] * channel_stride,
+    return tl.load(base + token[:, None] + channel[None, :] * channel_stride,
                    mask=valid[:, None] & (channel < WIDTH)[None, :], other=0.)
 
 
@@ -94,7 +103,8 @@ def _product(a, b, total, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
-                   q_b, q_r, q_n, q_h, q_d, k_b, k_r, k_n, k_h, k_d, v_b, v_r, v_n, v_h, v_d,
+                   RC, NC, MC, q_b, q_r, q_c, q_y, q_x, q_h, q_d,
+                   k_b, k_r, k_c, k_y, k_x, k_h, k_d, v_b, v_r, v_c, v_y, v_x, v_h, v_d,
                    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
                    WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
                    SLOTS: tl.constexpr, TOKENS: tl.constexpr):
@@ -103,7 +113,8 @@ def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
     n = start + tl.arange(0, BLOCK)
     token = tl.arange(0, SLOTS * TOKENS) % TOKENS
     slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    queries = _load(q + image * q_b + region * q_r + head * q_h, n, n < N, q_n, q_d, D, BLOCK_D)
+    queries = _load(q + image * q_b + _at(region, RC, q_r, q_c) + head * q_h, _at(n, NC, q_y, q_x),
+                    n < N, q_d, D, BLOCK_D)
     k += image * k_b + head * k_h
     v += image * v_b + head * v_h
     index += row * K
@@ -119,8 +130,8 @@ def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
         m = step % tiles * TOKENS + token
         valid = (first + slot < K) & (m < M)
         routed = _column(_entry(index, first, K, SLOTS, TOKENS).to(tl.int64), SLOTS)
-        keys = _load(k + routed * k_r, m, valid, k_n, k_d, D, BLOCK_D)
-        values = _load(v + routed * v_r, m, valid, v_n, v_d, E, BLOCK_E)
+        keys = _load(k + _at(routed, RC, k_r, k_c), _at(m, MC, k_y, k_x), valid, k_d, D, BLOCK_D)
+        values = _load(v + _at(routed, RC, v_r, v_c), _at(m, MC, v_y, v_x), valid, v_d, E, BLOCK_E)
 
         logits = _product(queries, tl.trans(keys), None, PRECISION) * (scale * LOG2E)
         if WEIGHTED:
@@ -145,8 +156,8 @@ def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
 @triton.jit
 def query_gradient_kernel(
         q, k, v, index, weight, out, lse, grad, delta, grad_q, scale, N, M, K, R, HEADS,
-        q_b, q_r, q_n, q_h, q_d, k_b, k_r, k_n, k_h, k_d, v_b, v_r, v_n, v_h, v_d,
-        g_b, g_r, g_n, g_h, g_d,
+        RC, NC, MC, q_b, q_r, q_c, q_y, q_x, q_h, q_d, k_b, k_r, k_c, k_y, k_x, k_h, k_d,
+        v_b, v_r, v_c, v_y, v_x, v_h, v_d, g_b, g_r, g_c, g_y, g_x, g_h, g_d,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
         SLOTS: tl.constexpr, TOKENS: tl.constexpr):
@@ -155,9 +166,11 @@ def query_gradient_kernel(
     n = start + tl.arange(0, BLOCK)
     token = tl.arange(0, SLOTS * TOKENS) % TOKENS
     slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    queries = _load(q + image * q_b + region * q_r + head * q_h, n, n < N, q_n, q_d, D, BLOCK_D)
-    grads = _load(grad + image * g_b + region * g_r + head * g_h, n, n < N, g_n, g_d, E, BLOCK_E)
-    outs = _load(out + (row * N * HEADS + head) * E, n, n < N, HEADS * E, 1, E, BLOCK_E)
+    queries = _load(q + image * q_b + _at(region, RC, q_r, q_c) + head * q_h, _at(n, NC, q_y, q_x),
+                    n < N, q_d, D, BLOCK_D)
+    grads = _load(grad + image * g_b + _at(region, RC, g_r, g_c) + head * g_h, _at(n, NC, g_y, g_x),
+                  n < N, g_d, E, BLOCK_E)
+    outs = _load(out + (row * N * HEADS + head) * E, n * (HEADS * E), n < N, 1, E, BLOCK_E)
     row_delta = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
     statistics = (row * HEADS + head) * N
     tl.store(delta + statistics + n, row_delta, mask=n < N)
@@ -175,8 +188,8 @@ def query_gradient_kernel(
         m = step % tiles * TOKENS + token
         valid = (first + slot < K) & (m < M)
         routed = _column(_entry(index, first, K, SLOTS, TOKENS).to(tl.int64), SLOTS)
-        keys = _load(k + routed * k_r, m, valid, k_n, k_d, D, BLOCK_D)
-        values = _load(v + routed * v_r, m, valid, v_n, v_d, E, BLOCK_E)
+        keys = _load(k + _at(routed, RC, k_r, k_c), _at(m, MC, k_y, k_x), valid, k_d, D, BLOCK_D)
+        values = _load(v + _at(routed, RC, v_r, v_c), _at(m, MC, v_y, v_x), valid, v_d, E, BLOCK_E)
 
         logits = _product(queries, tl.trans(keys), None, PRECISION) * (scale * LOG2E)
         grad_p = _product(grads, tl.trans(values), None, PRECISION)
@@ -197,9 +210,9 @@ def query_gradient_kernel(
 @triton.jit
 def key_gradient_kernel(
         q, k, v, weight, lse, grad, delta, grad_k, grad_v, grad_w, askers, offsets, scale,
-        N, M, R, HEADS,
-        q_b, q_r, q_n, q_h, q_d, k_b, k_r, k_n, k_h, k_d, v_b, v_r, v_n, v_h, v_d,
-        g_b, g_r, g_n, g_h, g_d,
+        N, M, R, HEADS, RC, NC, MC,
+        q_b, q_r, q_c, q_y, q_x, q_h, q_d, k_b, k_r, k_c, k_y, k_x, k_h, k_d,
+        v_b, v_r, v_c, v_y, v_x, v_h, v_d, g_b, g_r, g_c, g_y, g_x, g_h, g_d,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
         SLOTS: tl.constexpr, TOKENS: tl.constexpr):
@@ -214,8 +227,10 @@ def key_gradient_kernel(
     m = start + tl.arange(0, BLOCK)
     token = tl.arange(0, SLOTS * TOKENS) % TOKENS
     slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    keys = _load(k + image * k_b + region * k_r + head * k_h, m, m < M, k_n, k_d, D, BLOCK_D)
-    values = _load(v + image * v_b + region * v_r + head * v_h, m, m < M, v_n, v_d, E, BLOCK_E)
+    keys = _load(k + image * k_b + _at(region, RC, k_r, k_c) + head * k_h, _at(m, MC, k_y, k_x),
+                 m < M, k_d, D, BLOCK_D)
+    values = _load(v + image * v_b + _at(region, RC, v_r, v_c) + head * v_h, _at(m, MC, v_y, v_x),
+                   m < M, v_d, E, BLOCK_E)
     q += image * q_b + head * q_h
     grad += image * g_b + head * g_h
 
@@ -230,8 +245,10 @@ def key_gradient_kernel(
         valid = (first + slot < end) & (n < N)
         asker = _entry(askers, first, end, SLOTS, TOKENS).to(tl.int64)
         asker_region = _column(asker - image * R, SLOTS)
-        queries = _load(q + asker_region * q_r, n, valid, q_n, q_d, D, BLOCK_D)
-        grads = _load(grad + asker_region * g_r, n, valid, g_n, g_d, E, BLOCK_E)
+        queries = _load(q + _at(asker_region, RC, q_r, q_c), _at(n, NC, q_y, q_x), valid, q_d, D,
+                        BLOCK_D)
+        grads = _load(grad + _at(asker_region, RC, g_r, g_c), _at(n, NC, g_y, g_x), valid, g_d, E,
+                      BLOCK_E)
         statistics = (asker * HEADS + head) * N + n
         row_lse = tl.load(lse + statistics, mask=valid, other=0.) * LOG2E
         row_delta = tl.load(delta + statistics, mask=valid, other=0.)

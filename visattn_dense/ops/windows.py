@@ -1,5 +1,8 @@
 """Cutting an NHWC map in windows and merging them. A stripe is a window as long as the map."""
+import torch
 from torch import Tensor
+
+from .padding import pad_to_multiple
 
 
 def partition_windows(x: Tensor, window_size: tuple[int, int]) -> Tensor:
@@ -37,3 +40,31 @@ def merge_windows(windows: Tensor, map_size: tuple[int, int]) -> Tensor:
     (height, width), (h, w) = map_size, windows.shape[1:3]
     x = windows.unflatten(0, (-1, height // h, width // w)).transpose(2, 3)
     return x.reshape(-1, height, width, *windows.shape[3:])
+
+
+def regions_of(x: Tensor, n_win: int) -> Tensor:
+    """A map as n_win × n_win regions, a view: (B, H, W, ...) to (B, n_win, n_win, h, w, ...)."""
+    return x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1)).transpose(2, 3)
+
+
+def region_means(x: Tensor, n_win: int) -> Tensor:
+    """The mean of each region: (B, H, W, C) to (B, n_win, n_win, C)."""
+    regions = x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1))
+    if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64):
+        return regions.mean(4).mean(2)           # faster than both axes at a time
+    return regions.mean((2, 4))
+
+
+def tokens_on_map(x: Tensor, window_size: tuple[int, int]) -> Tensor:
+    """Which tokens of the windows stand on the map, not on the padding around it.
+
+    Args:
+        x: (B, H, W, ...), the map before it is padded, centred, to whole windows.
+        window_size: (h, w) of a window.
+
+    Returns:
+        (B·S, N) bool, S windows of N = h·w tokens.
+    """
+    inside = x.new_ones(x.shape[:3])
+    windows = partition_windows(pad_to_multiple(inside, window_size, centred=True)[0], window_size)
+    return windows.flatten(1).bool()

@@ -1,4 +1,4 @@
-"""The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.native`.
+"""The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.ops.native`.
 
 A map of (B, H, W) has B·H·W rows. The lists of a shape are kept from one call to the next.
 """
@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from visattn_dense.layers import pad_to_multiple, partition_windows
-from visattn_dense.native import Groups, attend
+from ..native import Groups
+from ..padding import pad_to_multiple
+from ..windows import partition_windows
 
 
 @lru_cache(maxsize=64)
@@ -43,25 +44,6 @@ def region_groups(batch: int, height: int, width: int, n_win: int) -> Groups:
     regions = partition_windows(rows, (height // n_win, width // n_win)).flatten(1)
     counts = torch.full((regions.shape[0],), regions.shape[1])
     return Groups(*_lists(regions.flatten(), counts) * 2)
-
-
-def attend_to_all(qkv: Tensor, num_heads: int, scale: float | None) -> Tensor:
-    """Every token of an image attends to every other, with the compiled kernel.
-
-    Args:
-        qkv: (B, N, 3·C), what `visattn_dense.native.takes`.
-        num_heads: h.
-        scale: factor of the logits, (C/h)^-½ by default.
-
-    Returns:
-        (B, N, C).
-    """
-    q, k, v = qkv.chunk(3, dim=-1)
-    batch, tokens, _ = q.shape
-    groups, _ = window_groups(batch, tokens, 1, (tokens, 1), False)
-    out = qkv.new_empty(q.shape)
-    attend(q, k, v, out, groups, heads=num_heads, scale=scale)
-    return out
 
 
 def _lists(rows: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ written may be a part of the channels of another.
 """
 from __future__ import annotations
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .build import available, library
+from .build import library
+from .build import why_not as why_no_kernels
 
 ACTIVATIONS = 'none', 'relu', 'hardswish'
 """What `depthwise` can do to its result."""
@@ -40,13 +40,22 @@ class Groups(NamedTuple):
     places: Tensor | None = None
 
 
-def takes(x: Tensor) -> bool:
-    """Whether the kernels can compute with x: there are kernels, x is float32 on a CPU, rows at one
-    distance (see above), needs no gradient and stands for itself (it is not traced or faked).
+def why_not(x: Tensor | None = None) -> str | None:
+    """What keeps the kernels from computing with x, or None; without x, why there are no kernels.
+
+    They take float32 on a CPU, in rows at one distance (see above), without a gradient.
     """
-    return (type(x) is Tensor and x.device.type == 'cpu' and x.dtype == torch.float32
-            and x.numel() > 0 and not torch.compiler.is_compiling()
-            and not (x.requires_grad and torch.is_grad_enabled()) and _is_rows(x) and available())
+    if x is None:
+        return why_no_kernels()
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return 'the tensors are traced, or of a class of their own'
+    if x.device.type != 'cpu' or x.dtype != torch.float32:
+        return f'the tensors are {x.dtype} on {x.device.type!r}, not float32 on a CPU'
+    if x.requires_grad and torch.is_grad_enabled():
+        return 'a gradient is needed'
+    if x.numel() == 0 or not _is_rows(x):
+        return 'the tensors are empty, or not in rows at one distance'
+    return why_no_kernels()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
@@ -73,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, head
 def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
             position: Tensor, inverse_scale: Tensor, power: int, epsilon: float) -> None:
     """out += focused linear attention inside groups of rows; see
-    `visattn_dense.attention.focused`.
+    `visattn_dense.ops.linear_attention`.
 
     Args:
         q, k, v, out: (..., C) each, viewed as rows.
@@ -120,10 +129,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_star
     tensors = [_rows(t) for t in (q, k, v, out)]
     groups = q_starts.shape[0] - 1
     library().visattn_attention(
-        *(_pointer(t) for t in tensors), *(ctypes.c_int64(t.stride(0)) for t in tensors),
-        *(_pointer(t) for t in (q_rows, q_starts, k_rows, k_starts, routed, absent)),
-        groups, 1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
-        v.shape[-1] // heads, ctypes.c_float(scale), torch.get_num_threads())
+        *map(_pointer, tensors), *(t.stride(0) for t in tensors),
+        *map(_pointer, (q_rows, q_starts, k_rows, k_starts, routed, absent)), groups,
+        1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
+        v.shape[-1] // heads, scale, torch.get_num_threads())
 
 
 @torch.library.custom_op('visattn::focused_attention', mutates_args={'out'}, device_types='cpu')
@@ -132,10 +141,9 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
              epsilon: float) -> None:
     tensors = [_rows(t) for t in (q, k, v, out)]
     library().visattn_focused(
-        *(_pointer(t) for t in tensors), *(ctypes.c_int64(t.stride(0)) for t in tensors),
-        *(_pointer(t) for t in (rows, starts, places, position, inverse_scale)),
-        ctypes.c_float(epsilon), power, starts.shape[0] - 1, heads, q.shape[-1] // heads,
-        torch.get_num_threads())
+        *map(_pointer, tensors), *(t.stride(0) for t in tensors),
+        *map(_pointer, (rows, starts, places, position, inverse_scale)), epsilon, power,
+        starts.shape[0] - 1, heads, q.shape[-1] // heads, torch.get_num_threads())
 
 
 @torch.library.custom_op('visattn::depthwise', mutates_args={'out'}, device_types='cpu')
@@ -144,9 +152,9 @@ def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, wind
     inputs, outputs = _rows(x), _rows(out)
     side = round(weight.shape[0]**.5)
     done = library().visattn_depthwise(
-        _pointer(inputs), _pointer(outputs), ctypes.c_int64(inputs.stride(0)),
-        ctypes.c_int64(outputs.stride(0)), *x.shape, *window, *corner, side, _pointer(weight),
-        _pointer(bias), int(accumulate), activation, torch.get_num_threads())
+        _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0), *x.shape,
+        *window, *corner, side, _pointer(weight), _pointer(bias), accumulate, activation,
+        torch.get_num_threads())
     if done != 0:
         raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
 
@@ -183,5 +191,5 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-def _pointer(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

@@ -79,7 +79,20 @@ def _library() -> ctypes.CDLL:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    return ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    """The library with the types of its functions, which are those at the end of kernels.cpp."""
+    opened = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    pointer, stride, integer, real = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
+                                      ctypes.c_float)
+    for name, result, arguments in (
+            ('attention', None,
+             [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real, integer]),
+            ('focused', None,
+             [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 5),
+            ('depthwise', integer,
+             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 3)):
+        function = getattr(opened, f'visattn_{name}')
+        function.restype, function.argtypes = result, arguments
+    return opened
 
 
 def _compiler() -> list[str]:

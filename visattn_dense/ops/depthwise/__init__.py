@@ -1,0 +1,18 @@
+"""Depthwise convolution of an NHWC map: LePE, positional convolutions, those of mobile blocks.
+
+    out = act(onto + x + conv(x)),   onto and x where they are asked for
+
+conv takes each channel with itself, stride 1, zero-padded to keep the size. The arguments are those
+of `reference.depthwise`, and `mode` (see `visattn_dense.ops.choose`).
+
+reference   the equation: a sum over the places of the kernel
+torch_form  torch's convolution
+compiled    the kernel in C++
+"""
+from ..choose import Form, Operator, compiled_form, reference_form
+from . import compiled, reference, torch_form
+
+depthwise = Operator('depthwise', compiled_form(compiled.depthwise, compiled.why_not),
+                     Form('torch', torch_form.depthwise), reference_form(reference.depthwise))
+
+__all__ = ['depthwise']

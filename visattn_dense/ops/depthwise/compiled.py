@@ -1,0 +1,35 @@
+"""Depthwise convolution by the kernel in C++: channels side by side, inside windows if need be."""
+from torch import Tensor
+
+from .. import native
+from ..kept import kept
+
+
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, **_: object) -> str | None:
+    return why_not_kernel(weight) or native.why_not(x)
+
+
+def why_not_kernel(weight: Tensor) -> str | None:
+    """What keeps the kernel from taking such weights, or None."""
+    return None if weight.shape[-1] in (3, 5) else 'the kernel is neither 3x3 nor 5x5'
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_input: bool = False,
+              onto: Tensor | None = None, activation: str = 'none') -> Tensor:
+    out = x.new_empty(x.shape) if onto is None else onto
+    native.depthwise(x, out, kept(_with_identity if plus_input else taps, weight),
+                     None if bias is None else bias.detach(), accumulate=onto is not None,
+                     activation=activation)
+    return out
+
+
+def taps(weight: Tensor) -> Tensor:
+    """(C, 1, k, k) to (k², C), position by position, as the kernel wants them."""
+    return weight.detach().flatten(1).t().contiguous()
+
+
+def _with_identity(weight: Tensor) -> Tensor:
+    """`taps` of x + conv(x)."""
+    found = taps(weight)
+    found[len(found) // 2] += 1
+    return found

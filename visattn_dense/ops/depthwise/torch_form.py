@@ -1,0 +1,24 @@
+"""Depthwise convolution by torch's own."""
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..precision import is_half
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    'none': lambda x: x, 'relu': F.relu, 'hardswish': F.hardswish}
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_input: bool = False,
+              onto: Tensor | None = None, activation: str = 'none') -> Tensor:
+    # x + conv(x) is one convolution with 1 added to its centre, but in half precision that 1 would
+    # drown the weights.
+    added = plus_input and is_half(weight, x)
+    if plus_input and not added:
+        weight = weight + F.pad(weight.new_ones(1, 1, 1, 1), (weight.shape[-1] // 2,) * 4)
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2,
+                   groups=weight.shape[0]).permute(0, 2, 3, 1)
+    for term in (x if added else None, onto):
+        out = out if term is None else term + out
+    return ACTIVATIONS[activation](out)

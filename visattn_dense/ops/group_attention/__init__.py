@@ -1,0 +1,35 @@
+"""Softmax attention of groups of queries over groups of keys that lie in a map.
+
+    out = softmax(q kᵀ · scale) v   inside each group, for each head
+
+full_attention    every token attends to every token of its image
+window_attention  the tokens of a window or stripe attend to each other; LePE of v is added
+region_attention  the tokens of a region of a map attend to those of the regions it is routed to
+routed_attention  the same of regions that are cut already
+
+The arguments are those of the functions in `reference`, and `mode` (see
+`visattn_dense.ops.choose`).
+
+reference       the equations
+torch_form      torch's fused attention on windows that are cut, and on whole maps
+routed          routed regions in chunks of bounded memory
+routed_triton   routed regions by Triton; triton_kernels holds the kernels
+compiled        the kernel in C++; rows holds the lists of tokens that it reads
+"""
+from ..choose import Form, Operator, compiled_form, reference_form
+from . import compiled, reference, torch_form
+from .routed import routed_attention
+
+full_attention = Operator(
+    'full_attention', compiled_form(compiled.full_attention, compiled.why_not_full),
+    Form('torch', torch_form.full_attention), reference_form(reference.full_attention))
+
+window_attention = Operator(
+    'window_attention', compiled_form(compiled.window_attention, compiled.why_not_windows),
+    Form('torch', torch_form.window_attention), reference_form(reference.window_attention))
+
+region_attention = Operator(
+    'region_attention', compiled_form(compiled.region_attention, compiled.why_not_regions),
+    Form('torch', torch_form.region_attention), reference_form(reference.region_attention))
+
+__all__ = ['full_attention', 'region_attention', 'routed_attention', 'window_attention']

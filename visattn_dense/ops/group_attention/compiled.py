@@ -1,0 +1,59 @@
+"""Softmax attention by the kernel in C++, which reads and writes tokens where they lie in a map."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..depthwise.compiled import taps, why_not_kernel
+from ..kept import kept
+from .rows import region_groups, window_groups
+
+
+def why_not_full(q: Tensor, k: Tensor, v: Tensor, **_: object) -> str | None:
+    return native.why_not(q)
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
+                   scale: float | None = None) -> Tensor:
+    batch, tokens, _ = q.shape
+    groups, _ = window_groups(batch, tokens, 1, (tokens, 1), False)
+    out = v.new_empty(v.shape)
+    native.attend(q, k, v, out, groups, heads=num_heads, scale=scale)
+    return out
+
+
+def why_not_windows(qkv: Tensor, window: tuple[int, int], *, kernel: Tensor,
+                    **_: object) -> str | None:
+    return why_not_kernel(kernel) or native.why_not(qkv[:, :, :, 0])
+
+
+def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
+                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
+                     padding_counts: bool = True) -> Tensor:
+    q, k, v = qkv.unbind(3)
+    groups, corner = window_groups(*v.shape[:3], window, padding_counts)
+    out = v.new_empty(v.shape)
+    native.attend(q, k, v, out, groups, heads=num_heads, scale=scale)
+    native.depthwise(v, out, kept(taps, kernel), bias, window=window, corner=corner,
+                     accumulate=True)
+    return out
+
+
+def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *,
+                    weight: Tensor | None = None, pool: Callable[[Tensor], Tensor] | None = None,
+                    **_: object) -> str | None:
+    if weight is not None or pool is not None:
+        return 'keys and values are weighted or pooled'
+    return native.why_not(q)
+
+
+def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,
+                     n_win: int, scale: float, weight: None = None,
+                     pool: None = None) -> Tensor:
+    batch, height, width, _ = q.shape
+    first = torch.arange(0, batch * n_win**2, n_win**2)[:, None, None]
+    out = v.new_empty(v.shape)
+    native.attend(q, k, v, out, region_groups(batch, height, width, n_win), heads=num_heads,
+                  scale=scale, routed=(index + first).flatten(0, 1))
+    return out

@@ -1,0 +1,33 @@
+"""Linear attention: the softmax's matrix is replaced by products of features, summed once for all.
+
+    out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) · Σ_j φ(k_j) + ε),   for each head
+
+focused_attention    φ by powers of a token's channels (FLatten), inside windows, with LePE of v
+relu_attention       φ = relu (EfficientViT)
+performer_attention  φ by random features of the exponential function (T2T-ViT)
+
+The arguments are those of the functions in `reference`, and `mode` (see
+`visattn_dense.ops.choose`). All sums and divisions are float32 or wider, autocast or not.
+
+reference   the equations, with the matrices of weights in memory
+torch_form  torch's products, linear in the number of tokens
+compiled    focused attention by the kernel in C++
+"""
+from ..choose import Form, Operator, compiled_form, reference_form
+from . import compiled, reference, torch_form
+
+focused_attention = Operator(
+    'focused_attention', compiled_form(compiled.focused_attention, compiled.why_not),
+    compiled_form(compiled.convolution_alone, compiled.why_not_convolution,
+                  name='compiled convolution'),
+    Form('torch', torch_form.focused_attention), reference_form(reference.focused_attention))
+
+relu_attention = Operator(
+    'relu_attention', Form('torch', torch_form.relu_attention),
+    reference_form(reference.relu_attention))
+
+performer_attention = Operator(
+    'performer_attention', Form('torch', torch_form.performer_attention),
+    reference_form(reference.performer_attention))
+
+__all__ = ['focused_attention', 'performer_attention', 'relu_attention']

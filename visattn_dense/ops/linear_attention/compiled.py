@@ -1,0 +1,39 @@
+"""Focused linear attention by the kernel in C++, which reads and writes tokens where they lie."""
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import native
+from ..depthwise.compiled import depthwise, taps, why_not_kernel
+from ..group_attention.rows import window_groups
+from . import torch_form
+
+
+def why_not(qkv: Tensor, window: tuple[int, int], *, power: float, kernel: Tensor,
+            **_: object) -> str | None:
+    if power not in range(1, 9):
+        return 'the focusing factor is no whole number from 1 to 8'
+    return why_not_convolution(qkv, window, kernel=kernel)
+
+
+def why_not_convolution(qkv: Tensor, window: tuple[int, int], *, kernel: Tensor,
+                        **_: object) -> str | None:
+    return why_not_kernel(kernel) or native.why_not(qkv[:, :, :, 0])
+
+
+def convolution_alone(*args: Any, **kwargs: Any) -> Tensor:
+    """The form of torch with the compiled convolution of v."""
+    return torch_form.focused_attention(*args, **kwargs, convolve=depthwise)
+
+
+def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, position: Tensor,
+                      scale: Tensor, power: float, epsilon: float, kernel: Tensor,
+                      bias: Tensor | None) -> Tensor:
+    q, k, v = qkv.unbind(3)
+    groups, corner = window_groups(*v.shape[:3], window, False)
+    out = v.new_empty(v.shape)
+    native.depthwise(v, out, taps(kernel), bias, window=window, corner=corner)
+    native.focused(q, k, v, out, groups, heads=num_heads, epsilon=epsilon, position=position,
+                   inverse_scale=1 / F.softplus(scale.detach().flatten()), power=int(power))
+    return out
