@@ -336,8 +336,8 @@ def without(found: list[dict], key: str) -> list[dict]:
     (lambda f: without(f, 'segmentation'), "detections have no 'segmentation' (the first is "
                                            'number 0), so there is no segm AP'),
     (lambda f: changed(f, segmentation=ellipse([1, 1, 5, 5], (20, 30))), 'is 20x30, the image'),
-    (lambda f: changed(f, segmentation=dict(size=[9, 9], counts=[1, 2])), 'do not add up'),
-    (lambda f: changed(f, segmentation='abc'), 'is neither RLE nor polygons'),
+    (lambda f: changed(f, segmentation=dict(size=[170, 230], counts=[1, 2])), 'do not add up'),
+    (lambda f: changed(f, segmentation='abc'), "is neither RLE nor polygons: 'abc'"),
 ])
 def test_bad_results_are_one_message(tmp_path: Path, spoil: Any, message: str) -> None:
     truth, found = scenes()
@@ -350,7 +350,7 @@ def test_bad_results_are_one_message(tmp_path: Path, spoil: Any, message: str) -
 def test_bad_annotations_are_one_message(tmp_path: Path) -> None:
     truth, _ = scenes()
     for part, key, message in (('images', 'height', 'entry 0 of "images" has no height'),
-                               ('annotations', 'bbox', 'entry 0 of "annotations" has no bbox')):
+                               ('annotations', 'bbox', 'annotation 1 has no bbox')):
         spoiled = copy.deepcopy(truth)
         del spoiled[part][0][key]
         with pytest.raises(UserError, match=message):
@@ -359,7 +359,7 @@ def test_bad_annotations_are_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='image_id 20, which is not in "images"'):
         read_annotations(save(tmp_path / 'truth.json', spoiled))
     spoiled = {**truth, 'images': truth['images'] + truth['images'][:1]}
-    with pytest.raises(UserError, match='lists 20 more than once'):
+    with pytest.raises(UserError, match='lists an id more than once: id 20 '):
         read_annotations(save(tmp_path / 'truth.json', spoiled))
     with pytest.raises(UserError, match='hold no object'):
         evaluate_coco({**truth, 'annotations': []}, [], 'bbox')
@@ -372,15 +372,15 @@ def test_tool_refuses_without_a_traceback(tmp_path: Path) -> None:
     broken.write_text('[{')
     before = found_path.read_bytes()
     for args, message in (
-            ((truth_path, found_path), 'is no COCO annotation file'),
+            ((truth_path, found_path), 'no COCO annotation file: it holds a list'),
             ((broken, truth_path), 'is no JSON'),
             ((tmp_path / 'none', truth_path), 'do not exist, nor'),
             ((tmp_path / 'run.pkl', truth_path), 'is a pickle; results are read from COCO JSON'),
             ((found_path, truth_path, '--json', found_path), 'written over or among')):
         result = run(*args)
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert message in result.stderr and 'Traceback' not in result.stderr
     assert found_path.read_bytes() == before
     save(tmp_path / 'run.bbox.json', found)
     result = run(tmp_path / 'run', truth_path, '--type', 'boundary')
-    assert result.returncode == 1 and 'there are no results for boundary' in result.stderr
+    assert result.returncode == 2 and 'there are no results for boundary' in result.stderr

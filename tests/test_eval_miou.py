@@ -29,7 +29,7 @@ def run(*args: object) -> subprocess.CompletedProcess:
 def refused(*args: object) -> str:
     """The one message of a call that has to fail."""
     result = run(*args)
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 2, result.stderr
     assert 'Traceback' not in result.stderr
     assert not result.stdout
     return result.stderr

@@ -4,7 +4,7 @@
     python tools/eval_miou.py PRED_DIR LABEL_DIR --dataset ade20k --boundary --plot iou.png
 
 Prints IoU and accuracy of every class, mIoU, aAcc and mAcc in per cent. docs/evaluation.md says
-what the files hold. Exit code: 0, or 1 with one message where something does not fit.
+what the files hold. Exit code: 0, or 2 with one message where something does not fit.
 """
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    # A file name may hold what this terminal cannot print.
+    sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except UserError as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

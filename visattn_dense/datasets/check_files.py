@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
 from tqdm import tqdm
 
 from visattn_dense.datasets.check_report import DatasetReport
+from visattn_dense.errors import UserError
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -46,20 +46,36 @@ FULL_ADE20K = (
     'what it unpacks to')
 
 
-def list_files(folder: str, suffix: str = '') -> list[str]:
-    """Paths relative to `folder` of all files below it that end in `suffix`, sorted."""
-    found, waiting = [], ['']
+def list_files(folder: str, suffix: str | tuple[str, ...] = '') -> list[str]:
+    """Paths relative to `folder` of all files below it that end in `suffix`, sorted.
+
+    Folders behind symbolic links are searched too.
+
+    Raises:
+        UserError: a folder cannot be read, or a symbolic link leads back into a folder above it.
+    """
+    found = []
+    waiting = [('', (os.path.realpath(folder), ))]
     while waiting:
-        below = waiting.pop()
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                if entry.name.startswith('.'):
-                    continue
-                relative = os.path.join(below, entry.name)
-                if entry.is_dir():
-                    waiting.append(relative)
-                elif entry.name.endswith(suffix):
-                    found.append(relative)
+        below, above = waiting.pop()
+        try:
+            with os.scandir(os.path.join(folder, below)) as entries:
+                for entry in entries:
+                    if entry.name.startswith('.'):
+                        continue
+                    relative = os.path.join(below, entry.name)
+                    if entry.is_dir():
+                        real = os.path.realpath(entry.path) if entry.is_symlink() else (
+                            os.path.join(above[-1], entry.name))
+                        if real in above:
+                            raise UserError(f'the symbolic link {entry.path} leads back to {real}: '
+                                            'remove the link')
+                        waiting.append((relative, (*above, real)))
+                    elif entry.name.endswith(suffix):
+                        found.append(relative)
+        except OSError as error:
+            raise UserError(f'the folder {os.path.join(folder, below)} cannot be read: '
+                            f'{error.strerror}') from error
     return sorted(found)
 
 
@@ -87,27 +103,6 @@ def read_all(read: Callable[[Item], Result], items: Sequence[Item], *, workers: 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from tqdm(pool.map(read, items), total=len(items), desc=progress, unit='file',
                         disable=None if progress else True)
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels, as the training pipeline sees it, of an image decoded to its end.
-
-    Raises:
-        OSError: the file is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # EXIF orientations 5..8 lie on their side; OpenCV turns them when it reads.
-            if image.getexif().get(0x0112, 1) >= 5:
-                width, height = height, width
-            # A reduced scale skips most of a JPEG's inverse transform, yet reads every byte.
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-    # Pillow reports a broken PNG chunk as SyntaxError and some broken headers as ValueError.
-    except (SyntaxError, ValueError) as error:
-        raise OSError(str(error)) from error
-    return width, height
 
 
 def looks_like_full_ade20k(data_root: str | None) -> bool:
@@ -139,16 +134,26 @@ def _moved_root(data_root: str | None, wanted: str) -> str | None:
     return None
 
 
-def check_folders(dataset: object, paths: Iterable[str], report: DatasetReport) -> bool:
+def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport,
+                  files: Iterable[str] = ()) -> bool:
     """Whether all of the dataset's folders and annotation files exist; reports those that do not.
 
     Args:
         dataset: lazily built dataset (for its data_root and class).
-        paths: folders and files that it needs, joined to its data_root.
+        folders: folders that it needs, joined to its data_root.
         report: problems go here.
+        files: files that it needs.
     """
+    wanted = [(path, folder) for paths, folder in ((folders, True), (files, False))
+              for path in paths if path]
+    missing = [path for path, _ in wanted if not os.path.exists(path)]
+    confused = [(path, folder) for path, folder in wanted
+                if os.path.exists(path) and os.path.isdir(path) != folder]
+    for path, folder in confused:
+        report.add('is a file, not a folder' if folder else 'is a folder, not a file',
+                   'name the folder of the images in data_prefix' if folder else
+                   'name the file itself in ann_file', path)
     data_root = getattr(dataset, 'data_root', None)
-    missing = [path for path in paths if path and not os.path.exists(path)]
     for path in missing:
         moved = _moved_root(data_root, path)
         if moved:
@@ -159,7 +164,7 @@ def check_folders(dataset: object, paths: Iterable[str], report: DatasetReport) 
             fix = source_hint(dataset)
         seen_from = '' if os.path.isabs(path) else f' (seen from {os.getcwd()})'
         report.add('does not exist', fix, path + seen_from)
-    return not missing
+    return not missing and not confused
 
 
 def report_no_images(dataset: object, folder: str, suffix: str, report: DatasetReport) -> None:
