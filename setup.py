@@ -59,7 +59,7 @@ EXTRAS_REQUIRE = {
     'compiled': ['mmcv==2.1.0'],
     # COCO evaluation several times faster; without it pycocotools answers.
     'fast-eval': ['faster-coco-eval>=1.6'],
-    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'ruff>=0.9', 'pre-commit>=3.5'],
+    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9', 'pre-commit>=3.5'],
 }
 
 

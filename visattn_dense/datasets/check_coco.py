@@ -65,7 +65,11 @@ def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: b
         loading: the loading steps of the dataset's pipeline, to read a sample of images with.
     """
     report.unit = 'boxes'
-    path, folder = dataset.ann_file, dataset.data_prefix.get('img') or ''
+    path, folder = dataset.ann_file, dataset.data_prefix.get('img')
+    if 'img' not in dataset.data_prefix:
+        report.add('data_prefix names no folder of images', "set data_prefix=dict(img='...')",
+                   f'data_prefix={dict(dataset.data_prefix)}')
+        return
     if not check_folders(dataset, [folder], report, files=[path]):
         return
     try:

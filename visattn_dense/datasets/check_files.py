@@ -144,8 +144,9 @@ def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport
         report: problems go here.
         files: files that it needs.
     """
-    wanted = [(path, folder) for paths, folder in ((folders, True), (files, False))
-              for path in paths if path]
+    # With a slash at its end, a file does not even exist.
+    wanted = [(path.rstrip(os.sep) or path, folder)
+              for paths, folder in ((folders, True), (files, False)) for path in paths if path]
     missing = [path for path, _ in wanted if not os.path.exists(path)]
     confused = [(path, folder) for path, folder in wanted
                 if os.path.exists(path) and os.path.isdir(path) != folder]

@@ -45,6 +45,8 @@ def read_index_map(path: str) -> np.ndarray:
                         'for each pixel')
     if kind in LOSSY:
         raise UserError(f'{path} is a JPEG, which changes class indices; write label files as PNG')
+    if values.dtype == bool:
+        return values.view(np.uint8)
     if values.dtype in (np.uint8, np.uint16):
         return values
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
