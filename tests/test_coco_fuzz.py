@@ -142,7 +142,7 @@ def test_check_and_training_agree(tmp_path: Path, path: tuple, value: Any) -> No
            and str(tmp_path / 'truth.json') in f'{problem.what} {problem.files}'
            and not any(word in str(problem) for word in (
                'do not exist', 'classes of the config', 'stand in another order',
-                'without a segmentation',
+               'without a segmentation',
                'not one usable box', 'no images are listed', 'no annotations to learn'))]
     dataset = CocoDataset(**settings)
     if own:
