@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from visattn_dense.datasets.check import check_config
+from visattn_dense.datasets.check import check_config, quick_check
 from visattn_dense.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -722,6 +722,27 @@ def tiff(pixels: np.ndarray) -> bytes:
     entries = b''.join(struct.pack('<HHII', *tag) for tag in tags)
     return (struct.pack('<2sHI', b'II', 42, 8 + pixels.size) + pixels.tobytes()
             + struct.pack('<H', len(tags)) + entries + struct.pack('<I', 0))
+
+
+def test_quick_check_looks_at_every_kind_of_image(tmp_path: Path) -> None:
+    cfg = one_pair(tmp_path, picture(), classes(), 'a.png')
+    for number in range(60):
+        save(tmp_path, image_name=f'{number:02}.jpg', label_name=f'{number:02}.png')
+    quick_check(cfg, ['train'])
+    exif = Image.Exif()
+    exif[0x0112] = 4
+    # The quick check takes 18 of 61 files by their place, and this is none of them.
+    save(tmp_path, image_name='33.jpg', label_name='33.png', exif=exif)
+    with pytest.raises(UserError, match=r'33\.jpg \(orientation 4\)'):
+        quick_check(cfg, ['train'])
+
+
+def test_list_of_names_that_is_no_text(tmp_path: Path) -> None:
+    cfg = one_pair(tmp_path, picture(), classes(), 'a.png')
+    (tmp_path / 'train.txt').write_bytes(b'\xff\xfe\x80' * 40)
+    cfg.train_dataloader.dataset.ann_file = 'train.txt'
+    problems, blocked, _ = check_door(cfg)
+    assert blocked and 'the files cannot be listed' in problems and 'train.txt' in problems
 
 
 def test_names_that_no_terminal_can_print(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
     Args:
         cfg: an mmengine Config of mmsegmentation or mmdetection.
         splits: any of 'train', 'val' and 'test'; those that the config has where None.
-        quick: all folders and pairs, but only about 18 files of each dataset are opened.
+        quick: all folders and pairs, but only about 18 files of each dataset are opened, and one
+            image of each kind.
 
     Raises:
         UserError: the config has no dataset for a split that was asked for.

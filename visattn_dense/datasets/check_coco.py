@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from visattn_dense.datasets.check_files import check_folders, list_files, source_hint, spread
+from visattn_dense.datasets.check_files import check_folders, list_files, source_hint
 from visattn_dense.datasets.check_loading import Loading
 from visattn_dense.datasets.check_report import DatasetReport
 from visattn_dense.errors import UserError, did_you_mean
@@ -239,14 +239,16 @@ def _check_images(path: str, folder: str, images: list[dict], report: DatasetRep
                    [os.path.join(folder, image['file_name']) for image in lost])
     missing = {image['file_name'] for image in lost}
     images = [image for image in images if image['file_name'] not in missing]
-    chosen = spread(images) if quick else images
-    report.read = len(chosen)
-    items = [dict(img_path=os.path.join(folder, image['file_name']), img_id=image['id'])
-             for image in chosen]
     loading = loading or Loading.usual()
+    items = [dict(img_path=os.path.join(folder, image['file_name']), img_id=image['id'])
+             for image in images]
+    items = loading.sample(items) if quick else items
+    report.read = len(items)
     readings = loading.read_images(items, progress='' if quick else
                                    f'{report.split}: {report.name}')
-    for image, item, reading in zip(chosen, items, readings, strict=True):
+    listed = {image['id']: image for image in images}
+    for item, reading in zip(items, readings, strict=True):
+        image = listed[item['img_id']]
         file = str(Path(item['img_path']))
         if reading.fault or reading.size is None:
             report.add(*loading.unreadable(file, reading))

@@ -32,6 +32,8 @@ _OPENMMLAB = ('mmcv', 'mmseg', 'mmdet')
 # Loading stands at the head of a pipeline.
 _FIRST_STEPS = 4
 _SAMPLE = 3
+# Files whose heads the quick check reads: a second or two.
+_HEADS = 1000
 # Above, two copies of the pixels are too much to compare.
 _MOST_COMPARED = 2**26
 # Mean difference of two decoders of the same JPEG stays below 2.
@@ -142,6 +144,22 @@ class Loading:
             return True
         return True
 
+    def sample(self, items: Sequence[Mapping]) -> list[Mapping]:
+        """Some items for the quick check: spread over all of them, and of each kind one.
+
+        Kinds are told by the heads of at most `_HEADS` files.
+        """
+        chosen = spread(items)
+        taken = {item['img_path'] for item in chosen}
+        heads = spread(items, _HEADS)
+        kinds = list(read_all(_kind_by_head, heads, workers=cores()))
+        seen = {kind for item, kind in zip(heads, kinds, strict=True) if item['img_path'] in taken}
+        for item, kind in zip(heads, kinds, strict=True):
+            if kind not in seen:
+                seen.add(kind)
+                chosen.append(item)
+        return chosen
+
     def read_images(self, items: Sequence[Mapping], progress: str = '') -> list[ImageReading]:
         """Decode the image of every item."""
         return list(read_all(self.read_image, items, workers=cores(), progress=progress))
@@ -162,6 +180,7 @@ class Loading:
                 reading.fault = _short(error)
                 return reading
             reading.bands, reading.size = tiff_bands(path), None
+            reading.kind = 'unknown', Path(path).suffix
         if reading.size is None or reading.orientation != 1:
             self._ask_loader(item, reading)
         return reading
@@ -251,6 +270,17 @@ def _of_each_kind(items: Sequence[Mapping], readings: Sequence[ImageReading],
         yield from spread(alike, _SAMPLE)
 
 
+def _kind_by_head(item: Mapping) -> tuple:
+    """The kind of an image, without its pixels; the suffix where Pillow does not know it."""
+    reading = ImageReading()
+    try:
+        with opened(item['img_path'], decode=False) as image:
+            _describe(image, reading)
+    except OSError:
+        return 'unknown', Path(item['img_path']).suffix
+    return reading.kind
+
+
 def _describe(image: Image.Image, reading: ImageReading) -> None:
     """Fill in what the head of a file says."""
     tile = image.tile[0][3] if image.tile else ''
@@ -307,7 +337,7 @@ def _changed_values(path: str, reading: ImageReading, pixels: np.ndarray, compar
         # Pillow itself keeps 8 of their bits.
         return ('' if pixels.dtype != np.uint8 and pixels.max(initial=0) > 255 else
                 f'more than 8 bits, {pixels.min()}..{pixels.max()} arrive')
-    if not compared or reading.orientation != 1 or not reading.kind:
+    if not compared or reading.orientation != 1 or reading.kind[0] == 'unknown':
         return f'more than 8 bits arrive as {pixels.dtype}' if (
             reading.deep and pixels.dtype == np.uint8) else ''
     with opened(path) as image:

@@ -22,7 +22,6 @@ from visattn_dense.datasets.check_files import (
 )
 from visattn_dense.datasets.check_loading import ImageReading, Loading, Undelivered
 from visattn_dense.datasets.check_report import DatasetReport
-from visattn_dense.errors import UserError
 from visattn_dense.images import LOSSY, opened
 
 # Labels above take too long to compare pixel by pixel.
@@ -176,8 +175,10 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
         for folder in filter(None, (image_dir, label_dir)):
             list_files(folder)
         items = dataset.load_data_list()
-    except UserError as error:
-        report.add('the files cannot be listed', 'repair the folder', str(error))
+    # A list of names may be anything, for example no text.
+    except Exception as error:
+        report.add('the files cannot be listed', 'repair the folder, or the list in ann_file',
+                   f'{dataset.ann_file or image_dir} ({error})')
         return
     if not label_dir:
         items = [{key: value for key, value in item.items() if key != 'seg_map_path'}
@@ -200,7 +201,7 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
     if loading.own_labels:
         # These labels are final: the loader has applied what it applies.
         rule = LabelRule(num_classes, rule.ignore)
-    chosen = spread(items) if quick else items
+    chosen = loading.sample(items) if quick else items
     readings = list(read_all(partial(read_pair, loading=loading), chosen,
                              workers=1 if loading.own_labels else cores(),
                              progress='' if quick else f'{report.split}: {report.name}'))
