@@ -540,6 +540,13 @@ IMAGES: dict[str, Callable[[Path], Folder]] = {
 }
 
 
+# Those of `IMAGES` that the evaluation of labels refuses.
+UNREADABLE_LABELS = {
+    'label cut', 'masks saved as JPEG', 'JPEG masks beside images', 'labels from 1',
+    'labels out of range', 'labels of 16 bits that wrap', 'labels in colours',
+    'labels in three equal channels'}
+
+
 def folder_config(root: Path, made: Folder) -> Config:
     leaf = dict(type='FolderSegDataset', data_root=str(root), metainfo=dict(classes=NAMES),
                 data_prefix=dict(img_path='images', seg_map_path='masks'),
@@ -578,8 +585,18 @@ def folder_outcome(root: Path, kind: str) -> tuple[Outcome, str]:
     check, found = guarded(lambda: check_door(cfg))
     problems, blocked, counted = found or (check, True, 0)
     training, loaded = guarded(lambda: train_folder(cfg, made))
-    return Outcome(problems if found else f'RAISED {check}', blocked, training, '', loaded or 0,
-                   counted), made.word
+    evaluation, _ = guarded(lambda: evaluate_folder(root / 'masks', made))
+    return Outcome(problems if found else f'RAISED {check}', blocked, training, evaluation,
+                   loaded or 0, counted), made.word
+
+
+def evaluate_folder(masks: Path, made: Folder) -> None:
+    """The labels as predictions of themselves."""
+    from visattn_dense.evaluation.pairs import match_files
+    from visattn_dense.evaluation.segmentation import Scores, Settings, count_pairs
+    suffix = made.dataset.get('seg_map_suffix', '.png')
+    pairs = match_files(masks, masks, pred_suffix=suffix, label_suffix=suffix)
+    assert Scores(count_pairs(pairs, Settings(3))).miou == 100
 
 
 @pytest.mark.parametrize('kind', IMAGES)
@@ -590,6 +607,9 @@ def test_images_and_labels(tmp_path: Path, process: ProcessPoolExecutor, kind: s
     assert found.blocked == bool(found.training), found
     assert found.blocked == bool(word), found
     assert word in found.check, found
+    # The evaluation reads labels only, and any size of them.
+    assert 'CRASH' not in found.evaluation, found
+    assert bool(found.evaluation) == (kind in UNREADABLE_LABELS), found
 
 
 # Loaders of the user's own, and images of unusual size or kind
