@@ -41,7 +41,7 @@ values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=8), st.lists(numbers, max_size=12),
                             st.dictionaries(st.sampled_from(['size', 'counts', 'id', 'x']), inner,
                                             max_size=3)), max_leaves=12)
-quick = settings(max_examples=200, deadline=5000, database=None, derandomize=True,
+quick = settings(max_examples=120, deadline=5000, database=None, derandomize=True,
                  suppress_health_check=[HealthCheck.function_scoped_fixture,
                                         HealthCheck.too_slow])
 
