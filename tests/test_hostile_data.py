@@ -674,6 +674,14 @@ def test_steps_that_cannot_be_looked_into(tmp_path: Path) -> None:
     assert any('Resize' in str(problem) for problem in report.problems)
     report, = check_config(coco_config(tmp_path, [dict(type='NoSuchLoader')]))
     assert 'the first step of the pipeline cannot be built' in str(report.problems[0])
+    # No step of these reads an image, and Pillow knows none of the files: said, and no fault.
+    data = coco()
+    for image in data['images']:
+        image['file_name'] = f'{image["id"]}.npy'
+        np.save(tmp_path / 'train' / image['file_name'], picture((30, 40)))
+    (tmp_path / 'train.json').write_text(json.dumps(data))
+    report, = check_config(coco_config(tmp_path, [dict(type='LoadEmptyAnnotations')]))
+    assert not report.problems and 'the check cannot look into the images' in report.notes[-1]
 
 
 def one_pair(root: Path, image: np.ndarray, label: np.ndarray, name: str) -> Config:

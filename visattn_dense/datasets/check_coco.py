@@ -250,8 +250,10 @@ def _check_images(path: str, folder: str, images: list[dict], report: DatasetRep
     for item, reading in zip(items, readings, strict=True):
         image = listed[item['img_id']]
         file = str(Path(item['img_path']))
-        if reading.fault or reading.size is None:
+        if reading.fault:
             report.add(*loading.unreadable(file, reading))
+        # Nobody could look inside, which `compare` says.
+        if reading.size is None:
             continue
         report.sizes.append(reading.size)
         if reading.size != (image['width'], image['height']):
