@@ -59,8 +59,8 @@ EXTRAS_REQUIRE = {
     'compiled': ['mmcv==2.1.0'],
     # COCO evaluation several times faster; without it pycocotools answers.
     'fast-eval': ['faster-coco-eval>=1.6'],
-    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'ruff>=0.9', 'import-linter>=2.15',
-            'pre-commit>=3.5'],
+    'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',
+            'import-linter>=2.15', 'pre-commit>=3.5'],
 }
 
 

@@ -82,15 +82,17 @@ def without(group: str, key: str) -> Callable[[Path], None]:
 
 
 FAULTS = {
-    'annotation of no image': (first_annotation(image_id=99), 'annotation 1 (image_id 99)',
+    'annotation of no image': (first_annotation(image_id=99), 'annotation 1 has the image_id 99',
                                'add the images to the file'),
     'corners instead of width and height': (first_annotation(bbox=[30, 20, 38, 29]),
                                             'annotation 1 of 1.jpg', '[x, y, width, height]'),
-    'id twice': (first_annotation(id=2), 'annotation 2', 'number them anew'),
-    'no area': (without('annotations', 'area'), 'annotation 1 (no area)', 'write id, image_id'),
-    'short box': (first_annotation(bbox=[1, 2, 3]), 'bbox [1, 2, 3]', 'bbox [x, y, w, h]'),
+    'id twice': (first_annotation(id=2), 'annotation 2 (entries 0 and 1)', 'number them anew'),
+    'no area': (without('annotations', 'area'), 'annotation 1 has no area',
+                'write image_id, category_id, bbox, id, area'),
+    'short box': (first_annotation(bbox=[1, 2, 3]), 'the bbox [1, 2, 3]', '[x, y, width, height]'),
     'no mask': (without('annotations', 'segmentation'), 'annotation 1', 'without mask_head'),
-    'no width': (without('images', 'width'), "'file_name': '1.jpg'", 'write all of them'),
+    'no width': (without('images', 'width'), 'entry 0 of "images" has no width',
+                 'write id, width, height, file_name'),
     'image file missing': (lambda root: (root / 'train/2.jpg').unlink(), 'train/2.jpg',
                            'data_prefix=dict(img=...)'),
     'image truncated': (lambda root: (root / 'train/2.jpg').write_bytes(
@@ -100,7 +102,7 @@ FAULTS = {
     'not JSON': (lambda root: (root / 'train.json').write_text('{"images": ['), 'train.json',
                  'download or write it again'),
     'a list': (lambda root: (root / 'train.json').write_text('[]'), 'train.json',
-               'download or write it again'),
+               'an object with the lists images'),
     'no categories': (lambda root: write(root, dict(images=[])), 'train.json',
                       'images, annotations and categories'),
     'annotation file missing': (lambda root: (root / 'train.json').unlink(), 'train.json',

@@ -115,8 +115,11 @@ FAULTS = {
         lambda root: save_label(root, 'd', [1, 2], (31, 24)), {}, 'd.png 31x24',
         'pair the right files'),
     'colour label': (
-        lambda root: Image.new('RGB', (32, 24)).save(label_path(root, 'a')), {},
+        lambda root: Image.new('RGB', (32, 24), (9, 80, 7)).save(label_path(root, 'a')), {},
         'a.png (mode RGB)', 'ADEChallengeData2016'),
+    'three equal channels': (
+        lambda root: Image.new('RGB', (32, 24), (9, 9, 9)).save(label_path(root, 'a')), {},
+        'a.png', 'getchannel(0)'),
     'colour label of another dataset': (
         lambda root: Image.new('RGBA', (32, 24)).save(label_path(root, 'a')),
         dict(type='BaseSegDataset'), 'a.png (mode RGBA)', 'class index'),

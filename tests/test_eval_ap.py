@@ -336,8 +336,8 @@ def without(found: list[dict], key: str) -> list[dict]:
     (lambda f: without(f, 'segmentation'), "detections have no 'segmentation' (the first is "
                                            'number 0), so there is no segm AP'),
     (lambda f: changed(f, segmentation=ellipse([1, 1, 5, 5], (20, 30))), 'is 20x30, the image'),
-    (lambda f: changed(f, segmentation=dict(size=[9, 9], counts=[1, 2])), 'do not add up'),
-    (lambda f: changed(f, segmentation='abc'), 'is neither RLE nor polygons'),
+    (lambda f: changed(f, segmentation=dict(size=[170, 230], counts=[1, 2])), 'do not add up'),
+    (lambda f: changed(f, segmentation='abc'), "is neither RLE nor polygons: 'abc'"),
 ])
 def test_bad_results_are_one_message(tmp_path: Path, spoil: Any, message: str) -> None:
     truth, found = scenes()
@@ -350,7 +350,7 @@ def test_bad_results_are_one_message(tmp_path: Path, spoil: Any, message: str) -
 def test_bad_annotations_are_one_message(tmp_path: Path) -> None:
     truth, _ = scenes()
     for part, key, message in (('images', 'height', 'entry 0 of "images" has no height'),
-                               ('annotations', 'bbox', 'entry 0 of "annotations" has no bbox')):
+                               ('annotations', 'bbox', 'annotation 1 has no bbox')):
         spoiled = copy.deepcopy(truth)
         del spoiled[part][0][key]
         with pytest.raises(UserError, match=message):
@@ -359,7 +359,7 @@ def test_bad_annotations_are_one_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='image_id 20, which is not in "images"'):
         read_annotations(save(tmp_path / 'truth.json', spoiled))
     spoiled = {**truth, 'images': truth['images'] + truth['images'][:1]}
-    with pytest.raises(UserError, match='lists 20 more than once'):
+    with pytest.raises(UserError, match='lists an id more than once: id 20 '):
         read_annotations(save(tmp_path / 'truth.json', spoiled))
     with pytest.raises(UserError, match='hold no object'):
         evaluate_coco({**truth, 'annotations': []}, [], 'bbox')
@@ -372,15 +372,77 @@ def test_tool_refuses_without_a_traceback(tmp_path: Path) -> None:
     broken.write_text('[{')
     before = found_path.read_bytes()
     for args, message in (
-            ((truth_path, found_path), 'is no COCO annotation file'),
+            ((truth_path, found_path), 'no COCO annotation file: it holds a list'),
             ((broken, truth_path), 'is no JSON'),
             ((tmp_path / 'none', truth_path), 'do not exist, nor'),
             ((tmp_path / 'run.pkl', truth_path), 'is a pickle; results are read from COCO JSON'),
             ((found_path, truth_path, '--json', found_path), 'written over or among')):
         result = run(*args)
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert message in result.stderr and 'Traceback' not in result.stderr
     assert found_path.read_bytes() == before
     save(tmp_path / 'run.bbox.json', found)
     result = run(tmp_path / 'run', truth_path, '--type', 'boundary')
-    assert result.returncode == 1 and 'there are no results for boundary' in result.stderr
+    assert result.returncode == 2 and 'there are no results for boundary' in result.stderr
+
+
+def many(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One image with `count` objects, each found, in the order of falling scores."""
+    truth = dict(images=[dict(id=1, height=400, width=400)], categories=CATEGORIES, annotations=[
+        dict(id=i + 1, image_id=1, category_id=3, iscrowd=0, area=64,
+             bbox=[10 * (i % 40), 10 * (i // 40), 8, 8]) for i in range(count)])
+    return truth, [dict(image_id=1, category_id=3, score=1 - i / 1000, bbox=a['bbox'])
+                   for i, a in enumerate(truth['annotations'])]
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_more_objects_than_coco_counts(tmp_path: Path, backend: str) -> None:
+    truth, found = many(160)
+    files = save(tmp_path / 'f.json', found), save(tmp_path / 't.json', truth)
+    out = tmp_path / 'ap.json'
+    result = run(*files, '--backend', backend, '--json', out)
+    assert result.returncode == 0, result.stderr
+    for what in ('objects', 'bbox detections'):
+        assert f'note: 1 image with more than 100 {what} of one category' in result.stderr
+    assert '--max-dets 160 counts them all' in result.stderr
+    metrics = json.loads(out.read_text())['metrics']['bbox']
+    assert metrics['AR100'] == pytest.approx(100 / 160)
+    result = run(*files, '--backend', backend, '--json', out, '--max-dets', 160)
+    assert result.returncode == 0 and 'note' not in result.stderr.replace('note: counting', '')
+    report = json.loads(out.read_text())
+    assert report['max_dets'] == 160
+    assert report['metrics']['bbox']['AR160'] == report['metrics']['bbox']['AP'] == (
+        pytest.approx(1, abs=1e-9))
+    assert 'AR160' in result.stdout
+    result = run(*files, '--max-dets', 3)
+    assert result.returncode == 2 and 'max_dets is 3; it is from 10' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(('spoil', 'message'), [
+    (lambda t, f: put(f, (0, 'segmentation'), [[1e18, 1, 2, 2, 3, 3]]), 'detection 0 '),
+    (lambda t, f: put(f, (0, 'segmentation'), [[float('nan'), 1, 2, 2, 3, 3]]), 'detection 0 '),
+    (lambda t, f: put(t, ('annotations', 3, 'segmentation'), [[1e18, 1, 2, 2, 3, 3]]),
+     'annotation 4 '),
+    (lambda t, f: put(t, ('annotations', 3, 'bbox'), None), 'annotation 4 has the bbox None'),
+    (lambda t, f: b'[' * 200_000, '200000 deep'),
+])
+def test_the_tool_outlives_what_pycocotools_does_not(
+        tmp_path: Path, spoil: Any, message: str) -> None:
+    truth, found = scenes()
+    spoiled = spoil(truth, found)
+    paths = save(tmp_path / 'f.json', found), save(tmp_path / 't.json', truth)
+    path = paths[1] if isinstance(spoiled, dict) else paths[0]
+    path.write_bytes(spoiled if isinstance(spoiled, bytes) else json.dumps(spoiled).encode())
+    result = run(*paths, '--type', 'segm')
+    assert result.returncode == 2, result
+    assert message in result.stderr and 'Traceback' not in result.stderr
+
+
+def put(data: Any, path: tuple, value: Any) -> Any:
+    data = copy.deepcopy(data)
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return data

@@ -1,6 +1,7 @@
 """tools/eval_miou.py and what is behind it: the numbers, the conventions, and clear refusals."""
 import csv
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -13,10 +14,12 @@ import torch
 from PIL import Image
 
 from visattn_dense.errors import UserError
+from visattn_dense.evaluation import segmentation
 from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
-from visattn_dense.evaluation.classes import dataset_classes, read_classes
+from visattn_dense.evaluation.classes import read_classes
 from visattn_dense.evaluation.pairs import match_files, read_index_map
 from visattn_dense.evaluation.segmentation import Scores, Settings, count_image, count_pairs
+from visattn_dense.openmmlab.datasets.class_names import dataset_classes
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'eval_miou.py'
 
@@ -29,7 +32,7 @@ def run(*args: object) -> subprocess.CompletedProcess:
 def refused(*args: object) -> str:
     """The one message of a call that has to fail."""
     result = run(*args)
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 2, result.stderr
     assert 'Traceback' not in result.stderr
     assert not result.stdout
     return result.stderr
@@ -337,3 +340,38 @@ def test_real_ade20k_labels(shared: Path) -> None:
                                 Settings(150, reduce_zero_label=True)))
     assert scores.miou == 100
     assert 0 < scores.counts.pred_zeros < scores.counts.confusion.sum()
+
+
+@pytest.mark.parametrize('rows', [1, 7, 40])
+def test_strips_count_what_the_whole_image_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    pred, label = (blobs(rng, (61, 83), [0, 1, 2, 255]) for _ in range(2))
+    settings = Settings(3, boundary_ratio=0.05)
+    whole = count_image(pred, label, settings)
+    monkeypatch.setattr(segmentation, '_STRIP', rows * 83)
+    parts = count_image(pred, label, settings)
+    assert (whole.confusion == parts.confusion).all() and whole.confusion.sum() > 3000
+    assert (whole.boundary == parts.boundary).all() and whole.boundary.all()
+
+
+def test_images_above_the_limit_of_pillow(tmp_path: Path) -> None:
+    # 196 million pixels in some kilobytes; Pillow alone refuses 179 million.
+    label = np.zeros((14000, 14000), bool)
+    label[:7000] = True
+    for folder in ('pred', 'label'):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(label).save(tmp_path / folder / 'a.png')
+    result = run(tmp_path / 'pred', tmp_path / 'label', '--num-classes', 2, '--workers', 1)
+    assert result.returncode == 0, result.stderr
+    assert 'mIoU 100.00' in result.stdout
+
+
+def test_what_is_no_file_or_never_ends_is_refused(tmp_path: Path) -> None:
+    picture = {'a': np.zeros((4, 4), np.uint8)}
+    paths = folders(tmp_path, picture, picture)
+    (tmp_path / 'label' / 'again').symlink_to(tmp_path / 'label')
+    assert 'leads back to' in refused(*paths, '--num-classes', 1)
+    (tmp_path / 'label' / 'again').unlink()
+    (tmp_path / 'label' / 'a.png').unlink()
+    os.mkfifo(tmp_path / 'label' / 'a.png')
+    assert 'a.png cannot be read: not a regular file' in refused(*paths, '--num-classes', 1)

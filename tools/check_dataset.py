@@ -47,4 +47,6 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+    # A file name may hold what this terminal cannot print.
+    sys.stdout.reconfigure(errors='backslashreplace')
     sys.exit(main())

@@ -5,7 +5,7 @@
 
 RESULTS is one file, or the outfile_prefix that mmdetection wrote PREFIX.bbox.json and
 PREFIX.segm.json with. Numbers are 0..1, '-' where there is no object. docs/evaluation.md says
-more. Exit code: 0, or 1 with one message where something does not fit.
+more. Exit code: 0, or 2 with one message where something does not fit.
 """
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from visattn_dense.atomic import write_text_whole  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
 from visattn_dense.evaluation.coco import (  # noqa: E402
     BACKENDS,
-    METRICS,
+    MAX_DETS,
     TYPES,
     CocoScores,
+    crowded_images,
     default_backend,
     evaluate_coco,
+    metric_names,
 )
 from visattn_dense.evaluation.coco_files import (  # noqa: E402
     FIELD,
@@ -51,6 +53,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--classwise', action='store_true', help='also print every category')
     parser.add_argument('--backend', choices=BACKENDS,
                         help='default: faster-coco-eval where it is installed')
+    parser.add_argument('--max-dets', type=int, default=MAX_DETS, metavar='N',
+                        help='the N best detections of an image and category count '
+                             "(%(default)s, as at COCO); for images with more objects")
     parser.add_argument('--json', metavar='FILE', help='write everything, categories too')
     parser.add_argument('--csv', metavar='FILE', help='write a row for each type and category')
     return parser.parse_args()
@@ -95,6 +100,20 @@ def read_by_type(args: argparse.Namespace, truth: dict[str, Any]) -> dict[str, l
     return {kind: content[files[FIELD[kind]]] for kind in dict.fromkeys(types)}
 
 
+def say_what_is_cut(truth: dict[str, Any], by_type: dict[str, list[dict]], max_dets: int) -> None:
+    """Notes on stderr where images hold more than the evaluation looks at."""
+    sides = {'objects': truth['annotations'], **{
+        f'{kind} detections': results for kind, results in by_type.items()}}
+    for what, items in sides.items():
+        images, most = crowded_images(items, max_dets)
+        if images:
+            lost = ('all of them can never be found' if what == 'objects' else
+                    'the others are left out')
+            print(f'note: {images} image{"s"[:images > 1]} with more than {max_dets} {what} of one '
+                  f'category (at most {most}). Only the {max_dets} best detections of an image and '
+                  f'category count, so {lost}; --max-dets {most} counts them all', file=sys.stderr)
+
+
 def rows_of(kind: str, scores: CocoScores) -> list[list[Any]]:
     """type, category, objects and the twelve numbers: all categories first, then each."""
     total = sum(count for _, _, count in scores.categories)
@@ -125,10 +144,12 @@ def main() -> None:
     if not seen:
         print(f'warning: {args.results} holds no detection, so every AP is 0', file=sys.stderr)
 
-    header, rows, report = ['type', 'category', 'objects', *METRICS], [], {}
+    say_what_is_cut(truth, by_type, args.max_dets)
+    columns = ['type', 'category', 'objects', *metric_names(args.max_dets)]
+    header, rows, report = columns, [], {}
     for kind, results in by_type.items():
         start = time.perf_counter()
-        scores = evaluate_coco(truth, results, kind, backend=backend)
+        scores = evaluate_coco(truth, results, kind, backend=backend, max_dets=args.max_dets)
         print(f'{kind}: {len(results)} detections, {backend}, '
               f'{time.perf_counter() - start:.1f} s')
         rows += rows_of(kind, scores)
@@ -138,14 +159,18 @@ def main() -> None:
         header, shown = [header[0], *header[2:]], [[row[0], *row[2:]] for row in shown]
     print('\n' + as_table(header, shown, digits=3))
     if args.csv:
-        write_text_whole(args.csv, as_csv(['type', 'category', 'objects', *METRICS], rows))
+        write_text_whole(args.csv, as_csv(columns, rows))
     if args.json:
         write_text_whole(args.json, as_json({
-            'metrics': report, 'images': len(truth['images']), 'backend': backend}))
+            'metrics': report, 'images': len(truth['images']), 'backend': backend,
+            'max_dets': args.max_dets}))
 
 
 if __name__ == '__main__':
+    # A name in a file may hold what this terminal cannot print.
+    sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except UserError as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

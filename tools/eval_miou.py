@@ -4,7 +4,7 @@
     python tools/eval_miou.py PRED_DIR LABEL_DIR --dataset ade20k --boundary --plot iou.png
 
 Prints IoU and accuracy of every class, mIoU, aAcc and mAcc in per cent. docs/evaluation.md says
-what the files hold. Exit code: 0, or 1 with one message where something does not fit.
+what the files hold. Exit code: 0, or 2 with one message where something does not fit.
 """
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from visattn_dense.atomic import write_text_whole  # noqa: E402
 from visattn_dense.errors import UserError  # noqa: E402
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO  # noqa: E402
-from visattn_dense.evaluation.classes import (  # noqa: E402
-    DATASETS,
-    DatasetFiles,
-    dataset_classes,
-    read_classes,
-)
+from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes  # noqa: E402
 from visattn_dense.evaluation.pairs import match_files  # noqa: E402
 from visattn_dense.evaluation.report import (  # noqa: E402
     as_csv,
@@ -65,6 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 def class_names(args: argparse.Namespace) -> tuple[str, ...]:
     if args.dataset:
+        from visattn_dense.openmmlab.datasets.class_names import dataset_classes
         return dataset_classes(args.dataset)
     if args.classes:
         return read_classes(args.classes)
@@ -106,7 +102,10 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    # A file name may hold what this terminal cannot print.
+    sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except UserError as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

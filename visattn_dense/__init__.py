@@ -4,6 +4,8 @@ Importing this package is cheap: it loads neither torch nor OpenMMLab. It arrang
 
 - OpenMMLab's last releases run on today's torch, numpy and Python
   (`visattn_dense.openmmlab.compat`);
+- Pillow opens images as large as OpenCV does (`visattn_dense.images`), and mmdetection reads COCO
+  files only after a check (`visattn_dense.openmmlab.datasets.coco_guard`);
 - the backbones and heads stand in OpenMMLab's registries as soon as these are there, whichever
   of the two is imported first (`visattn_dense.openmmlab.registration`).
 """

@@ -38,17 +38,6 @@ def dataset_files(name: str) -> DatasetFiles:
     return DATASETS[name]
 
 
-def dataset_classes(name: str) -> tuple[str, ...]:
-    """Class names of a dataset, from the dataset class that training uses."""
-    kind = dataset_files(name).dataset
-    # Slow imports, and only the names are wanted: not before somebody asks for them.
-    import mmseg.datasets
-
-    import visattn_dense.openmmlab.datasets
-    home = visattn_dense.openmmlab.datasets if kind == 'CamVidDataset' else mmseg.datasets
-    return tuple(getattr(home, kind).METAINFO['classes'])
-
-
 def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names of a text file, one on each line; empty lines are skipped.
 

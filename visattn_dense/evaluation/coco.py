@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,13 @@ from visattn_dense.evaluation.boundary import DEFAULT_RATIO, boundary_distance, 
 from visattn_dense.evaluation.coco_files import FIELD, masks_as_rle
 
 TYPES = tuple(FIELD)
+_USED = ('id', 'image_id', 'category_id', 'bbox', 'area', 'segmentation')
 BACKENDS = ('faster-coco-eval', 'pycocotools')
 # Name: (recall instead of precision, index of the IoU threshold, of the area range, of maxDets),
-# in COCO's order. Thresholds are 0.50:0.05:0.95, maxDets 1, 10, 100.
+# in COCO's order. Thresholds are 0.50:0.05:0.95, maxDets 1, 10 and max_dets, which is 100 at COCO.
 _ALL = slice(None)
+MAX_DETS = 100
+_MOST_DETS = 100_000
 METRICS = {
     'AP': (False, _ALL, 0, 2), 'AP50': (False, 0, 0, 2), 'AP75': (False, 5, 0, 2),
     'APs': (False, _ALL, 1, 2), 'APm': (False, _ALL, 2, 2), 'APl': (False, _ALL, 3, 2),
@@ -50,15 +54,17 @@ class CocoScores:
             there is nothing to find.
         recall: (10, K, 4, 3), likewise.
         categories: the K categories by id: id, name and number of objects without crowds.
+        max_dets: detections of an image and category that count, the last of the 3 maxDets.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     categories: tuple[tuple[int, str, int], ...]
+    max_dets: int = MAX_DETS
 
     def metrics(self, category: int | None = None) -> dict[str, float]:
         """The twelve COCO numbers, 0..1, over all categories or of the one at this index; NaN
-        where there is no object to find."""
+        where there is no object to find. AR100 is named after another `max_dets` (AR300)."""
         which = _ALL if category is None else slice(category, category + 1)
         found = {}
         for name, (recall, threshold, area, dets) in METRICS.items():
@@ -66,7 +72,21 @@ class CocoScores:
                       else self.precision[threshold][..., which, area, dets])
             values = values[values > -1]
             found[name] = float(values.mean()) if values.size else float('nan')
-        return found
+        return dict(zip(metric_names(self.max_dets), found.values(), strict=True))
+
+
+def metric_names(max_dets: int = MAX_DETS) -> list[str]:
+    """The names of the twelve numbers: AP, ..., AR100, ..."""
+    return [f'AR{max_dets}' if name == 'AR100' else name for name in METRICS]
+
+
+def crowded_images(items: Iterable[dict[str, Any]], max_dets: int = MAX_DETS) -> tuple[int, int]:
+    """How many images hold more than `max_dets` objects or detections of one category, and the
+    largest number of these."""
+    counts = Counter((item['image_id'], item['category_id']) for item in items
+                     if not item.get('iscrowd'))
+    above = {image for (image, _), count in counts.items() if count > max_dets}
+    return len(above), max(counts.values(), default=0)
 
 
 def default_backend() -> str:
@@ -75,7 +95,7 @@ def default_backend() -> str:
 
 
 def evaluate_coco(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, *,
-                  backend: str | None = None) -> CocoScores:
+                  backend: str | None = None, max_dets: int = MAX_DETS) -> CocoScores:
     """Evaluate detections against annotations.
 
     Args:
@@ -83,14 +103,20 @@ def evaluate_coco(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
         results: detections, from `read_results`; none at all give AP 0.
         kind: 'bbox', 'segm' or 'boundary'.
         backend: one of BACKENDS; None takes the faster one that is installed.
+        max_dets: the best detections of an image and category that count, at least 10.
 
     Raises:
         UserError: detections or annotations lack what `kind` needs, or there is no object.
     """
+    if not 10 <= max_dets <= _MOST_DETS:
+        raise UserError(f'max_dets is {max_dets}; it is from 10 to {_MOST_DETS}, 100 at COCO')
     if kind not in TYPES:
         raise UserError(f'unknown kind of AP {kind!r}; it is one of {", ".join(TYPES)}')
     backend = backend or default_backend()
-    objects = [{'iscrowd': 0, **annotation} for annotation in truth['annotations']]
+    # Nothing else of a file reaches the evaluators, which keep all that they are given.
+    objects = [{**{key: annotation[key] for key in _USED if key in annotation},
+                'iscrowd': int(annotation.get('iscrowd', 0))}
+               for annotation in truth['annotations']]
     if not any(not annotation['iscrowd'] for annotation in objects):
         raise UserError('the annotations hold no object (crowd regions do not count), so there is '
                         'no AP')
@@ -104,13 +130,14 @@ def evaluate_coco(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
         objects = masks_as_rle(objects, truth, 'annotation')
         detections = masks_as_rle(detections, truth, 'detection')
     names = {category['id']: category['name'] for category in truth['categories']}
-    counts = dict.fromkeys(sorted(names), 0)
+    counts = dict.fromkeys(sorted(names, key=_by_kind), 0)
     for annotation in objects:
         counts[annotation['category_id']] += not annotation['iscrowd']
     run = _run_faster if backend == BACKENDS[0] else _run_pycocotools
-    evaluated = run(_as_dataset(truth, objects, kind), _as_dataset(truth, detections, kind), kind)
+    evaluated = run(_as_dataset(truth, objects, kind), _as_dataset(truth, detections, kind), kind,
+                    [1, 10, max_dets])
     return CocoScores(np.asarray(evaluated['precision']), np.asarray(evaluated['recall']),
-                      tuple((i, names[i], count) for i, count in counts.items()))
+                      tuple((i, names[i], count) for i, count in counts.items()), max_dets)
 
 
 def _as_dataset(truth: dict[str, Any], items: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -121,15 +148,22 @@ def _as_dataset(truth: dict[str, Any], items: list[dict[str, Any]], kind: str) -
     are missing.
     """
     numbers = {part: {old: new for new, old in
-                      enumerate(sorted(item['id'] for item in truth[part]), 1)}
+                      enumerate(sorted((item['id'] for item in truth[part]), key=_by_kind), 1)}
                for part in ('images', 'categories')}
     annotations = [{'area': _area(item, kind), **item, 'id': number,
                     'image_id': numbers['images'][item['image_id']],
                     'category_id': numbers['categories'][item['category_id']]}
                    for number, item in enumerate(items, 1)]
     return {'annotations': annotations,
-            **{part: [{**item, 'id': numbers[part][item['id']]} for item in truth[part]]
-               for part in numbers}}
+            'images': [{'id': numbers['images'][image['id']], 'height': image['height'],
+                        'width': image['width']} for image in truth['images']],
+            'categories': [{'id': numbers['categories'][category['id']], 'name': category['name']}
+                           for category in truth['categories']]}
+
+
+def _by_kind(value: int | str) -> tuple[str, int | str]:
+    """Order of ids, of which some may be numbers and some words."""
+    return type(value).__name__, value
 
 
 def _area(item: dict[str, Any], kind: str) -> float:
@@ -139,18 +173,21 @@ def _area(item: dict[str, Any], kind: str) -> float:
     return float(rle_tools.area(item['segmentation']))
 
 
-def _run_faster(truth: dict[str, Any], found: dict[str, Any], kind: str) -> dict[str, Any]:
+def _run_faster(truth: dict[str, Any], found: dict[str, Any], kind: str,
+                max_dets: list[int]) -> dict[str, Any]:
     from faster_coco_eval import COCO as FasterCOCO
     from faster_coco_eval import COCOeval_faster
 
     evaluation = COCOeval_faster(FasterCOCO(truth), FasterCOCO(found), kind,
                                  boundary_dilation_ratio=DEFAULT_RATIO)
+    evaluation.params.maxDets = max_dets
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval
 
 
-def _run_pycocotools(truth: dict[str, Any], found: dict[str, Any], kind: str) -> dict[str, Any]:
+def _run_pycocotools(truth: dict[str, Any], found: dict[str, Any], kind: str,
+                     max_dets: list[int]) -> dict[str, Any]:
     # It prints what it does; the caller prints the result.
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
@@ -160,6 +197,7 @@ def _run_pycocotools(truth: dict[str, Any], found: dict[str, Any], kind: str) ->
             side.createIndex()
             sides.append(side)
         evaluation = _BoundaryEval(*sides) if kind == 'boundary' else COCOeval(*sides, kind)
+        evaluation.params.maxDets = max_dets
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval

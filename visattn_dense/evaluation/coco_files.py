@@ -7,10 +7,7 @@ PREFIX.segm.json.
 """
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,37 +15,31 @@ from typing import Any
 from pycocotools import mask as rle_tools
 
 from visattn_dense.errors import UserError
+from visattn_dense.evaluation.coco_format import (
+    box_problem,
+    mask_problem,
+    read_annotation_file,
+    read_json,
+    shown,
+    usable_polygons,
+)
 
 # What a detection has to hold for each kind of AP.
 FIELD = {'bbox': 'bbox', 'segm': 'segmentation', 'boundary': 'segmentation'}
 _SHOWN = 5
+# Far above any score, and small enough for what is computed from scores.
+_LARGEST_SCORE = 1e30
 
 
 def read_annotations(path: str | os.PathLike) -> dict[str, Any]:
     """A COCO annotation file. Missing `annotations` (no object at all) become an empty list.
 
+    Masks are looked into by `masks_as_rle`, where they are needed.
+
     Raises:
-        UserError: the file is missing or not such a file, or its parts contradict each other.
+        UserError: the file is missing or not such a file, or has a fault; names the entry.
     """
-    data = _read_json(path, 'annotations')
-    if not isinstance(data, dict) or not {'images', 'categories'} <= data.keys():
-        raise UserError(f'{path} is no COCO annotation file: it needs "images", "categories" and '
-                        '"annotations" (is it the file of results?)')
-    # mmdetection leaves the key out where there is no object.
-    data.setdefault('annotations', [])
-    for part, keys in (('images', ('id', 'height', 'width')), ('categories', ('id', 'name')),
-                       ('annotations', ('image_id', 'category_id', 'bbox'))):
-        for at, item in enumerate(data[part]):
-            if lacking := [key for key in keys if key not in item]:
-                raise UserError(f'{path}: entry {at} of "{part}" has no {", ".join(lacking)}')
-    images, names = _ids(path, data, 'images'), _ids(path, data, 'categories')
-    for at, annotation in enumerate(data['annotations']):
-        for key, known, part in (('image_id', images, 'images'),
-                                 ('category_id', names, 'categories')):
-            if annotation[key] not in known:
-                raise UserError(f'{path}: annotation {annotation.get("id", at)} has the {key} '
-                                f'{annotation[key]!r}, which is not in "{part}"')
-    return data
+    return read_annotation_file(path, training=False, masks=False)
 
 
 def result_files(path: str | os.PathLike) -> dict[str, Path]:
@@ -81,7 +72,7 @@ def read_results(path: str | os.PathLike, truth: dict[str, Any]) -> list[dict[st
         UserError: the file is missing or no list of detections, a detection lacks something or
             is of an image or a category that the annotations do not have.
     """
-    results = _read_json(path, 'results')
+    results = read_json(path, 'results')
     if isinstance(results, dict) and 'annotations' in results:
         raise UserError(f'{path} is an annotation file, not a list of detections; is it in the '
                         'wrong place on the command line?')
@@ -112,25 +103,17 @@ def masks_as_rle(items: Iterable[dict[str, Any]], truth: dict[str, Any],
         if not mask:
             raise UserError(f'{where} has no mask ("segmentation"); with boxes only, ask for '
                             '--type bbox')
-        try:
-            rle = _as_rle(mask, sizes[image])
-        # Whatever is wrong inside comes as one of many errors of pycocotools' C code.
-        except Exception as error:
-            raise UserError(f'the mask of {where} is neither RLE nor polygons: {error}') from error
-        if tuple(rle['size']) != sizes[image]:
-            raise UserError(f'the mask of {where} is {rle["size"][0]}x{rle["size"][1]}, the image '
-                            f'{sizes[image][0]}x{sizes[image][1]} (height x width)')
-        copies.append({**item, 'segmentation': rle})
+        if problem := mask_problem(mask, *sizes[image]):
+            raise UserError(f'the mask of {where} {problem}')
+        copies.append({**item, 'segmentation': _as_rle(mask, sizes[image])})
     return copies
 
 
 def _as_rle(mask: dict | list, size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(mask, list):
-        return rle_tools.merge(rle_tools.frPyObjects(mask, *size))
+        return rle_tools.merge(rle_tools.frPyObjects(usable_polygons(mask), *size))
     if isinstance(mask['counts'], list):
-        if sum(mask['counts']) != mask['size'][0] * mask['size'][1]:
-            raise ValueError('the runs do not add up to the size')
-        return rle_tools.frPyObjects(mask, *mask['size'])
+        return rle_tools.frPyObjects(mask, *size)
     return mask
 
 
@@ -140,15 +123,15 @@ def _problem(result: Any) -> str | None:
     for key in ('image_id', 'category_id', 'score'):
         if key not in result:
             return f'has no {key!r}'
+    for key in ('image_id', 'category_id'):
+        if type(result[key]) not in (int, str):
+            return f'has the {key} {shown(result[key])}, neither a whole number nor a word'
     score = result['score']
-    if not isinstance(score, (int, float)) or not math.isfinite(score):
-        return f'has the score {score!r}, not a finite number'
+    if type(score) not in (int, float) or not abs(score) <= _LARGEST_SCORE:
+        return f'has the score {shown(score)}, not a finite number'
     if 'bbox' not in result and 'segmentation' not in result:
         return 'has neither "bbox" nor "segmentation"'
-    box = result.get('bbox', (0, 0, 0, 0))
-    if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
-        return f'has the bbox {box!r}; a box is [x, y, width, height]'
-    return None
+    return box_problem(result['bbox']) if 'bbox' in result else None
 
 
 def _check_ids(path: str | os.PathLike, results: list[dict[str, Any]],
@@ -169,13 +152,6 @@ def _check_ids(path: str | os.PathLike, results: list[dict[str, Any]],
                         f'(ids like {_some(names)}).{hint}')
 
 
-def _ids(path: str | os.PathLike, data: dict[str, Any], part: str) -> set:
-    ids = [item['id'] for item in data[part]]
-    if twice := {i for i, count in Counter(ids).items() if count > 1}:
-        raise UserError(f'{path}: "{part}" lists {_some(twice)} more than once')
-    return set(ids)
-
-
 def _unlike(results: list[dict[str, Any]], key: str, known: set) -> str:
     wrong = {result[key] for result in results} - known
     count = sum(result[key] in wrong for result in results)
@@ -187,13 +163,4 @@ def _unlike(results: list[dict[str, Any]], key: str, known: set) -> str:
 
 def _some(values: Iterable) -> str:
     values = sorted(values, key=lambda value: (str(type(value)), value))
-    return ', '.join(map(repr, values[:_SHOWN])) + (', ...' if len(values) > _SHOWN else '')
-
-
-def _read_json(path: str | os.PathLike, what: str) -> Any:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f'{what} {path} cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise UserError(f'{what} {path} is no JSON: {error}') from error
+    return ', '.join(map(shown, values[:_SHOWN])) + (', ...' if len(values) > _SHOWN else '')

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.datasets.check_files import list_files, read_all
+from visattn_dense.files import list_files, read_all
+from visattn_dense.images import LOSSY, opened
 
 # Modes that hold one integer for each pixel; 'P' holds indices into a palette.
 INDEX_MODES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')
@@ -36,14 +36,17 @@ def read_index_map(path: str) -> np.ndarray:
         UserError: the file cannot be read, or holds colours or values that do not fit 16 bits.
     """
     try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image)
-    # Pillow reports broken PNG chunks as SyntaxError and some broken heads as ValueError.
-    except (OSError, SyntaxError, ValueError) as error:
+        with opened(path) as image:
+            mode, kind, values = image.mode, image.format, np.asarray(image)
+    except OSError as error:
         raise UserError(f'{path} cannot be read: {error}') from error
     if mode not in INDEX_MODES:
         raise UserError(f'{path} is a colour picture ({mode}); a label file holds one class index '
                         'for each pixel')
+    if kind in LOSSY:
+        raise UserError(f'{path} is a JPEG, which changes class indices; write label files as PNG')
+    if values.dtype == bool:
+        return values.view(np.uint8)
     if values.dtype in (np.uint8, np.uint16):
         return values
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
@@ -110,9 +113,9 @@ def _fault(pair: Pair) -> str | None:
     sizes = []
     for path in (pair.prediction, pair.label):
         try:
-            with Image.open(path) as image:
+            with opened(path, decode=False) as image:
                 mode, size = image.mode, image.size
-        except (OSError, SyntaxError, ValueError) as error:
+        except OSError as error:
             return f'{path} cannot be read: {error}'
         if mode not in INDEX_MODES:
             return (f'{path} is a colour picture ({mode}); a label file holds one class index for '

@@ -34,6 +34,8 @@ from visattn_dense.evaluation.pairs import Pair, read_index_map
 _CHUNK = 8
 # The confusion matrix of one image then takes 128 MiB.
 _MOST_CLASSES = 4096
+# Pixels that are counted at once: an image above is taken in strips.
+_STRIP = 2**24
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,23 @@ def count_image(pred: np.ndarray, label: np.ndarray, settings: Settings) -> Coun
     if pred.shape != label.shape:
         raise UserError(f'the prediction is {pred.shape}, the label {label.shape}')
     n = settings.num_classes
-    classes = np.take(settings.pred_classes, pred), np.take(settings.label_classes, label)
-    joint = np.bincount((classes[1] * (n + 2) + classes[0]).ravel(), minlength=(n + 2) ** 2)
+    joint = np.zeros((n + 2) ** 2, np.int64)
+    boundary = distance = None
+    if settings.boundary_ratio is not None:
+        boundary = np.zeros((3, n), np.int64)
+        distance = boundary_distance(*label.shape, settings.boundary_ratio)
+    for seen, counted in _strips(*label.shape, distance or 0):
+        classes = (np.take(settings.pred_classes, pred[seen]),
+                   np.take(settings.label_classes, label[seen]))
+        joint += np.bincount((classes[1][counted] * (n + 2) + classes[0][counted]).ravel(),
+                             minlength=(n + 2) ** 2)
+        if boundary is not None:
+            boundary += _count_boundary(*classes, counted, distance, n)
     joint = joint.reshape(n + 2, n + 2)
     for values, found, what in ((label, joint[n + 1].sum(), 'label'),
                                 (pred, joint[:, n + 1].sum(), 'prediction')):
         if found:
             raise UserError(_wrong_values(values, what, settings))
-    boundary = None if settings.boundary_ratio is None else _count_boundary(*classes, settings)
     return Counts(joint[:n, :n + 1], boundary, 1, int(np.count_nonzero(pred == 0)))
 
 
@@ -195,14 +206,31 @@ def _count_chunk(pairs: Sequence[Pair], settings: Settings) -> Counts:
     return total
 
 
-def _count_boundary(pred: np.ndarray, label: np.ndarray, settings: Settings) -> np.ndarray:
-    """(3, N) boundary pixels of one image: in both, of the prediction, of the label."""
-    n = settings.num_classes
-    distance = boundary_distance(*label.shape, settings.boundary_ratio)
+def _strips(height: int, width: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of an image in strips of bounded memory.
+
+    Args:
+        height, width: of the image, in pixels.
+        reach: how many rows around a pixel its result depends on.
+
+    Yields:
+        the rows to look at, and which of these to count.
+    """
+    rows = max(1, _STRIP // width) if width else max(1, height)
+    for top in range(0, height, rows):
+        start = max(0, top - reach)
+        bottom = min(height, top + rows)
+        yield slice(start, bottom + reach), slice(top - start, bottom - start)
+
+
+def _count_boundary(pred: np.ndarray, label: np.ndarray, counted: slice, distance: int,
+                    n: int) -> np.ndarray:
+    """(3, N) boundary pixels of some rows: in both, of the prediction, of the label."""
     # A label outside the judged area is not known, and neither is whether a prediction is right.
     unknown = label == n
-    of_pred = boundary_region(pred, distance, unknown)
-    of_label = boundary_region(label, distance, unknown)
+    of_pred = boundary_region(pred, distance, unknown)[counted]
+    of_label = boundary_region(label, distance, unknown)[counted]
+    pred, label = pred[counted], label[counted]
     both = label[of_pred & of_label & (pred == label)]
     # "No class" is N; its boundary is nobody's.
     return np.stack([np.bincount(found, minlength=n + 1)[:n]

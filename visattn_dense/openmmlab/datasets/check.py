@@ -14,6 +14,7 @@ from typing import Any
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.openmmlab.datasets.check_coco import check_coco
 from visattn_dense.openmmlab.datasets.check_files import check_folders
+from visattn_dense.openmmlab.datasets.check_loading import Loading
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 from visattn_dense.openmmlab.datasets.check_segmentation import IGNORE, check_segmentation
 
@@ -146,21 +147,26 @@ def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> Da
     # Elsewhere (tracking, panoptic) heads and datasets count different things.
     if segmentation or coco or 'XMLDataset' in families:
         _compare_classes(type(dataset).__name__, report, heads)
+    loading = Loading.of(leaf, cfg.get('default_scope'))
     if segmentation:
-        loading = _label_loading(leaf)
-        if loading.get('reduce_zero_label') not in (None, dataset.reduce_zero_label):
+        labels = _label_loading(leaf)
+        if labels.get('reduce_zero_label') not in (None, dataset.reduce_zero_label):
             report.add(f'reduce_zero_label is {dataset.reduce_zero_label} in the dataset and '
-                       f'{loading["reduce_zero_label"]} in LoadAnnotations',
+                       f'{labels["reduce_zero_label"]} in LoadAnnotations',
                        'set it in the dataset only', type(dataset).__name__)
+            return report
         num_classes = len(report.classes) or min((h.num_classes for h in heads), default=IGNORE)
         check_segmentation(dataset, num_classes, heads[0].ignore_index if heads else None, report,
-                           quick=quick, palette_decoded=loading.get('imdecode_backend') == 'cv2')
+                           quick=quick, palette_decoded=labels.get('imdecode_backend') == 'cv2',
+                           loading=loading)
     elif coco:
-        has_masks = any('.mask_head' in head.path for head in heads)
-        check_coco(dataset, has_masks, report, quick=quick)
+        has_masks = (any('.mask_head' in head.path for head in heads)
+                     or bool(_label_loading(leaf).get('with_mask')))
+        check_coco(dataset, has_masks, report, quick=quick, loading=loading)
     else:
         folders = [path for path in dataset.data_prefix.values() if isinstance(path, str)]
-        check_folders(dataset, [*folders, dataset.ann_file], report)
+        check_folders(dataset, folders, report, files=[
+            path for path in [dataset.ann_file] if not os.path.isdir(path)])
         report.notes.append(f'only the folders of a {type(dataset).__name__} are checked')
     return report
 
@@ -190,7 +196,8 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
     Args:
         cfg: an mmengine Config of mmsegmentation or mmdetection.
         splits: any of 'train', 'val' and 'test'; those that the config has where None.
-        quick: all folders and pairs, but only about 18 files of each dataset are opened.
+        quick: all folders and pairs, but only about 18 files of each dataset are opened, and one
+            image of each kind.
 
     Raises:
         UserError: the config has no dataset for a split that was asked for.
@@ -203,9 +210,10 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
                 raise UserError(f'the config has no {split}_dataloader to check')
             continue
         for leaf in find_datasets(loader.get('dataset')):
-            # The loading step of the pipeline matters to the check, augmentation does not.
+            # The loading steps of the pipeline matter to the check, augmentation does not.
             identity = {key: value for key, value in leaf.items()
-                        if key not in ('pipeline', 'test_mode')} | {'load': _label_loading(leaf)}
+                        if key not in ('pipeline', 'test_mode')}
+            identity |= {'load': (list(leaf.get('pipeline') or ())[:1], _label_loading(leaf))}
             if identity not in seen:
                 seen.append(identity)
                 reports.append(check_dataset(leaf, cfg, split, quick=quick))

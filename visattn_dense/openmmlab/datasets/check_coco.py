@@ -6,18 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from visattn_dense.errors import did_you_mean
-from visattn_dense.openmmlab.datasets.check_files import (
-    check_folders,
-    cores,
-    image_size,
-    list_files,
-    read_all,
-    source_hint,
-    spread,
-)
+from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.evaluation.coco_format import annotation_faults, read_json, usable_polygons
+from visattn_dense.files import list_files
+from visattn_dense.openmmlab.datasets.check_files import check_folders, source_hint
+from visattn_dense.openmmlab.datasets.check_loading import Loading
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
+# What COCO counts in one image.
+MAX_DETS = 100
 # Above this, parsing all annotations takes seconds: the quick check reads images and categories.
 QUICK_BYTES = 64 * 2**20
 
@@ -41,57 +38,51 @@ def read_lists(path: str, keys: tuple[str, ...]) -> dict[str, list]:
     return found
 
 
-def read_annotations(path: str, quick: bool) -> dict[str, Any]:
+def read_annotations(path: str, quick: bool) -> Any:
     """The JSON file; without 'annotations' where it is large and `quick`.
 
     Raises:
-        ValueError: no valid JSON, or no JSON object.
+        UserError: the file cannot be read or is no JSON.
     """
     if quick and os.path.getsize(path) > QUICK_BYTES:
         try:
             return read_lists(path, ('images', 'categories'))
         # Unusual layout (spaces, nested lists): the slow way always works.
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
-    with open(path, encoding='utf-8') as file:
-        content = json.load(file)
-    if not isinstance(content, dict):
-        raise ValueError(f'holds a {type(content).__name__} instead of an object')
-    return content
+    return read_json(path, 'annotations')
 
 
-def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: bool) -> None:
+def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: bool,
+               loading: Loading | None = None) -> None:
     """Check a lazily built CocoDataset and fill its report.
 
     Args:
         dataset: CocoDataset or a subclass with its file format, built with lazy_init=True.
-        has_masks: the model has a mask head, so annotations need a segmentation.
+        has_masks: the model has a mask head or the pipeline loads masks, so annotations need a
+            segmentation.
         report: receives sizes, boxes per class, problems and notes.
         quick: list all images but open only a sample of them.
+        loading: the loading steps of the dataset's pipeline, to read a sample of images with.
     """
     report.unit = 'boxes'
-    path, folder = dataset.ann_file, dataset.data_prefix.get('img') or ''
-    if not check_folders(dataset, [folder, path], report):
+    path, folder = dataset.ann_file, dataset.data_prefix.get('img')
+    if 'img' not in dataset.data_prefix:
+        report.add('data_prefix names no folder of images', "set data_prefix=dict(img='...')",
+                   f'data_prefix={dict(dataset.data_prefix)}')
+        return
+    if not check_folders(dataset, [folder], report, files=[path]):
         return
     try:
         content = read_annotations(path, quick)
-    except ValueError as error:
-        report.add('annotation file is no valid JSON', 'download or write it again',
-                   f'{path} ({error})')
+    except UserError as error:
+        report.add('annotation file is no COCO JSON', 'download or write it again', str(error))
         return
-    lost = [key for key in ('images', 'categories') if not isinstance(content.get(key), list)]
-    if lost:
-        report.add(f'annotation file has no {" and no ".join(lost)}',
-                   'a COCO file has images, annotations and categories', path)
+    faults = list(annotation_faults(content, training=True))
+    for fault in faults:
+        report.add(f'{path}: {fault.what}', fault.fix, fault.entry)
+    if any(fault.part != 'annotations' for fault in faults):
         return
-    for key, wanted in (('images', {'id', 'file_name', 'width', 'height'}),
-                        ('categories', {'id', 'name'})):
-        incomplete = [f'entry {i} ({entry})' for i, entry in enumerate(content[key])
-                      if not isinstance(entry, dict) or not wanted <= entry.keys()]
-        if incomplete:
-            report.add(f'{key} in {path} lack some of {", ".join(sorted(wanted))}',
-                       'write all of them for each', incomplete)
-            return
     images = {image['id']: image for image in content['images']}
     report.images = len(images)
     if not images:
@@ -99,11 +90,17 @@ def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: b
         return
     label_of = _check_categories(path, content['categories'], report)
     if 'annotations' in content:
-        _check_boxes(path, content['annotations'], images, label_of, report)
-        _check_masks(path, content['annotations'], has_masks, report)
-    elif not quick:
-        report.notes.append('the file has no annotations: good for testing only')
-    _check_images(path, folder, list(images.values()), report, quick)
+        if not faults:
+            used = _check_boxes(dataset, content['annotations'], images, label_of, report)
+            _check_masks(path, used, has_masks, report)
+    elif not quick or os.path.getsize(path) <= QUICK_BYTES:
+        if report.split == 'train':
+            report.add('the file has no annotations to learn from', 'check that ann_file is the '
+                       'right file', path)
+        else:
+            report.notes.append('the file has no annotations: good for testing only')
+    _check_images(path, folder, list(images.values()), report, quick, loading,
+                  has_labels=bool(content.get('annotations')))
 
 
 def _check_categories(path: str, categories: list[dict], report: DatasetReport) -> dict[int, int]:
@@ -129,31 +126,30 @@ def _check_categories(path: str, categories: list[dict], report: DatasetReport) 
             for category in categories if category['name'] in classes}
 
 
-def _check_boxes(path: str, annotations: list[dict], images: dict, label_of: dict[int, int],
-                 report: DatasetReport) -> None:
-    """Every annotation: its image, its keys, its box; counts what mmdet leaves out."""
-    broken, stray, outside = [], [], []
-    flat, crowds = [], 0
+def _check_boxes(dataset: Any, annotations: list[dict], images: dict, label_of: dict[int, int],
+                 report: DatasetReport) -> list[dict]:
+    """Count boxes as mmdetection will, and what it leaves out; `annotations` have no fault.
+
+    Returns:
+        list[dict]: the annotations that a training uses.
+    """
+    outside, left_out, stray, used, ignored, crowds = [], [], [], [], 0, 0
     boxes_of: Counter = Counter()
     for annotation in annotations:
-        name = f'annotation {annotation.get("id")}'
-        image = images.get(annotation.get('image_id'))
-        absent = [key for key in ('id', 'image_id', 'category_id', 'bbox', 'area')
-                  if key not in annotation]
-        if absent:
-            broken.append(f'{name} (no {", ".join(absent)})')
+        image = images[annotation['image_id']]
+        name = f'annotation {annotation["id"]} of {image["file_name"]}'
+        if annotation.get('ignore'):
+            ignored += 1
             continue
-        if len(annotation['bbox']) != 4:
-            broken.append(f'{name} (bbox {annotation["bbox"]})')
-            continue
-        if image is None:
-            stray.append(f'{name} (image_id {annotation["image_id"]})')
-            continue
-        name += f' of {image["file_name"]}'
         left, top, width, height = annotation['bbox']
-        crowds += bool(annotation.get('iscrowd'))
-        if width < 1 or height < 1 or annotation['area'] <= 0:
-            flat.append(name)
+        inside = (min(left + width, image['width']) - max(left, 0),
+                  min(top + height, image['height']) - max(top, 0))
+        if min(inside) <= 0 and min(width, height) >= 1:
+            stray.append(f'{name} (box {annotation["bbox"]} in '
+                         f'{image["width"]}x{image["height"]})')
+            continue
+        if min(inside) <= 0 or width < 1 or height < 1 or annotation['area'] <= 0:
+            left_out.append(name)
             continue
         # COCO's own boxes overshoot by rounding.
         if (left < -1 or top < -1 or left + width > image['width'] + 1
@@ -162,50 +158,79 @@ def _check_boxes(path: str, annotations: list[dict], images: dict, label_of: dic
                            f'{image["width"]}x{image["height"]})')
         label = label_of.get(annotation['category_id'])
         if label is not None:
+            used.append(annotation)
+            crowds += bool(annotation.get('iscrowd'))
             boxes_of[image['id']] += 1
             report.counts[label] += 1
-    if broken:
-        report.add(f'incomplete annotations in {path}',
-                   'write id, image_id, category_id, bbox [x, y, w, h] and area for each', broken)
-    if stray:
-        report.add(f'annotations in {path} refer to images that it does not list',
-                   'add the images to the file or remove these annotations', stray)
-    if outside:
-        report.add(f'boxes outside their image in {path}',
+    if outside or stray:
+        report.add(f'boxes outside their image in {dataset.ann_file}',
                    'bbox is [x, y, width, height] in pixels of the original image, not '
-                   '[x1, y1, x2, y2]', outside, blocks=False)
-    repeated = [key for key, count in Counter(a.get('id') for a in annotations).items()
-                if count > 1]
-    if repeated:
-        report.add(f'annotation ids used more than once in {path}', 'number them anew',
-                   [f'annotation {key}' for key in repeated])
-    if flat:
-        report.notes.append(f'{len(flat)} boxes of zero area or below one pixel are left out, '
-                            f'first {flat[0]}')
+                   '[x1, y1, x2, y2]', [*stray, *outside], blocks=False)
+    if left_out:
+        report.notes.append(f'{len(left_out)} boxes of zero area or below one pixel are left out, '
+                            f'first {left_out[0]}')
+    if ignored:
+        report.notes.append(f'{ignored} boxes are left out for their "ignore": 1')
     report.notes.append(f'{sum(report.counts.values())} boxes, {crowds} of them crowd regions; '
                         f'{len(images) - len(boxes_of)} images without a box of these classes')
+    if boxes_of and (most := max(boxes_of.values())) > MAX_DETS:
+        full = sum(count > MAX_DETS for count in boxes_of.values())
+        report.notes.append(
+            f'{full} image{"s"[:full > 1]} with more than {MAX_DETS} objects (at most {most}): '
+            f'COCO counts {MAX_DETS} detections. Raise max_per_img in the test_cfg of the model, '
+            "CocoMetric's proposal_nums, and --max-dets of tools/eval_ap.py")
     if not report.counts:
         report.add('not one usable box of the classes', 'see the classes and boxes above; check '
-                   'that ann_file is the right file', path)
+                   'that ann_file is the right file', dataset.ann_file)
+    _note_filtered(dataset, images, report)
+    return used
+
+
+def _note_filtered(dataset: Any, images: dict, report: DatasetReport) -> None:
+    """Say how many images `filter_cfg` takes out of a training, and whether any is left."""
+    chosen = dict(getattr(dataset, 'filter_cfg', None) or {})
+    if dataset.test_mode or not chosen or not report.counts:
+        return
+    smallest = chosen.get('min_size', 0)
+    small = [image for image in images.values()
+             if min(image['width'], image['height']) < smallest]
+    if small:
+        report.notes.append(f'{len(small)} images below {smallest} pixels are left out '
+                            f'(filter_cfg.min_size), first {small[0]["file_name"]}')
+    if len(small) == len(images):
+        report.add(f'filter_cfg.min_size={smallest} leaves out every image',
+                   'set filter_cfg=dict(min_size=...) of the dataset below their sizes',
+                   dataset.ann_file)
 
 
 def _check_masks(path: str, annotations: list[dict], has_masks: bool,
                  report: DatasetReport) -> None:
-    """A mask head learns nothing from annotations without a segmentation."""
+    """Masks that the model needs and does not get, and parts of masks that nobody draws."""
+    dropped = [f'annotation {annotation["id"]}' for annotation in annotations
+               if isinstance(annotation.get('segmentation'), list)
+               and len(usable_polygons(annotation['segmentation'])) < len(
+                   annotation['segmentation'])]
+    if dropped:
+        report.add(f'{path}: polygons of fewer than three points, which are left out',
+                   'remove these polygons, or draw them again', dropped, blocks=False)
     if not has_masks:
         return
-    bare = [f'annotation {annotation.get("id")}' for annotation in annotations
+    bare = [f'annotation {annotation["id"]}' for annotation in annotations
             if not annotation.get('segmentation')]
     if bare:
         report.add(f'annotations without a segmentation in {path}, but the model has a mask head',
-                   'add polygons or RLE, or train a detector without mask_head', bare,
-                   blocks=len(bare) == len(annotations))
+                   'add polygons or RLE, or train a detector without mask_head', bare)
 
 
 def _check_images(path: str, folder: str, images: list[dict], report: DatasetReport,
-                  quick: bool) -> None:
-    """Files that are listed: there, readable, and of the size that the file says."""
-    there = set(list_files(folder)) if folder else set()
+                  quick: bool, loading: Loading | None, has_labels: bool) -> None:
+    """Files that are listed: there, readable, of the size that the file says, and loaded as they
+    are."""
+    try:
+        there = set(list_files(folder)) if folder else set()
+    except UserError as error:
+        report.add('the image folder cannot be searched', 'repair the folder', str(error))
+        return
     lost = [image for image in images if image['file_name'] not in there
             and not os.path.exists(os.path.join(folder, image['file_name']))]
     if lost:
@@ -215,26 +240,27 @@ def _check_images(path: str, folder: str, images: list[dict], report: DatasetRep
                    [os.path.join(folder, image['file_name']) for image in lost])
     missing = {image['file_name'] for image in lost}
     images = [image for image in images if image['file_name'] not in missing]
-    chosen = spread(images) if quick else images
-    report.read = len(chosen)
-    results = read_all(_size_or_fault, [os.path.join(folder, i['file_name']) for i in chosen],
-                       workers=cores(), progress='' if quick else f'{report.split}: {report.name}')
-    for image, (size, fault) in zip(chosen, results, strict=True):
-        file = str(Path(folder, image['file_name']))
-        if fault or size is None:
-            report.add('image cannot be read', 'download or copy the file again',
-                       f'{file} ({fault})')
+    loading = loading or Loading.usual()
+    items = [dict(img_path=os.path.join(folder, image['file_name']), img_id=image['id'])
+             for image in images]
+    items = loading.sample(items) if quick else items
+    report.read = len(items)
+    readings = loading.read_images(items, progress='' if quick else
+                                   f'{report.split}: {report.name}')
+    listed = {image['id']: image for image in images}
+    for item, reading in zip(items, readings, strict=True):
+        image = listed[item['img_id']]
+        file = str(Path(item['img_path']))
+        if reading.fault:
+            report.add(*loading.unreadable(file, reading))
+        # Nobody could look inside, which `compare` says.
+        if reading.size is None:
             continue
-        report.sizes.append(size)
-        if size != (image['width'], image['height']):
+        report.sizes.append(reading.size)
+        if reading.size != (image['width'], image['height']):
             report.add(f'size differs from what {path} says',
                        'write the true width and height, or take the image the boxes were drawn '
-                       'on', f'{file} is {size[0]}x{size[1]}, annotated as '
+                       f'on{reading.turned_hint()}',
+                       f'{file} is {reading.size[0]}x{reading.size[1]}, annotated as '
                        f'{image["width"]}x{image["height"]}')
-
-
-def _size_or_fault(path: str) -> tuple[tuple[int, int] | None, str]:
-    try:
-        return image_size(path), ''
-    except OSError as error:
-        return None, str(error)
+    loading.compare(items, readings, report, has_labels=has_labels)

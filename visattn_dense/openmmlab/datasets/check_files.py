@@ -1,17 +1,10 @@
 """Folders and image files: what is there, what should be there, and whether it can be read."""
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
-from PIL import Image
-from tqdm import tqdm
-
+from visattn_dense.files import list_files
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
-
-Item = TypeVar('Item')
-Result = TypeVar('Result')
 
 # Where the data come from and what they look like once unpacked, by name of the dataset class.
 SOURCES = {
@@ -46,70 +39,6 @@ FULL_ADE20K = (
     'what it unpacks to')
 
 
-def list_files(folder: str, suffix: str = '') -> list[str]:
-    """Paths relative to `folder` of all files below it that end in `suffix`, sorted."""
-    found, waiting = [], ['']
-    while waiting:
-        below = waiting.pop()
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                if entry.name.startswith('.'):
-                    continue
-                relative = os.path.join(below, entry.name)
-                if entry.is_dir():
-                    waiting.append(relative)
-                elif entry.name.endswith(suffix):
-                    found.append(relative)
-    return sorted(found)
-
-
-def spread(items: Sequence[Item], count: int = 18) -> list[Item]:
-    """The first, the last and evenly spaced ones between them: at most `count` of `items`."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
-
-
-def cores() -> int:
-    """Number of cores this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def read_all(read: Callable[[Item], Result], items: Sequence[Item], *, workers: int,
-             progress: str = '') -> Iterator[Result]:
-    """`read(item)` for each item, in order, on `workers` threads.
-
-    Threads are enough: Pillow decodes without holding Python's lock. `progress` labels a progress
-    bar on stderr, shown only where that is a terminal.
-    """
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        yield from tqdm(pool.map(read, items), total=len(items), desc=progress, unit='file',
-                        disable=None if progress else True)
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels, as the training pipeline sees it, of an image decoded to its end.
-
-    Raises:
-        OSError: the file is missing, truncated or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # EXIF orientations 5..8 lie on their side; OpenCV turns them when it reads.
-            if image.getexif().get(0x0112, 1) >= 5:
-                width, height = height, width
-            # A reduced scale skips most of a JPEG's inverse transform, yet reads every byte.
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-    # Pillow reports a broken PNG chunk as SyntaxError and some broken headers as ValueError.
-    except (SyntaxError, ValueError) as error:
-        raise OSError(str(error)) from error
-    return width, height
-
-
 def looks_like_full_ade20k(data_root: str | None) -> bool:
     """Whether a folder holds the full ADE20K download of 2016 or 2021."""
     root = Path(data_root or '.')
@@ -139,16 +68,27 @@ def _moved_root(data_root: str | None, wanted: str) -> str | None:
     return None
 
 
-def check_folders(dataset: object, paths: Iterable[str], report: DatasetReport) -> bool:
+def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport,
+                  files: Iterable[str] = ()) -> bool:
     """Whether all of the dataset's folders and annotation files exist; reports those that do not.
 
     Args:
         dataset: lazily built dataset (for its data_root and class).
-        paths: folders and files that it needs, joined to its data_root.
+        folders: folders that it needs, joined to its data_root.
         report: problems go here.
+        files: files that it needs.
     """
+    # With a slash at its end, a file does not even exist.
+    wanted = [(path.rstrip(os.sep) or path, folder)
+              for paths, folder in ((folders, True), (files, False)) for path in paths if path]
+    missing = [path for path, _ in wanted if not os.path.exists(path)]
+    confused = [(path, folder) for path, folder in wanted
+                if os.path.exists(path) and os.path.isdir(path) != folder]
+    for path, folder in confused:
+        report.add('is a file, not a folder' if folder else 'is a folder, not a file',
+                   'name the folder of the images in data_prefix' if folder else
+                   'name the file itself in ann_file', path)
     data_root = getattr(dataset, 'data_root', None)
-    missing = [path for path in paths if path and not os.path.exists(path)]
     for path in missing:
         moved = _moved_root(data_root, path)
         if moved:
@@ -159,7 +99,7 @@ def check_folders(dataset: object, paths: Iterable[str], report: DatasetReport) 
             fix = source_hint(dataset)
         seen_from = '' if os.path.isabs(path) else f' (seen from {os.getcwd()})'
         report.add('does not exist', fix, path + seen_from)
-    return not missing
+    return not missing and not confused
 
 
 def report_no_images(dataset: object, folder: str, suffix: str, report: DatasetReport) -> None:

@@ -1,40 +1,50 @@
 """Check of a semantic segmentation dataset: image/label pairs, sizes and every label value."""
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from visattn_dense.files import cores, list_files, read_all, spread
+from visattn_dense.images import LOSSY, opened
 from visattn_dense.openmmlab.datasets.check_files import (
     FULL_ADE20K,
     check_folders,
-    cores,
-    image_size,
-    list_files,
     looks_like_full_ade20k,
-    read_all,
     report_no_images,
-    spread,
 )
+from visattn_dense.openmmlab.datasets.check_loading import ImageReading, Loading, Undelivered
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
+# Labels above take too long to compare pixel by pixel.
+MOST_COMPARED = 2**26
 # What mmsegmentation writes for label 0 under reduce_zero_label, and for classes left out.
 IGNORE = 255
 
 
 @dataclass
 class Reading:
-    """One image/label pair as read; `faults` are (what, fix, file) that ended the reading."""
+    """One image/label pair as read; `faults` are (what, fix, file) that ended the reading.
+
+    values: raw value -> pixels; final values where the label comes from a loader of the user's own.
+    """
 
     label: str | None
-    size: tuple[int, int] | None = None
+    image: ImageReading
     label_size: tuple[int, int] | None = None
     mode: str = ''
+    format: str = ''
     values: Counter[int] = field(default_factory=Counter)
     faults: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.image.size
 
 
 @dataclass
@@ -69,36 +79,72 @@ class LabelRule:
                 f'and {self.ignore} (ignored)')
 
 
-def read_pair(pair: tuple[str, str | None]) -> Reading:
+def read_pair(item: Mapping, loading: Loading) -> Reading:
     """Decode one image and its label to their ends."""
-    image_path, label_path = pair
-    reading = Reading(label_path)
-    try:
-        reading.size = image_size(image_path)
-    except OSError as error:
-        reading.faults.append(('image cannot be read', 'download or copy the file again',
-                               f'{image_path} ({error})'))
+    label_path = item.get('seg_map_path')
+    reading = Reading(label_path, loading.read_image(item))
+    if reading.image.fault:
+        reading.faults.append(loading.unreadable(item['img_path'], reading.image))
     if label_path is None:
         return reading
+    if loading.own_labels:
+        _read_by_loader(item, loading, reading)
+        return reading
     try:
-        with Image.open(label_path) as label:
+        with opened(label_path) as label:
             label.load()
             reading.label_size, reading.mode = label.size, label.mode
-            if label.mode in ('L', 'P'):
-                reading.values = Counter({i: n for i, n in enumerate(label.histogram()) if n})
-            elif len(label.getbands()) == 1:
-                values, pixels = np.unique(np.asarray(label), return_counts=True)
-                reading.values = Counter(
-                    dict(zip(map(int, values), map(int, pixels), strict=True)))
-    except (OSError, SyntaxError, ValueError) as error:
+            reading.format = label.format or ''
+            if len(label.getbands()) == 1:
+                reading.values = count_values(label)
+            elif _is_grey(label):
+                reading.mode = f'{label.mode}, equal channels'
+    except OSError as error:
         reading.faults.append(('label cannot be read', 'download or copy the file again',
                                f'{label_path} ({error})'))
     return reading
 
 
+def _read_by_loader(item: Mapping, loading: Loading, reading: Reading) -> None:
+    """Read the label as a loader of the user's own delivers it."""
+    try:
+        label = np.asarray(loading.deliver(item, 'gt_seg_map')['gt_seg_map'])
+    # Whatever it raises ends the training as well.
+    except Exception as error:
+        reading.faults.append(('label cannot be loaded', 'correct the loader, or the file',
+                               f'{reading.label} ({type(error).__name__}: {error})'))
+        return
+    if label.ndim != 2:
+        reading.faults.append(('the loader of the labels does not deliver (height, width)',
+                               'deliver one class index for each pixel',
+                               f'{reading.label} {label.shape}'))
+        return
+    reading.label_size = label.shape[1], label.shape[0]
+    values, pixels = np.unique(label, return_counts=True)
+    reading.values = Counter(dict(zip(map(int, values), map(int, pixels), strict=True)))
+
+
+def count_values(label: Image.Image) -> Counter[int]:
+    """Value -> pixels of an image of one band."""
+    if label.mode in ('1', 'L', 'P'):
+        # A bit that is set counts as 255 in Pillow's histogram, and as 1 in an array.
+        found = {1 if label.mode == '1' and i else i: n
+                 for i, n in enumerate(label.histogram()) if n}
+        return Counter(found)
+    values, pixels = np.unique(np.asarray(label), return_counts=True)
+    return Counter(dict(zip(map(int, values), map(int, pixels), strict=True)))
+
+
+def _is_grey(label: Image.Image) -> bool:
+    if label.mode != 'RGB':
+        return False
+    first, *others = label.split()
+    return all(band.tobytes() == first.tobytes() for band in others)
+
+
 def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
                        report: DatasetReport, *, quick: bool,
-                       palette_decoded: bool = False) -> None:
+                       palette_decoded: bool = False, loading: Loading | None = None) -> None:
     """Check a lazily built mmsegmentation dataset and fill its report.
 
     Args:
@@ -108,6 +154,7 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
         report: receives sizes, histogram, problems and notes.
         quick: list all files but open only a sample of them.
         palette_decoded: the pipeline decodes labels with OpenCV, which turns palettes to colours.
+        loading: the loading steps of the dataset's pipeline; the usual ones where None.
     """
     prefix = dataset.data_prefix
     image_dir, label_dir = prefix.get('img_path'), prefix.get('seg_map_path')
@@ -116,10 +163,24 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
         report.add('the dataset has no data_prefix.img_path',
                    'set data_root and data_prefix=dict(img_path=..., seg_map_path=...)')
         return
-    if not check_folders(dataset, [image_dir, label_dir, dataset.ann_file], report):
+    loading = loading or Loading.usual('mmseg')
+    if not check_folders(dataset, [image_dir, label_dir], report, files=[
+            path for path in [dataset.ann_file] if not os.path.isdir(path)]):
         return
-    items = dataset.load_data_list()
-    pairs = [(item['img_path'], item.get('seg_map_path') if label_dir else None) for item in items]
+    try:
+        # mmengine follows a link that leads in a circle forty times; this refuses it.
+        for folder in filter(None, (image_dir, label_dir)):
+            list_files(folder)
+        items = dataset.load_data_list()
+    # A list of names may be anything, for example no text.
+    except Exception as error:
+        report.add('the files cannot be listed', 'repair the folder, or the list in ann_file',
+                   f'{dataset.ann_file or image_dir} ({error})')
+        return
+    if not label_dir:
+        items = [{key: value for key, value in item.items() if key != 'seg_map_path'}
+                 for item in items]
+    pairs = [(item['img_path'], item.get('seg_map_path')) for item in items]
     report.images = len(pairs)
     if not pairs:
         report_no_images(dataset, image_dir, dataset.img_suffix, report)
@@ -130,11 +191,55 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
                    f'{head_ignore}', 'give both the same value', blocks=False)
     rule = LabelRule(num_classes, dataset.ignore_index if head_ignore is None else head_ignore,
                      dataset.reduce_zero_label, dataset.label_map)
-    chosen = spread(pairs) if quick else pairs
-    readings = list(read_all(read_pair, chosen, workers=cores(),
+    kept = set(pairs)
+    items = [item for item in items if (item['img_path'], item.get('seg_map_path')) in kept]
+    loading.own_labels = bool(items) and loading.own_labels and loading.delivers(
+        items[0], 'gt_seg_map')
+    if loading.own_labels:
+        # These labels are final: the loader has applied what it applies.
+        rule = LabelRule(num_classes, rule.ignore)
+    chosen = loading.sample(items) if quick else items
+    readings = list(read_all(partial(read_pair, loading=loading), chosen,
+                             workers=1 if loading.own_labels else cores(),
                              progress='' if quick else f'{report.split}: {report.name}'))
     _report_readings(chosen, readings, rule, report, palette_decoded)
     _report_values(dataset, readings, rule, report)
+    loading.compare(chosen, [reading.image for reading in readings], report,
+                    has_labels=bool(label_dir))
+    if label_dir and not loading.own_labels and not palette_decoded:
+        _compare_labels(chosen, readings, rule, loading, report)
+
+
+def _compare_labels(items: Sequence[Mapping], readings: Sequence[Reading], rule: LabelRule,
+                    loading: Loading, report: DatasetReport) -> None:
+    """Load a few labels of each kind and compare them with what the files hold."""
+    kinds: dict[tuple, list[tuple[Mapping, Reading]]] = {}
+    for item, reading in zip(items, readings, strict=True):
+        if reading.values and not reading.faults and all(map(rule.allows, reading.values)):
+            kinds.setdefault((reading.format, reading.mode), []).append((item, reading))
+    table = np.array([rule.target(value) for value in range(256)])
+    for alike in kinds.values():
+        for item, reading in spread(alike, 3):
+            width, height = reading.label_size
+            if width * height > MOST_COMPARED:
+                continue
+            try:
+                loaded = np.asarray(loading.deliver(item, 'gt_seg_map')['gt_seg_map'])
+            except Undelivered:
+                return
+            # The image's own faults are reported with the image.
+            except Exception as error:
+                if not reading.image.fault:
+                    report.add('label cannot be loaded', 'correct the loading step of the '
+                               'pipeline, or the file',
+                               f'{reading.label} ({type(error).__name__}: {error})')
+                continue
+            with opened(reading.label) as label:
+                wanted = table[np.asarray(label).astype(np.int64)]
+            if loaded.shape != wanted.shape or (loaded != wanted).any():
+                report.add('the loading step changes the values of the labels',
+                           'save labels as PNG of 8 bits and one channel',
+                           f'{reading.label} (mode {reading.mode})')
 
 
 def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: bool,
@@ -159,6 +264,7 @@ def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: b
     if bare:
         stem = bare[0][:-len(dataset.img_suffix)]
         fix = (FULL_ADE20K if os.path.exists(stem + '_seg.png') else
+               _other_label(dataset, bare[0]) or
                f'add a {dataset.seg_map_suffix} of the same name to {label_dir}, or remove the '
                'image')
         report.add('image without a label', fix, bare)
@@ -172,12 +278,39 @@ def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: b
     return [pair for pair in pairs if pair[0] not in missing]
 
 
-def _report_readings(pairs: Sequence[tuple[str, str | None]], readings: Sequence[Reading],
+def _other_label(dataset: Any, image: str) -> str:
+    """What to do where the label of an image lies there under another suffix; else nothing."""
+    image_dir, label_dir = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
+    # The suffix that matched may be another than the first of several.
+    stem = os.path.relpath(image, image_dir)
+    stem = stem.removesuffix(dataset.img_suffix) if stem.endswith(dataset.img_suffix) else (
+        os.path.splitext(stem)[0])
+    beside = Path(label_dir, stem)
+    if not beside.parent.is_dir():
+        return ''
+    endings = sorted(path.name[len(beside.name):] for path in beside.parent.iterdir()
+                     if path.name.startswith(beside.name) and str(path) != image)
+    # 'a1.png' begins like 'a' and belongs to another image.
+    endings = [ending for ending in endings if ending[:1] in ('.', '_', '-')]
+    for ending in endings:
+        if ending.lower().endswith(('.jpg', '.jpeg')):
+            return (f'{stem}{ending} is there, but JPEG changes class indices: make the masks '
+                    'again from their source, as PNG')
+        return f"{stem}{ending} is there: set seg_map_suffix='{ending}' in the dataset"
+    return ''
+
+
+def _report_readings(items: Sequence[Mapping], readings: Sequence[Reading],
                      rule: LabelRule, report: DatasetReport, palette_decoded: bool) -> None:
     """Faults of single files, sizes and the histogram."""
     constant = []
     report.read = len(readings)
-    for (image, label), reading in zip(pairs, readings, strict=True):
+    lossy = [reading.label for reading in readings if reading.format in LOSSY]
+    if lossy:
+        report.add('label saved as JPEG, which changes class indices',
+                   'make it again from its source, as PNG', lossy)
+    for item, reading in zip(items, readings, strict=True):
+        image, label = item['img_path'], reading.label
         for fault in reading.faults:
             report.add(*fault)
         if reading.size:
@@ -185,7 +318,8 @@ def _report_readings(pairs: Sequence[tuple[str, str | None]], readings: Sequence
         if reading.size and reading.label_size and reading.size != reading.label_size:
             report.add('image and label differ in size',
                        'make the label again from this image, or pair the right files',
-                       f'{image} {_by(reading.size)}, {label} {_by(reading.label_size)}')
+                       f'{image} {_by(reading.size)}, {label} {_by(reading.label_size)}'
+                       f'{reading.image.turned_hint()}')
         if reading.mode == 'P' and palette_decoded:
             report.add('label with a palette, which the OpenCV decoder turns into colours',
                        "set imdecode_backend='pillow' in LoadAnnotations", label)
@@ -206,12 +340,19 @@ def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
                    report: DatasetReport) -> None:
     """Faults that show in the values of all labels together."""
     ade = 'ADE' in type(dataset).__name__
-    coloured = [f'{r.label} (mode {r.mode})' for r in readings if r.mode and not r.values]
+    grey = [r.label for r in readings if r.mode.endswith('equal channels')]
+    if grey:
+        report.add('label has three equal channels, and one is wanted', "save one of them: "
+                   "Image.open(path).getchannel(0).save(path)", grey)
+    coloured = [f'{r.label} (mode {r.mode})' for r in readings
+                if r.mode and not r.values and r.label not in grey]
     if coloured:
         full = ade or looks_like_full_ade20k(dataset.data_root)
         report.add('label is a colour picture, not class indices', FULL_ADE20K if full else
                    'replace each colour by its class index and save one channel (PNG of mode L '
                    'or P)', coloured)
+    # JPEG has changed the values; they say nothing more.
+    readings = [reading for reading in readings if reading.format not in LOSSY]
     seen = {raw for reading in readings for raw in reading.values}
     bad = {raw for raw in seen if not rule.allows(raw)}
     if bad:
@@ -248,6 +389,9 @@ def _range_fix(dataset: Any, rule: LabelRule, seen: set[int], bad: set[int]) -> 
     if max(bad) > 150 and (looks_like_full_ade20k(dataset.data_root)
                            or any('ADE' in name for name in names)):
         return FULL_ADE20K
+    if bad == {n} and 0 not in seen and not rule.reduce_zero_label and rule.label_map is None:
+        return (f'no pixel holds 0 and the largest value is {n}, so these labels count the {n} '
+                f'classes from 1: write 0..{n - 1}, or set reduce_zero_label=True in the dataset')
     if 'FolderSegDataset' in names and bad == {n}:
         return f'{n + 1} values and {n} class names: name all of them, 0 first'
     if bad == {n} and not rule.reduce_zero_label and rule.label_map is None:

@@ -14,6 +14,7 @@ from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
 from visattn_dense.errors import UserError
+from visattn_dense.files import list_files
 from visattn_dense.visualization.colour import distinct_palette
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -30,7 +31,8 @@ class FolderSegDataset(BaseSegDataset):
         kwargs: what BaseSegDataset takes (data_root, data_prefix, pipeline, ...).
 
     Raises:
-        UserError: no class names, fewer than two, or one twice; two images for one mask.
+        UserError: no class names, fewer than two, or one twice; two images for one mask; a folder
+            that cannot be searched.
     """
 
     def __init__(self, metainfo: dict[str, Any] | None = None,
@@ -55,10 +57,11 @@ class FolderSegDataset(BaseSegDataset):
             return super().load_data_list()
         folder, masks = self.data_prefix['img_path'], self.data_prefix.get('seg_map_path')
         items: dict[str, dict] = {}
-        for path in sorted(Path(folder).rglob('*')):
-            if path.suffix.lower() not in self.suffixes or path.name.startswith('.'):
+        for name in list_files(folder):
+            path = Path(folder, name)
+            if path.suffix.lower() not in self.suffixes:
                 continue
-            stem = str(path.relative_to(folder).with_suffix(''))
+            stem = str(Path(name).with_suffix(''))
             if stem in items:
                 raise UserError(f'{items[stem]["img_path"]} and {path} would share the mask '
                                 f'{stem}{self.seg_map_suffix}: rename one of them, and its mask')
