@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from visattn_dense.command import run
 from visattn_dense.errors import UserError, did_you_mean
 
 from . import document, subjects
@@ -203,14 +204,13 @@ def _measure_memory(plan: Plan, record: dict[str, Any], limits: Limits) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 done, 1 something failed its parity or broke, 2 bad input, 130 stopped."""
-    args = parse_args(arguments)
+    return run(benchmark, parse_args(arguments))
+
+
+def benchmark(args: argparse.Namespace) -> int:
     records: list[dict[str, Any]] = []
-    try:
-        todo = plans(args)
-        report = document.begin(args) | dict(records=records)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    todo = plans(args)
+    report = document.begin(args) | dict(records=records)
     try:
         for record in measure_all(args, todo):
             records.append(record)

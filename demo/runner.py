@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from mmengine.config import Config
 
 from demo.scenes import write_dataset
+from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
 from visattn_dense.visualization.progress import ProgressLine, minutes
 
@@ -86,6 +87,7 @@ def parse_args(demos: Mapping[str, Demo], arguments: Sequence[str] | None = None
                              help='scenes to train on (default: %(default)s)')
         command.add_argument('--val-scenes', type=int, default=32, metavar='N',
                              help='scenes to evaluate on (default: %(default)s)')
+    add_debug(parser)
     return parser.parse_args(arguments)
 
 
@@ -200,14 +202,6 @@ def train(config: Path, run: Path, data: Path, iters: int, *, arguments: Sequenc
 
 def exit_code(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a command; returns its exit code, with one message for bad input."""
-    try:
-        # As Ctrl-C does: the training must not go on alone.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        command(args)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('\nStopped.', file=sys.stderr)
-        return 130
-    return 0
+    # As Ctrl-C does: the training must not go on alone.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run(command, args)

@@ -76,6 +76,7 @@ def test_peak_memory_sees_what_was_freed_again():
 def tool():
     """tools/benchmark.py as a module."""
     path = list(sys.path)
+    sys.path.insert(0, str(ROOT / 'tools'))
     spec = importlib.util.spec_from_file_location('benchmark_tool', ROOT / 'tools/benchmark.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

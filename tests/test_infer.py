@@ -128,7 +128,8 @@ def test_command_line_writes_overlays_and_labels(trained, photo, tmp_path):
     ('broken.jpg', 'broken.jpg is no image'),
 ])
 def test_bad_images_are_one_message_before_anything_is_written(trained, photo, tmp_path, capsys,
-                                                               wrong, message):
+                                                               monkeypatch, wrong, message):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'broken.jpg').write_bytes(b'not a picture')
     command = runpy.run_path(str(ROOT / 'tools/infer.py'))['main']

@@ -13,23 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
+import torch
+from tqdm import tqdm
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import visattn_dense  # noqa: E402, F401  (mends and registers)
-from benchmarks.config_model import config_subject, count_parameters  # noqa: E402
-from benchmarks.flops import count_flops  # noqa: E402
-from benchmarks.forms import make_ready  # noqa: E402
-from benchmarks.options import Size, parse_place, parse_size  # noqa: E402
-from benchmarks.passes import Plan, forward_pass  # noqa: E402
-from benchmarks.peak_memory import PeakMemory  # noqa: E402
-from benchmarks.report import check_writable, environment, table, write_report  # noqa: E402
-from benchmarks.timing import measure  # noqa: E402
-from visattn_dense.errors import UserError  # noqa: E402
-from visattn_dense.inference.allocator import keep_freed_memory  # noqa: E402
-from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
+import visattn_dense  # noqa: F401  (mends and registers)
+from benchmarks.config_model import config_subject, count_parameters
+from benchmarks.flops import count_flops
+from benchmarks.forms import make_ready
+from benchmarks.options import Size, parse_place, parse_size
+from benchmarks.passes import Plan, forward_pass
+from benchmarks.peak_memory import PeakMemory
+from benchmarks.report import check_writable, environment, table, write_report
+from benchmarks.timing import measure
+from visattn_dense.command import add_debug, run
+from visattn_dense.errors import UserError
+from visattn_dense.inference.allocator import keep_freed_memory
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
 
 # The backbones take any size; below this one the last maps are a pixel or nothing.
 LEAST_SIDE = 32
@@ -66,6 +66,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, metavar='FILE.json', help='the results; the table goes '
                         'beside it as .md (default: work_dirs/benchmark/NAME_OF_CONFIG.json)')
     add_cfg_options(parser)
+    add_debug(parser)
     return parser.parse_args(arguments)
 
 
@@ -136,20 +137,14 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
-    try:
-        benchmark(args)
-    except (UserError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f'error: out of memory: {error}; fewer images (--batch) or smaller --sizes',
-              file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('\nStopped.', file=sys.stderr)
-        return 130
-    return 0
+    return run(benchmark, parse_args(arguments), codes={torch.OutOfMemoryError: 2},
+               message=_message)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f'out of memory: {error}; fewer images (--batch) or smaller --sizes'
+    return str(error)
 
 
 if __name__ == '__main__':

@@ -10,8 +10,10 @@ import argparse
 import json
 import sys
 
+import _checkout  # noqa: F401  (first)
+
 import visattn_dense  # noqa: F401  (mends and registers)
-from visattn_dense.errors import UserError
+from visattn_dense.command import add_debug, run
 from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
 from visattn_dense.openmmlab.datasets.check import SPLITS, check_config
 
@@ -25,18 +27,14 @@ def parse_args() -> argparse.Namespace:
                         help='open a sample of the files only, as the launchers do')
     parser.add_argument('--json', action='store_true', help='print JSON instead of tables')
     add_cfg_options(parser)
+    add_debug(parser)
     return parser.parse_args()
 
 
-def main() -> int:
-    args = parse_args()
-    try:
-        cfg = read_config(args.config)
-        merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
-        reports = check_config(cfg, args.split, quick=args.quick)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+def check(args: argparse.Namespace) -> int:
+    cfg = read_config(args.config)
+    merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
+    reports = check_config(cfg, args.split, quick=args.quick)
     problems = sum(len(report.problems) for report in reports)
     if args.json:
         print(json.dumps(dict(ok=not problems, datasets=[r.as_dict() for r in reports]), indent=2))
@@ -47,6 +45,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    # A file name may hold what this terminal cannot print.
-    sys.stdout.reconfigure(errors='backslashreplace')
-    sys.exit(main())
+    sys.exit(run(check, parse_args()))

@@ -6,11 +6,10 @@
 The same as `python -m visattn_dense.zoo`.
 """
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
 
-from visattn_dense.zoo.__main__ import main  # noqa: E402
+from visattn_dense.zoo.__main__ import main
 
 if __name__ == '__main__':
     sys.exit(main())

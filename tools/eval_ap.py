@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
 
-from visattn_dense.atomic import write_text_whole  # noqa: E402
-from visattn_dense.errors import UserError  # noqa: E402
-from visattn_dense.evaluation.coco import (  # noqa: E402
+from visattn_dense.atomic import write_text_whole
+from visattn_dense.command import add_debug, run
+from visattn_dense.errors import UserError
+from visattn_dense.evaluation.coco import (
     BACKENDS,
     MAX_DETS,
     TYPES,
@@ -29,13 +29,13 @@ from visattn_dense.evaluation.coco import (  # noqa: E402
     evaluate_coco,
     metric_names,
 )
-from visattn_dense.evaluation.coco_files import (  # noqa: E402
+from visattn_dense.evaluation.coco_files import (
     FIELD,
     read_annotations,
     read_results,
     result_files,
 )
-from visattn_dense.evaluation.report import (  # noqa: E402
+from visattn_dense.evaluation.report import (
     as_csv,
     as_json,
     as_table,
@@ -58,6 +58,7 @@ def parse_args() -> argparse.Namespace:
                              "(%(default)s, as at COCO); for images with more objects")
     parser.add_argument('--json', metavar='FILE', help='write everything, categories too')
     parser.add_argument('--csv', metavar='FILE', help='write a row for each type and category')
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -130,8 +131,7 @@ def report_of(scores: CocoScores) -> dict[str, Any]:
         for at, (i, name, count) in enumerate(scores.categories)]}
 
 
-def main() -> None:
-    args = parse_args()
+def evaluate(args: argparse.Namespace) -> None:
     outputs = [args.json, args.csv]
     inputs = [args.annotations, args.results,
               *(f'{args.results}.{kind}.json' for kind in ('bbox', 'segm'))]
@@ -167,10 +167,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    # A name in a file may hold what this terminal cannot print.
-    sys.stdout.reconfigure(errors='backslashreplace')
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(evaluate, parse_args()))

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
 
-from visattn_dense.atomic import write_text_whole  # noqa: E402
-from visattn_dense.errors import UserError  # noqa: E402
-from visattn_dense.evaluation.boundary import DEFAULT_RATIO  # noqa: E402
-from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes  # noqa: E402
-from visattn_dense.evaluation.pairs import match_files  # noqa: E402
-from visattn_dense.evaluation.report import (  # noqa: E402
+from visattn_dense.atomic import write_text_whole
+from visattn_dense.command import add_debug, run
+from visattn_dense.evaluation.boundary import DEFAULT_RATIO
+from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes
+from visattn_dense.evaluation.pairs import match_files
+from visattn_dense.evaluation.report import (
     as_csv,
     as_json,
     as_table,
@@ -28,7 +27,7 @@ from visattn_dense.evaluation.report import (  # noqa: E402
     segmentation_rows,
     segmentation_summary,
 )
-from visattn_dense.evaluation.segmentation import Scores, Settings, count_pairs  # noqa: E402
+from visattn_dense.evaluation.segmentation import Scores, Settings, count_pairs
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', metavar='FILE', help='write everything, confusion matrix too')
     parser.add_argument('--plot', metavar='FILE', help='draw IoU and confusion matrix (.png, ...)')
     parser.add_argument('--workers', type=int, default=2, help='processes (%(default)s)')
+    add_debug(parser)
     return parser.parse_args()
 
 
@@ -67,8 +67,7 @@ def class_names(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(str(i) for i in range(args.num_classes))
 
 
-def main() -> None:
-    args = parse_args()
+def evaluate(args: argparse.Namespace) -> None:
     files = DATASETS[args.dataset] if args.dataset else DatasetFiles('')
     reduce = files.reduce_zero_label if args.reduce_zero_label is None else args.reduce_zero_label
     check_outputs([args.csv, args.json, args.plot], inputs=[args.pred_dir, args.label_dir])
@@ -102,10 +101,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    # A file name may hold what this terminal cannot print.
-    sys.stdout.reconfigure(errors='backslashreplace')
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(evaluate, parse_args()))

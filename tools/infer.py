@@ -15,14 +15,14 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
+import numpy as np
+from PIL import Image
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import visattn_dense  # noqa: E402, F401  (mends and registers)
-from visattn_dense.errors import UserError  # noqa: E402
-from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config  # noqa: E402
+import visattn_dense  # noqa: F401  (mends and registers)
+from visattn_dense.command import add_debug, run
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
 
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm'}
 
@@ -50,6 +50,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='of the colours, 0 to 1 (default: %(default)s)')
     parser.add_argument('--no-legend', action='store_true', help='overlays of the image size')
     add_cfg_options(parser)
+    add_debug(parser)
     return parser.parse_args(arguments)
 
 
@@ -99,7 +100,7 @@ def name_outputs(images: list[Path]) -> list[str]:
     return names
 
 
-def run(args: argparse.Namespace) -> None:
+def segment(args: argparse.Namespace) -> None:
     """Segment the images that the command line names."""
     if not 0 <= args.opacity <= 1:
         raise UserError(f'--opacity is from 0 to 1, got {args.opacity}')
@@ -139,12 +140,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(parse_args(arguments))
-    except (UserError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run(segment, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -1,12 +1,8 @@
 #!/usr/bin/env python
 """Write docs/models.md: every variant with its size, cost and published numbers."""
-import sys
-from pathlib import Path
+from _checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.model_table import models_table  # noqa: E402
+from benchmarks.model_table import models_table
 
 if __name__ == '__main__':
     path = ROOT / 'docs' / 'models.md'

@@ -10,6 +10,7 @@ import cv2
 
 from demo.runner import exit_code
 from demo.scenes import contact_sheet, render_scene, scene_seed, write_dataset
+from visattn_dense.command import add_debug
 from visattn_dense.errors import UserError
 
 
@@ -23,6 +24,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--sheet', type=Path, metavar='PNG',
                         help='also write the first scenes with labels and outlines')
+    add_debug(parser)
     return parser.parse_args(arguments)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from visattn_dense.checkpoints.archive import check_is_checkpoint
 from visattn_dense.checkpoints.matching import unwrap
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
-from visattn_dense.errors import UserError
+from visattn_dense.command import add_debug, run
 from visattn_dense.zoo.convert import DTYPES, convert, extract, save_state
 from visattn_dense.zoo.recognise import Summary, summarise
 from visattn_dense.zoo.table import SCHEME, markdown_table, releases
@@ -49,6 +49,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
     fetch = commands.add_parser('download', help='fetch an entry of the zoo into the cache')
     fetch.add_argument('name', help=f'{SCHEME}NAME, or NAME alone')
+    add_debug(parser)
     return parser.parse_args(arguments)
 
 
@@ -127,12 +128,7 @@ COMMANDS = {'inspect': inspect_file, 'convert': convert_file, 'extract': extract
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    try:
-        COMMANDS[args.command](args)
-    except (UserError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run(COMMANDS[args.command], args)
 
 
 if __name__ == '__main__':

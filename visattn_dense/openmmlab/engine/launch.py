@@ -11,7 +11,6 @@ import os
 import os.path as osp
 import sys
 import time
-import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
 
+from visattn_dense.command import run
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options, read_config
 from visattn_dense.openmmlab.datasets.check import quick_check
@@ -171,33 +171,25 @@ def _run(cfg: Config, notes: Notes, task: str) -> None:
 
 def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:
     """Run `task`; errors become messages and exit codes."""
-    try:
-        task(args)
-    except KeyboardInterrupt:
-        print('\ninterrupted; --resume goes on from the last checkpoint', file=sys.stderr)
-        return 130
-    except Exception as error:
-        code = 3 if isinstance(error, NonFiniteLossError) else 2
-        if not isinstance(error, (UserError, NonFiniteLossError)):
-            code = 1
-        _report(error, code, distributed.rank_from_environment(args.launcher))
-        if args.launcher != 'none':
-            # A regular exit waits for the process group, whose other members wait for this one.
-            sys.stderr.flush()
-            os._exit(code)
-        return code
-    distributed.stop()
-    return 0
+    rank = distributed.rank_from_environment(args.launcher)
 
+    def guarded(args: Namespace) -> None:
+        try:
+            task(args)
+        except Exception:
+            if rank:
+                # An error of the config comes to every rank, and rank 0 speaks for all: its
+                # launcher ends this process meanwhile. An error of this rank alone is reported.
+                time.sleep(5)
+            raise
 
-def _report(error: Exception, code: int, rank: int) -> None:
-    if rank:
-        # An error of the config comes to every rank, and rank 0 speaks for all: its launcher ends
-        # this process meanwhile. An error of this rank alone is reported by it.
-        time.sleep(5)
-    sys.stdout.flush()
-    if code == 1 or os.environ.get('VISATTN_DEBUG', '0') not in ('', '0'):
-        traceback.print_exception(error)
-    else:
-        own = f' (rank {rank})' if rank else ''
-        print(f'error{own}: {checks.message_of(error)}', file=sys.stderr, flush=True)
+    code = run(guarded, args, codes={NonFiniteLossError: 3}, message=checks.message_of,
+               stopped='interrupted; --resume goes on from the last checkpoint',
+               who=f' (rank {rank})' if rank else '')
+    if code == 0:
+        distributed.stop()
+    elif code != 130 and args.launcher != 'none':
+        # A regular exit waits for the process group, whose other members wait for this one.
+        sys.stderr.flush()
+        os._exit(code)
+    return code

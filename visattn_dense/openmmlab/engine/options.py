@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 
+from visattn_dense.command import add_debug
 from visattn_dense.openmmlab.config import add_cfg_options
 
 
@@ -15,6 +16,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     # torch.distributed.launch passes it; torchrun and srun set the environment instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+    add_debug(parser)
 
 
 def train_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,57 @@
+"""The frame of every command: its exit code, and what a user reads when something goes wrong.
+
+Exit codes: 0 done; 2 the user's input was wrong, said in one message; 130 interrupted; 1 anything
+else, with its traceback. A command may use 1, or further codes, for a result: its page says so.
+`--debug`, or VISATTN_DEBUG=1, shows every traceback.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+
+from visattn_dense.errors import UserError
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Give a command the option `--debug`."""
+    parser.add_argument('--debug', action='store_true', help='show the traceback of every error')
+
+
+def run(task: Callable[..., int | None], args: argparse.Namespace, *,
+        codes: Mapping[type[Exception], int] | None = None, stopped: str = 'Stopped.',
+        message: Callable[[Exception], str] = str, who: str = '') -> int:
+    """Carry out `task(args)`; returns the exit code.
+
+    Args:
+        task: the command; it may return an exit code of its own.
+        args: what the command line says.
+        codes: further errors that are told in one message, and their exit codes.
+        stopped: what to say after Ctrl-C.
+        message: the text of an error.
+        who: what stands behind the word 'error'.
+    """
+    # A file name, or a name in a file, may hold what this terminal cannot print.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    told = {**(codes or {}), UserError: 2, FileNotFoundError: 2}
+    try:
+        return task(args) or 0
+    except KeyboardInterrupt:
+        print(f'\n{stopped}', file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = next((code for kind, code in told.items() if isinstance(error, kind)), 1)
+        sys.stdout.flush()
+        if code == 1 or getattr(args, 'debug', False) or _debugging():
+            traceback.print_exception(error)
+        else:
+            print(f'error{who}: {message(error)}', file=sys.stderr, flush=True)
+        return code
+
+
+def _debugging() -> bool:
+    return os.environ.get('VISATTN_DEBUG', '0') not in ('', '0')
