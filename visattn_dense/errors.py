@@ -49,3 +49,10 @@ def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
         return ''
     more = ', ...' if len(known) > 12 else ''
     return f'Known: {", ".join(known[:12])}{more}.'
+
+
+def few(names: Iterable[object], limit: int = 6) -> str:
+    """A list for a message: the first names, and how many more there are."""
+    known = [str(name) for name in names]
+    more = f' and {len(known) - limit} more' if len(known) > limit else ''
+    return ', '.join(known[:limit]) + more

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 
 from .pickled import check_names
 
@@ -212,9 +212,3 @@ def _prefixes(state: StateDict, given: str | None) -> list[tuple[str, list[str]]
         for n in range(1, len(parts)):
             found.setdefault('.'.join(parts[:n]) + '.', []).append(name)
     return sorted(found.items(), key=lambda item: len(item[0]))
-
-
-def few(names: list[str], limit: int = 6) -> str:
-    """The first of the names, and how many more there are."""
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more

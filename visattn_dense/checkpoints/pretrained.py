@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 
 from .matching import MatchReport, StateDict, match_state_dict, unwrap
 from .memory import MappedPages
@@ -65,10 +65,9 @@ def require_finite(filled: StateDict, path: str | os.PathLike) -> None:
 
 def _report_broken(broken: list[str], path: str | os.PathLike) -> None:
     if broken:
-        more = f' and {len(broken) - 5} more' if len(broken) > 5 else ''
-        raise UserError(f'{path} holds NaN or infinity in {", ".join(broken[:5])}{more}: the '
-                        'training that wrote it had diverged, or the file is damaged; nothing was '
-                        'loaded. Take an earlier checkpoint')
+        raise UserError(f'{path} holds NaN or infinity in {few(broken)}: the training that wrote '
+                        'it had diverged, or the file is damaged; nothing was loaded. Take an '
+                        'earlier checkpoint')
 
 
 def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:

@@ -13,9 +13,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from visattn_dense.checkpoints import match_state_dict, read_checkpoint, unwrap
-from visattn_dense.checkpoints.matching import few
 from visattn_dense.checkpoints.pretrained import fill
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.registry import BACKBONES
 
 # Beyond every published backbone; a config.json from elsewhere may ask for anything.

@@ -2,13 +2,13 @@
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from visattn_dense.atomic import written_whole
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, unwrap
 from visattn_dense.checkpoints.pretrained import nonfinite
 from visattn_dense.errors import UserError, did_you_mean
@@ -156,20 +156,16 @@ def save_state(state: StateDict, path: str | os.PathLike, *, metadata: Mapping[s
     # One storage for each tensor: parts of others would bring all of their bytes along.
     state = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
              for name, tensor in state.items()}
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
-            save_file(state, temporary, metadata={'format': 'pt', **metadata})
-        else:
-            torch.save({'meta': dict(metadata), 'state_dict': state}, temporary)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            if path.suffix == '.safetensors':
+                from safetensors.torch import save_file
+                save_file(state, temporary, metadata={'format': 'pt', **metadata})
+            else:
+                torch.save({'meta': dict(metadata), 'state_dict': state}, temporary)
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror}') from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _as_dtype(state: StateDict, dtype: str | None) -> StateDict:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visattn_dense.checkpoints.matching import MatchReport, StateDict, few, match_state_dict, unwrap
+from visattn_dense.checkpoints.matching import MatchReport, StateDict, match_state_dict, unwrap
 from visattn_dense.checkpoints.pretrained import fill, logger, require_finite
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 
 # The last layers of the heads of mmseg and mmdet, as wide as there are classes.
 _CLASSIFIER = re.compile(r'(^|\.)(conv_seg|fc_cls|fc_reg|conv_logits|retina_cls)\.(weight|bias)$')

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
+from visattn_dense.errors import few
+
 SHOWN = 5
 
 
@@ -22,9 +24,7 @@ class Problem:
     blocks: bool = True
 
     def __str__(self) -> str:
-        where = ', '.join(self.files[:SHOWN])
-        if len(self.files) > SHOWN:
-            where += f' and {len(self.files) - SHOWN} more'
+        where = few(self.files, SHOWN)
         return f'{self.what}{": " if where else ""}{where}\n    fix: {self.fix}'
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 
 _NEEDED = {'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
            'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')}
@@ -168,7 +168,7 @@ def unused_parameters_message(model: nn.Module, error: str) -> str | None:
     names = [name for name, value in model.module.named_parameters() if value.requires_grad]
     unused = [names[int(index)] for index in found[1].split()]
     return (f'{len(unused)} parameters take no part in the loss, which distributed training has to '
-            f'know: {", ".join(unused[:6])}{", ..." if len(unused) > 6 else ""}. Leave them out of '
+            f'know: {few(unused)}. Leave them out of '
             'the model (out_indices, frozen_stages), or add --cfg-options '
             'find_unused_parameters=True, which costs a little time in every iteration')
 

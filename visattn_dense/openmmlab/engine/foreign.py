@@ -8,6 +8,7 @@ from mmengine.runner import BaseLoop
 
 from visattn_dense.checkpoints.pretrained import require_finite
 from visattn_dense.openmmlab.engine.resume import check_training_state
+from visattn_dense.openmmlab.engine.resumed_config import compare
 from visattn_dense.zoo.segmentor import fit_whole, is_native
 
 # Of a model's tensors, as with init_cfg: what a new training may begin without.
@@ -56,6 +57,10 @@ class ForeignCheckpointHook(Hook):
                                    training=training)
         require_finite(filled, origin)
         if resumed:
+            runner.schedule_changed = compare(runner, checkpoint.get('meta') or {}, origin)
+            if runner.schedule_changed:
+                # mmengine would restore these over the config.
+                checkpoint.pop('param_schedulers', None)
             check_training_state(runner, checkpoint, origin)
         if not native:
             checkpoint['state_dict'] = filled

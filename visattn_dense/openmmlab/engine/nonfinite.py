@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from visattn_dense.errors import few
 from visattn_dense.openmmlab.engine.seeding import derive_seed, seed_process
 
 
@@ -127,16 +128,16 @@ def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
     lines = []
     if bad_images := _bad_images(data_batch):
         lines.append('first non-finite values: in the images themselves, '
-                     f'{_some(bad_images)}; look at these files and at train_pipeline')
+                     f'{few(bad_images)}; look at these files and at train_pipeline')
     elif found:
         lines.append(f'first non-finite output: module {found[0]}')
     else:
         lines.append('every module gave finite outputs; what is not finite is computed from them')
     weights = [name for name, value in model.named_parameters() if not all_finite(value)]
     if weights:
-        lines.append(f'weights that are not finite: {_some(weights)}')
-    lines.append(f'losses that are not finite: {_some(bad_losses)}')
-    lines.append(f'images of the batch: {_some(image_names(data_batch), 64)}')
+        lines.append(f'weights that are not finite: {few(weights)}')
+    lines.append(f'losses that are not finite: {few(bad_losses)}')
+    lines.append(f'images of the batch: {few(image_names(data_batch), 64)}')
     return runner.rank, '\n  '.join(lines)
 
 
@@ -201,8 +202,3 @@ def _bad_images(data_batch: Any) -> list[str]:
     names = image_names(data_batch)
     return [names[number] if number < len(names) else f'number {number}'
             for number, image in enumerate(images) if not all_finite(image)]
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more

@@ -27,6 +27,7 @@ from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.openmmlab.engine.resume import find_resumable, load_resumable
+from visattn_dense.openmmlab.engine.resumed_config import Schedule
 from visattn_dense.openmmlab.engine.seeding import IterationSeedHook
 
 
@@ -43,6 +44,8 @@ class ResilientMixin:
 
     started = False
     """Whether training or testing has come to its first batch."""
+    schedule_changed = False
+    """Whether a resumed run has other rates in its config than its checkpoint."""
 
     def train(self) -> nn.Module:
         loader = self._train_dataloader
@@ -90,7 +93,12 @@ class ResilientMixin:
         return None if found is None else (str(found[0]), found[1].get('seed'))
 
     def resume(self, *args, **kwargs) -> None:
+        schedule = Schedule(self)
         super().resume(*args, **kwargs)
+        if self.schedule_changed:
+            schedule.enter(self)
+            self.logger.warning('Optimizer settings and schedulers are those of the config, '
+                                f'brought to iteration {self.iter}.')
         enter_at(self.train_loop)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
