@@ -207,10 +207,14 @@ def test_real_coco_disturbed_equals_pycocotools(shared: Path, kind: str, backend
                                pycocotools_stats(truth, found, kind), atol=1e-12)
 
 
-def test_files_of_mmdet(tmp_path: Path) -> None:
+@pytest.mark.parametrize('first_id', [0, 1, 100])
+def test_files_of_mmdet(first_id: int, tmp_path: Path) -> None:
     """What CocoMetric writes with outfile_prefix, scored as CocoMetric scores it."""
     from mmdet.evaluation import CocoMetric
     truth, found = scenes()
+    # COCO's own evaluation takes an annotation of id 0 for no annotation.
+    for number, annotation in enumerate(truth['annotations'], start=first_id):
+        annotation['id'] = number
     path = save(tmp_path / 'truth.json', truth)
     metric = CocoMetric(str(path), metric=['bbox', 'segm'], outfile_prefix=str(tmp_path / 'run'))
     # Labels are indices into the categories as the annotation file lists them.

@@ -302,6 +302,12 @@ def test_images_of_any_format_find_their_masks(tmp_path):
                      'c.v2.jpeg': Path('masks/train/c.v2.png'),
                      'd.tif': Path('masks/train/more/d.png')}
     assert len(dataset.metainfo['palette']) == 2
+    # A list file has names without suffix; each known suffix is tried for them too.
+    (tmp_path / 'train.txt').write_text('a\nb\nc.v2\nmore/d\nabsent\n')
+    listed = FolderSegDataset(**options, ann_file='train.txt')
+    names = [Path(item['img_path']).name
+             for item in map(listed.get_data_info, range(len(listed)))]
+    assert names == ['a.jpg', 'b.PNG', 'c.v2.jpeg', 'd.tif', 'absent.jpg']
     (tmp_path / 'images/train/a.png').touch()
     with pytest.raises(UserError, match=r'a\.jpg and .*a\.png would share the mask a\.png'):
         FolderSegDataset(**options)

@@ -69,6 +69,24 @@ def infer(*arguments: object) -> subprocess.CompletedProcess:
                           capture_output=True, text=True)
 
 
+@pytest.mark.parametrize('threshold', [None, 0.4, 0.45])
+def test_a_binary_heads_own_threshold_decides_as_in_mmseg(trained, photo, tmp_path, threshold):
+    """One output channel: class 1 where its sigmoid is above the head's threshold."""
+    config, checkpoint = trained
+    contents = torch.load(checkpoint)
+    for name in ('decode_head.conv_seg.weight', 'decode_head.conv_seg.bias'):
+        contents['state_dict'][name] = contents['state_dict'][name][:1].clone()
+    torch.save(contents, tmp_path / 'binary.pth')
+    head = dict(num_classes=2, out_channels=1) | ({} if threshold is None else
+                                                  dict(threshold=threshold))
+    binary = tmp_path / 'binary.py'
+    binary.write_text(f"_base_ = ['{config}']\nmodel = dict(decode_head={head})\n")
+    ours = open_segmentor(Config.fromfile(binary), tmp_path / 'binary.pth').label(photo)
+    theirs = mmseg_label(binary, tmp_path / 'binary.pth', photo, mode='whole')
+    assert 0 < (theirs == 1).mean() < 1
+    assert (ours != theirs).mean() < 0.002
+
+
 def test_whole_and_slide_agree_with_mmseg(trained, photo):
     config, checkpoint = trained
     whole = open_segmentor(Config.fromfile(config), checkpoint).label(photo)

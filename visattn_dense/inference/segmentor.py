@@ -65,7 +65,8 @@ class Segmentor:
         inputs, meta = batch['inputs'], dict(sample.metainfo)
         logits = (self._slide(inputs, meta) if self.mode == 'slide' else
                   self.model.encode_decode(inputs, [dict(meta, pad_shape=inputs.shape[2:])]))
-        return _decide(logits, meta['ori_shape'][:2], self.model.align_corners)
+        return _decide(logits, meta['ori_shape'][:2], self.model.align_corners,
+                       getattr(self.model.decode_head, 'threshold', None))
 
     def _slide(self, inputs: Tensor, meta: Mapping[str, Any]) -> Tensor:
         """Mean logits of overlapping windows: (1, C, H, W) on `gather`."""
@@ -92,7 +93,8 @@ def window_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
-def _decide(logits: Tensor, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+def _decide(logits: Tensor, size: tuple[int, int], align_corners: bool,
+            threshold: float | None) -> np.ndarray:
     """The best class at each pixel of (H, W) = `size`, from (1, C, h, w) logits.
 
     A few classes at a time are resized and compared with the best so far: no (C, H, W) is kept.
@@ -104,8 +106,8 @@ def _decide(logits: Tensor, size: tuple[int, int], align_corners: bool) -> np.nd
         part = F.interpolate(logits[:, first:first + _CLASSES_AT_ONCE].float(), size,
                              mode='bilinear', align_corners=align_corners)[0]
         if channels == 1:
-            # One sigmoid channel: class 1 where it is above 0.3, mmseg's default threshold.
-            label = (part[0].sigmoid() > 0.3).to(label.dtype)
+            # One sigmoid channel: class 1 where it is above the head's threshold; mmseg's default.
+            label = (part[0].sigmoid() > (0.3 if threshold is None else threshold)).to(label.dtype)
             break
         values, winners = part.max(0)
         better = values > best

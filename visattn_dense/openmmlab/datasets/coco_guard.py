@@ -36,10 +36,23 @@ def _checked_coco(base: type, training: bool) -> type:
             super().__init__()
             if annotation_file is not None:
                 self.dataset = read_annotation_file(annotation_file, training=training, masks=True)
+                if not training:
+                    _count_from_one(self.dataset)
                 self.createIndex()
                 self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     return CheckedCOCO
+
+
+def _count_from_one(truth: dict[str, Any]) -> None:
+    """Raise the ids of annotations where one of them is 0: COCO's evaluation takes 0 for unmatched.
+
+    Source: cocoapi issue 507.
+    """
+    annotations = truth.get('annotations', [])
+    if any(annotation['id'] == 0 for annotation in annotations):
+        for annotation in annotations:
+            annotation['id'] += 1
 
 
 def _guard_dataset(module: ModuleType) -> None:

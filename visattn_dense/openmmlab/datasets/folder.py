@@ -6,6 +6,7 @@ Imported by configs through custom_imports; registers `FolderSegDataset` with mm
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,17 @@ class FolderSegDataset(BaseSegDataset):
         # The first stands for all of them where one is shown.
         super().__init__(metainfo=metainfo, img_suffix=self.suffixes[0], **kwargs)
 
+    def _with_its_suffix(self, item: dict) -> dict:
+        """An entry of a list file, whose names have no suffix, with that of the file there."""
+        stem = item['img_path'].removesuffix(self.img_suffix)
+        choices = [stem + form for suffix in self.suffixes for form in (suffix, suffix.upper())]
+        item['img_path'] = next(filter(os.path.exists, choices), item['img_path'])
+        return item
+
     def load_data_list(self) -> list[dict]:
         """Every image below the folder, with the mask of the same name."""
         if self.ann_file:
-            return super().load_data_list()
+            return [self._with_its_suffix(item) for item in super().load_data_list()]
         folder, masks = self.data_prefix['img_path'], self.data_prefix.get('seg_map_path')
         items: dict[str, dict] = {}
         for name in list_files(folder):

@@ -1,6 +1,7 @@
 """Turning a training config into one run of evaluation on a checkpoint."""
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from typing import Any
 
@@ -44,7 +45,8 @@ def _draw(cfg: Config, args: Any, detection: bool) -> None:
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
     if args.show_dir and detection:
-        hook.test_out_dir = args.show_dir
+        # mmdetection joins a relative folder to its own anew for every image.
+        hook.test_out_dir = os.path.abspath(args.show_dir)
     elif args.show_dir:
         visualizer = cfg.get('visualizer') or ConfigDict(type='SegLocalVisualizer')
         visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
