@@ -3,10 +3,13 @@
     class TestCSWin(BackboneSuite):
         backbone = CSWin
         arch = dict(embed_dim=16, depths=(1, 1, 2, 1), ...)      # small, for speed
-        official_state = ...                                      # optional, see below
+
+CONTRIBUTING.md has a whole example.
 """
 import copy
+import itertools
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from visattn_dense.backbones import DenseBackbone
+from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
 from visattn_dense.layers import optimize_for_inference
 from visattn_dense.registry import BACKBONES
@@ -23,18 +27,29 @@ SIZES = [(64, 64), (64, 96), (65, 97), (31, 17), (37, 131), (1, 1), (3, 200), (1
 
 
 class BackboneSuite:
-    """Behaviour that a user of any backbone relies on."""
+    """Behaviour that a user of any backbone relies on.
+
+    Attributes:
+        backbone: the class under test.
+        arch: its smallest useful variant.
+        kwargs: other arguments of every model that the tests build.
+        without_gradient: names of parameters that get no gradient by design.
+        half_tolerance: relative error that is allowed in bfloat16 and float16.
+    """
 
     backbone: type[DenseBackbone]
     arch: str | dict[str, Any]
     kwargs: dict[str, Any] = {}
-    # Names of parameters that get no gradient by design, with the reason beside them.
     without_gradient: tuple[str, ...] = ()
     half_tolerance = 0.05
 
     def build(self, **kwargs: Any) -> DenseBackbone:
         torch.manual_seed(0)
         return self.backbone(self.arch, **{**self.kwargs, **kwargs})
+
+    def official_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with the names of an official checkpoint, which `layouts` turns into ours."""
+        return state
 
     def image(self, height: int = 64, width: int = 96, batch: int = 2) -> Tensor:
         generator = torch.Generator().manual_seed(1)
@@ -170,6 +185,39 @@ class BackboneSuite:
                  if id(t) in frozen_ids}
         assert changed and not changed & still
 
+    def test_layer_groups_hold_each_parameter_once_and_stages_in_turn(self):
+        model = self.build()
+        groups, depths = model.layer_groups(), model.layer_depths()
+        assert list(depths) == [name for name, _ in model.named_parameters()]
+        parts = [part for group in groups for part in group]
+        held = [p for part in parts
+                for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+        assert all(groups) and len(held) == len(set(held))
+        of = {p: depths[name] for name, p in model.named_parameters()}
+        # What is in no group has the depth of the heads, at whatever stage it stands.
+        stages = [[of[p] for module in modules for p in module.parameters() if p in set(held)]
+                  for modules in model.stage_modules()]
+        assert set(stages[0]) == {0}
+        assert all(max(a) < min(b) for a, b in itertools.pairwise(filter(None, stages)))
+
+    def test_layers_run_in_the_order_of_their_depth(self):
+        model, order = self.build().eval(), []
+        for depth, group in enumerate(model.layer_groups()):
+            for part in group:
+                # A ModuleList is not called itself.
+                if isinstance(part, nn.Module) and not isinstance(part, nn.ModuleList):
+                    part.register_forward_hook(lambda *_, depth=depth: order.append(depth))
+        with torch.no_grad():
+            model(self.image())
+        assert order and order == sorted(order)
+
+    def test_stages_that_are_not_built_take_no_depth(self):
+        model, short = self.build(), self.build(out_indices=(2,))
+        assert len(short.layer_groups()) < len(model.layer_groups())
+        depths = model.layer_depths()
+        for name, depth in short.layer_depths().items():
+            assert depth == min(depths[name], len(short.layer_groups())), name
+
     def test_norm_eval_fixes_batch_statistics(self):
         model = self.build(norm_eval=True).train()
         assert all(not m.training for m in model.modules() if isinstance(m, _BatchNorm))
@@ -240,6 +288,11 @@ class BackboneSuite:
         built = MODELS.build(dict(type=name, arch=self.arch, **self.kwargs))
         assert isinstance(built, nn.Module) and type(built) is self.backbone
 
+    def test_every_arch_builds(self):
+        for arch in self.backbone.archs:
+            with torch.device('meta'):
+                assert len(self.backbone(arch).out_channels) == 4, arch
+
     @pytest.mark.parametrize('name', ['tiney', 'xxl'])
     def test_a_wrong_arch_names_the_others(self, name):
         with pytest.raises(UserError, match='|'.join(self.backbone.archs)):
@@ -265,3 +318,20 @@ class BackboneSuite:
         with torch.no_grad():
             for a, b in zip(source(self.image()), model(self.image()), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+    def test_an_official_checkpoint_leaves_out_only_what_is_fresh(self, tmp_path):
+        source, fresh = self.build().state_dict(), self.backbone.fresh
+        for pattern in fresh:
+            assert any(re.fullmatch(pattern, name) for name in source), f'{pattern} fits nothing'
+        held = {name: tensor for name, tensor in source.items()
+                if not any(re.fullmatch(pattern, name) for pattern in fresh)}
+        official = self.official_state(held)
+        torch.save({'model': official}, tmp_path / 'official.pth')
+        torch.manual_seed(7)
+        model = self.backbone(self.arch, **self.kwargs)
+        report = load_pretrained(model, tmp_path / 'official.pth')
+        assert report.fraction == 1 and not report.unused
+        assert set(report.fresh) == source.keys() - held.keys()
+        assert (report.layout == 'native') == (official.keys() == held.keys())
+        for name, tensor in held.items():
+            assert torch.equal(model.state_dict()[name], tensor), name

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import (
-    assert_gradient,
-    assert_optimised_outputs,
-    assert_outputs,
-    load_case,
-    needs_goldens,
-)
+from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     LePESelfAttention,
@@ -201,7 +195,6 @@ GOLDEN = {
 }
 
 
-@needs_goldens
 @pytest.mark.parametrize('case', GOLDEN)
 def test_golden_attention(case):
     meta, arrays, state, x = load_case(case)
@@ -239,7 +232,6 @@ def ties_settled_in_float64(model: nn.Module, x: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-@needs_goldens
 @pytest.mark.parametrize('case', ['biformer_tiny_128x128', 'biformer_tiny_160x200'])
 def test_golden_backbone(case, tmp_path):
     meta, arrays, state, x = load_case(case)

@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.goldens import load_case, needs_goldens
+from tests.goldens import load_case
 from tests.test_checkpoints import Hostile
 from visattn_dense.backbones import EfficientViT, T2TViT
 from visattn_dense.checkpoints import load_pretrained
@@ -65,7 +65,6 @@ def test_a_variant_is_recognised_by_names_and_shapes(family, arch):
     assert all(candidate.score == 1 and candidate.family == family for candidate in found)
 
 
-@needs_goldens
 def test_an_official_file_is_described(tmp_path, capsys):
     torch.save({'state_dict': load_case('efficientvit_b0_128x160')[2], 'epoch': 3},
                tmp_path / 'x.pt')

@@ -4,13 +4,7 @@ import torch
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import (
-    assert_gradient,
-    assert_optimised_outputs,
-    assert_outputs,
-    load_case,
-    needs_goldens,
-)
+from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
 from visattn_dense.attention import CrossShapedWindowAttention, StripeAttention
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import CSWin
@@ -87,7 +81,6 @@ def test_attention_needs_no_openmmlab():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
-@needs_goldens
 @pytest.mark.parametrize('case, direction', [
     ('attn_cswin_vertical_padded', 'vertical'),
     ('attn_cswin_horizontal_padded', 'horizontal'),
@@ -102,7 +95,6 @@ def test_golden_attention(case, direction):
     assert_gradient([out], x, arrays['grad'])
 
 
-@needs_goldens
 @pytest.mark.parametrize('case', ['cswin_micro_96x132', 'cswin_tiny_128x160'])
 def test_golden_backbone(case, tmp_path):
     meta, arrays, state, x = load_case(case)

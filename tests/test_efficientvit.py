@@ -5,13 +5,7 @@ import torch
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import (
-    assert_gradient,
-    assert_optimised_outputs,
-    assert_outputs,
-    load_case,
-    needs_goldens,
-)
+from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
 from visattn_dense.attention import LiteMLA
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import EfficientViT
@@ -89,7 +83,6 @@ def test_bad_dimensions_are_refused(kwargs, message):
         LiteMLA(**kwargs)
 
 
-@needs_goldens
 @pytest.mark.parametrize('case, kwargs', [
     ('attn_litemla_scales35', dict(num_heads=8, out_dim=48, scales=(3, 5))),
     ('attn_litemla_scales5', dict(num_heads=4)),
@@ -104,7 +97,6 @@ def test_golden_attention(case, kwargs):
     assert_gradient([out], x, arrays['grad'])
 
 
-@needs_goldens
 @pytest.mark.parametrize('case', ['efficientvit_b0_128x160', 'efficientvit_l0_64x96'])
 @pytest.mark.parametrize('folded', [False, True])
 def test_golden_backbone(case, folded, tmp_path):

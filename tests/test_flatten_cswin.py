@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_outputs, load_case, needs_goldens
+from tests.goldens import assert_gradient, assert_outputs, load_case
 from visattn_dense.attention import (
     CrossShapedWindowAttention,
     FocusedLinearAttention,
@@ -170,7 +170,6 @@ def test_a_table_of_another_grid_is_refused():
         resize_position_grid(torch.zeros(1, 36, 3), (7, 5), (3, 3))
 
 
-@needs_goldens
 @pytest.mark.parametrize('direction', ['vertical', 'horizontal', 'full'])
 def test_golden_attention(direction):
     meta, arrays, state, x = load_case(f'attn_focused_{direction}')
@@ -182,7 +181,6 @@ def test_golden_attention(direction):
     assert_gradient([out], x, arrays['grad'])
 
 
-@needs_goldens
 @pytest.mark.parametrize('windows', ['global', 'windowed'])
 def test_golden_backbone(windows, tmp_path):
     meta, arrays, state, x = load_case(f'flatten_cswin_tiny_{windows}_224')

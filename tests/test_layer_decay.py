@@ -1,6 +1,5 @@
 """The depth of every parameter of each family, and the learning rates that follow from it."""
 import pytest
-import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -67,26 +66,6 @@ def test_every_parameter_has_the_listed_depth(listed):
     assert list(depths) == [name for name, _ in backbone.named_parameters()]
     assert depths == {name: listing[owner(name, listing)] for name in depths}
     assert {owner(name, listing) for name in depths} == set(listing), 'the listing has more'
-
-
-def test_depths_follow_the_order_of_the_computation(listed):
-    """What has the greater depth runs later."""
-    backbone, _ = listed
-    order = []
-    hooks = [part.register_forward_hook(lambda *_, depth=depth: order.append(depth))
-             for depth, group in enumerate(backbone.layer_groups()) for part in group
-             if isinstance(part, nn.Module) and not isinstance(part, nn.ModuleList)]
-    with torch.no_grad():
-        backbone.eval()(torch.zeros(1, 3, 64, 64))
-    for hook in hooks:
-        hook.remove()
-    assert order and order == sorted(order)
-
-
-def test_stages_that_are_not_built_take_no_depth():
-    shallow = CSWin(_CROSS, out_indices=(0, 1))
-    assert len(shallow.layer_groups()) == 4
-    assert shallow.layer_depths()['norm2.weight'] == 4
 
 
 class Segmentor(nn.Module):

@@ -2,6 +2,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,29 +80,61 @@ def test_killed_while_saving(reference: Path, tmp_path: Path) -> None:
     assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
 
 
-def test_falls_back_to_the_newest_that_loads(reference: Path, tmp_path: Path) -> None:
+def cut_off(checkpoint: Path, trap: Path) -> None:
+    """As a full disk leaves it."""
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:len(whole) // 2])
+
+
+def flip_a_byte(checkpoint: Path, trap: Path) -> None:
+    contents = bytearray(checkpoint.read_bytes())
+    contents[len(contents) // 2] ^= 0xFF
+    checkpoint.write_bytes(contents)
+
+
+def run_code(checkpoint: Path, trap: Path) -> None:
+    """Whoever unpickles it makes the file `trap`."""
+    torch.save({'meta': dict(iter=6), 'state_dict': Trap(str(trap))}, checkpoint)
+
+
+def copy_checkpoint(reference: Path, work: Path, step: int, name: str | None = None) -> Path:
+    work.mkdir(exist_ok=True)
+    return Path(shutil.copy(reference / 'work' / f'iter_{step}.pth',
+                            work / (name or f'iter_{step}.pth')))
+
+
+@pytest.mark.parametrize('damage', [cut_off, flip_a_byte, run_code])
+def test_a_damaged_checkpoint_is_passed_over(damage: Callable[[Path, Path], None],
+                                             reference: Path, tmp_path: Path) -> None:
+    work, trap = tmp_path / 'work', tmp_path / 'executed'
+    older, newer = (copy_checkpoint(reference, work, step) for step in (4, 6))
+    damage(newer, trap)
+    (work / 'last_checkpoint').write_text(str(newer))
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume', '--no-validate',
+               '--cfg-options', 'train_cfg.max_iters=5')
+    assert done.code == 0, done.output
+    assert f'Passed over: {newer}' in done.output
+    assert f'Resuming from {older}' in done.output
+    assert not trap.exists()
+
+
+def test_goes_on_from_the_newest_that_loads(reference: Path, tmp_path: Path) -> None:
+    """`last_checkpoint` names a file that is gone; of those left the three newest are damaged."""
     work = tmp_path / 'work'
-    work.mkdir()
-    for step in (4, 6):
-        shutil.copy(reference / 'work' / f'iter_{step}.pth', work)
-    # Cut off, as by a full disk; then one with a flipped byte inside; then one that runs code.
-    whole = (work / 'iter_6.pth').read_bytes()
-    (work / 'iter_6.pth').write_bytes(whole[:len(whole) // 2])
-    flipped = bytearray(whole)
-    flipped[len(flipped) // 2] ^= 0xFF
-    (work / 'iter_7.pth').write_bytes(flipped)
-    trap = tmp_path / 'executed'
-    torch.save({'meta': dict(iter=8), 'state_dict': Trap(str(trap))}, work / 'iter_8.pth')
-    (work / 'last_checkpoint').write_text(str(work / 'iter_9.pth'))
-    for age, step in enumerate((8, 7, 6, 4)):
-        os.utime(work / f'iter_{step}.pth', (1e9 - age, 1e9 - age))
+    whole = copy_checkpoint(reference, work, 4)
+    damaged = [copy_checkpoint(reference, work, 6, f'iter_{step}.pth') for step in (6, 7, 8)]
+    for path in damaged:
+        cut_off(path, tmp_path)
+    for second, path in enumerate([whole, *damaged]):
+        os.utime(path, (1e9 + second, 1e9 + second))
+    gone = work / 'iter_9.pth'
+    (work / 'last_checkpoint').write_text(str(gone))
     done = run('train', tmp_path, reference / 'tiny.py', '--resume')
     assert done.code == 0, done.output
-    assert f'last_checkpoint names {work / "iter_9.pth"}, which is not there' in done.output
-    for step in (6, 7, 8):
-        assert f'Passed over: {work / f"iter_{step}.pth"}' in done.output
-    assert f'Resuming from {work / "iter_4.pth"}' in done.output
-    assert not trap.exists()
+    assert f'last_checkpoint names {gone}, which is not there' in done.output
+    for path in damaged:
+        assert f'Passed over: {path}' in done.output
+    assert f'Resuming from {whole}' in done.output
     assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
 
 
@@ -115,21 +148,34 @@ class Trap:
         return open, (self.path, 'w')
 
 
+# A run of one iteration.
+SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=1']
+
+
 def test_nothing_to_resume_from(reference: Path, tmp_path: Path) -> None:
-    config = reference / 'tiny.py'
-    short = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=1']
-    done = run('train', tmp_path, config, '--resume', *short)
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume', *SHORT)
     assert done.code == 0 and 'starting from the beginning' in done.output
-    # A run that is always started with --resume begins with the weights that it was given.
-    begun = run('train', tmp_path, config, '--resume', '--work-dir', tmp_path / 'begun', *short,
-                f'load_from={reference / "work" / "iter_8.pth"}')
-    assert begun.code == 0 and 'Load checkpoint from' in begun.output
-    assert 'Resuming' not in begun.output
+
+
+def test_nothing_to_resume_from_but_weights(reference: Path, tmp_path: Path) -> None:
+    """A run that is always started with --resume begins with the weights that it was given."""
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume', *SHORT,
+               f'load_from={reference / "work" / "iter_8.pth"}')
+    assert done.code == 0 and 'Load checkpoint from' in done.output
+    assert 'Resuming' not in done.output
+
+
+def test_nothing_but_damaged_checkpoints(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / 'work').mkdir()
     (tmp_path / 'work' / 'iter_1.pth').write_bytes(b'not a checkpoint')
-    done = run('train', tmp_path, config, '--resume', *short)
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume', *SHORT)
     assert done.code == 2 and 'none of the 1 checkpoints' in done.output
-    done = run('train', tmp_path, config, '--resume', tmp_path / 'gone.pth', *short)
-    assert done.code == 2 and f'no checkpoint {tmp_path / "gone.pth"}' in done.output
+
+
+def test_a_checkpoint_that_is_not_there(reference: Path, tmp_path: Path) -> None:
+    gone = tmp_path / 'gone.pth'
+    done = run('train', tmp_path, reference / 'tiny.py', '--resume', gone, *SHORT)
+    assert done.code == 2 and f'no checkpoint {gone}' in done.output
 
 
 def test_pretrained_weights_and_resume(reference: Path, tmp_path: Path) -> None:
@@ -201,7 +247,7 @@ def test_loading_does_not_move_the_models_generators() -> None:
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
 
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / 'x.pth'
     write_text_whole(path, 'old')
     with pytest.raises(RuntimeError), written_whole(path) as temporary:
@@ -209,6 +255,11 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
         assert path.read_text() == 'old'
         raise RuntimeError
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x.pth']
+
+
+def test_a_write_that_ends_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / 'x.pth'
+    write_text_whole(path, 'old')
     write_text_whole(path, 'new')
     assert path.read_text() == 'new' and os.listdir(tmp_path) == ['x.pth']
 
@@ -224,29 +275,40 @@ def test_unseeded_run_keeps_its_seed(reference: Path, tmp_path: Path) -> None:
     assert_same_run(again, tmp_path / 'work', 'iter_4.pth', after=2)
 
 
-def test_epochs_of_mmdet(tmp_path: Path) -> None:
-    """By epochs, with a batch sampler that groups by shape, and from the middle of an epoch."""
-    config = write_detection_run(tmp_path)
-    assert run('train', tmp_path, config).code == 0
-    (tmp_path / 'again').mkdir()
-    done = run('train', tmp_path, config, '--work-dir', tmp_path / 'again',
-               '--resume', tmp_path / 'work' / 'epoch_1.pth')
-    assert done.code == 0, done.output
-    assert_same_run(tmp_path / 'again', tmp_path / 'work', 'epoch_3.pth', after=3)
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a detector's run of three epochs that nothing interrupted.
 
+    Its batch sampler groups images by shape.
+    """
+    folder = tmp_path_factory.mktemp('detector')
+    done = run('train', folder, write_detection_run(folder))
+    assert done.code == 0, done.output
+    return folder
+
+
+def test_epochs_of_mmdet(detector: Path, tmp_path: Path) -> None:
+    (tmp_path / 'work').mkdir()
+    done = run('train', tmp_path, detector / 'tiny_det.py',
+               '--resume', detector / 'work' / 'epoch_1.pth')
+    assert done.code == 0, done.output
+    assert_same_run(tmp_path / 'work', detector / 'work', 'epoch_3.pth', after=3)
+
+
+def test_the_middle_of_an_epoch_of_mmdet(detector: Path, tmp_path: Path) -> None:
     by_iteration = ['--cfg-options', 'default_hooks.checkpoint.by_epoch=False',
                     'default_hooks.checkpoint.interval=5']
-    middle = tmp_path / 'middle'
-    assert run('train', tmp_path, config, '--work-dir', middle, *by_iteration).code == 0
-    for path in middle.glob('iter_9.pth'):
+    config, work = detector / 'tiny_det.py', tmp_path / 'work'
+    assert run('train', tmp_path, config, *by_iteration).code == 0
+    for path in work.glob('iter_9.pth'):
         path.unlink()
-    (middle / 'last_checkpoint').unlink()
-    for log in middle.glob('*/vis_data/*.json'):
+    (work / 'last_checkpoint').unlink()
+    for log in work.glob('*/vis_data/*.json'):
         log.unlink()
-    done = run('train', tmp_path, config, '--work-dir', middle, *by_iteration, '--resume')
+    done = run('train', tmp_path, config, *by_iteration, '--resume')
     assert done.code == 0, done.output
-    assert f'Resuming from {middle / "iter_5.pth"}' in done.output
-    steps = logged_losses(middle)
+    assert f'Resuming from {work / "iter_5.pth"}' in done.output
+    steps = logged_losses(work)
     assert sorted(steps) == [6, 7, 8, 9]
-    expected = logged_losses(tmp_path / 'work')
+    expected = logged_losses(detector / 'work')
     assert steps == {step: expected[step] for step in steps}

@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tests.goldens import load_case, needs_goldens
+from tests.goldens import load_case
 from visattn_dense.backbones import CSWin, EfficientViT
 from visattn_dense.checkpoints import MatchReport, load_pretrained, read_checkpoint, unwrap
 from visattn_dense.errors import UserError
@@ -196,7 +196,6 @@ GOLDENS = {  # golden case -> (family, arch, a release of its family)
 }
 
 
-@needs_goldens
 @pytest.mark.parametrize('case', GOLDENS)
 def test_golden_weights_wrapped_as_their_authors_wrap_them(case, tmp_path):
     family, arch, name = GOLDENS[case]
