@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,18 +94,20 @@ def test_missing_torchvision_kernels_name_both_versions_and_the_command(tmp_path
                  'pip install --force-reinstall torch torchvision', 'CPU'):
         assert part in done.stderr
 
-def naive_iou(a: torch.Tensor, b: torch.Tensor, offset: int) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
-    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
-    inter = max(float(width), 0) * max(float(height), 0)
-    area = [float((box[2] - box[0] + offset) * (box[3] - box[1] + offset)) for box in (a, b)]
-    return inter / (sum(area) - inter)
+
+def naive_iou(a: np.ndarray, b: np.ndarray, offset: int) -> np.floating:
+    """IoU in the dtype of the boxes, which is mmcv's float32 where they are."""
+    side = [np.minimum(a[i + 2], b[i + 2]) - np.maximum(a[i], b[i]) + offset for i in (0, 1)]
+    inter = np.maximum(side[0], 0) * np.maximum(side[1], 0)
+    area = [(box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b)]
+    return inter / (area[0] + area[1] - inter)
 
 
 def naive_nms(boxes, scores, threshold: float, offset: int) -> list[int]:
+    boxes = (boxes if boxes.dtype == torch.float64 else boxes.float()).numpy()
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i)):
-        if all(naive_iou(boxes[i], boxes[j], offset) <= threshold for j in kept):
+        if all(naive_iou(boxes[j], boxes[i], offset) <= boxes.dtype.type(threshold) for j in kept):
             kept.append(i)
     return kept
 
@@ -141,6 +144,45 @@ def test_nms_iou_equal_to_the_threshold_is_kept():
     assert ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)[1].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize('threshold', [0.1, 0.2, 0.3, 0.4, 0.6, 0.8])
+def test_nms_compares_with_the_threshold_that_float32_holds(threshold: float):
+    # The IoU is exactly the threshold, whose float32 lies on either side of the decimal number.
+    boxes = torch.tensor([[0., 0., 10., 1.], [0., 0., 10 * threshold, 1.]])
+    assert ops.nms(boxes, torch.tensor([0.9, 0.8]), threshold)[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_nms_of_whole_pixels_is_the_naive_one_at_every_threshold(offset: int):
+    corner = torch.randint(0, 8, (23, 2))
+    boxes = torch.cat([corner, corner + torch.randint(1, 9, (23, 2))], dim=1).float()
+    scores = torch.rand(23)
+    for percent in range(1, 100):
+        kept = ops.nms(boxes, scores, percent / 100, offset=offset)[1]
+        assert kept.tolist() == naive_nms(boxes, scores, percent / 100, offset), percent
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_nms_match_groups_the_boxes_that_nms_drops(dtype: type):
+    boxes = random_boxes(47).numpy().astype(dtype)
+    scores = np.random.default_rng(0).permutation(47).astype(dtype)
+    found = ops.nms_match(np.concatenate([boxes, scores[:, None]], axis=1), 0.3)
+    rest, expected = sorted(range(47), key=lambda i: -scores[i]), []
+    while rest:
+        expected.append([i for i in rest if i == rest[0]
+                         or naive_iou(boxes[rest[0]], boxes[i], 0) >= dtype(0.3)])
+        rest = [i for i in rest if i not in expected[-1]]
+    assert [group.tolist() for group in found] == expected
+    assert len(found) < 47
+
+
+def test_nms_match_takes_an_iou_equal_to_the_threshold_and_gives_tensors_for_tensors():
+    dets = torch.tensor([[0., 0., 2., 1., .5], [0., 0., 10., 1., .9], [20., 0., 22., 1., .7]])
+    found = ops.nms_match(dets, 0.2)
+    assert [group.tolist() for group in found] == [[1, 0], [2]]
+    assert all(group.dtype == torch.long for group in found)
+    assert ops.nms_match(dets[:0], 0.2) == []
+
+
 def test_nms_of_no_boxes():
     dets, kept = ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert dets.shape == (0, 5) and kept.shape == (0,) and kept.dtype == torch.long
@@ -159,7 +201,7 @@ def naive_soft_nms(boxes, scores, threshold, sigma, min_score, method):
         best = max(rest, key=rest.get)
         picked.append((best, rest.pop(best)))
         for i in list(rest):
-            iou = naive_iou(boxes[best], boxes[i], 0)
+            iou = float(naive_iou(boxes[best].numpy(), boxes[i].numpy(), 0))
             if method == 'gaussian':
                 rest[i] *= float(torch.exp(torch.tensor(-iou * iou / sigma)))
             elif iou >= threshold:
