@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -371,6 +372,90 @@ def test_modulated_deform_conv_gradients(with_bias: bool):
     if with_bias:
         (grad,) = torch.autograd.grad(plain.sum(), bias)
         assert grad.tolist() == [6.0, 6.0]
+
+
+def naive_deform_conv(x, offset, mask, weight, stride, pad, dilation, groups, deform_groups):
+    """One sum for each output; differentiable, and not sampled at all at -1 or below."""
+    count, _, height, width = x.shape
+    out_channels, in_channels, rows, columns = weight.shape
+    size = [(side + 2 * pad - dilation * (k - 1) - 1) // stride + 1
+            for side, k in ((height, rows), (width, columns))]
+    padded = F.pad(x, (1, 1, 1, 1))
+    out = x.new_zeros(count, out_channels, *size)
+    per_group = x.shape[1] // deform_groups
+    for n, o, i, j in itertools.product(range(count), range(out_channels), *map(range, size)):
+        for c, u, v in itertools.product(*map(range, weight.shape[1:])):
+            plane = o // (out_channels // groups) * in_channels + c
+            point = (plane // per_group * rows + u) * columns + v
+            y = i * stride - pad + u * dilation + offset[n, 2 * point, i, j]
+            z = j * stride - pad + v * dilation + offset[n, 2 * point + 1, i, j]
+            if not (-1 < y < height and -1 < z < width):
+                continue
+            top, left = math.floor(y.item()), math.floor(z.item())
+            fy, fz = y - top, z - left
+            window = padded[n, plane, top + 1:top + 3, left + 1:left + 3]
+            value = torch.stack([1 - fy, fy]) @ window @ torch.stack([1 - fz, fz])
+            out[n, o, i, j] += weight[o, c, u, v] * mask[n, point, i, j] * value
+    return out
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('stride, pad, dilation, groups, deform_groups',
+                         [(1, 1, 1, 1, 1), (2, 2, 2, 2, 2)])
+def test_deform_conv_with_samples_on_whole_pixels_has_the_gradients_of_mmcv(
+        stride, pad, dilation, groups, deform_groups, modulated: bool):
+    # Offsets of 0, 1 and -1 put samples exactly on row and column -1, where mmcv has no gradient.
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    weight = torch.randn(2, 4 // groups, 3, 2, dtype=torch.float64)
+    size = [(side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side, k in ((5, 3), (4, 2))]
+    offset = torch.randint(-1, 2, (2, 12 * deform_groups, *size)).double()
+    mask = torch.rand(2, 6 * deform_groups, *size, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (x, offset, mask, weight)]
+    geometry = (stride, pad, dilation, groups, deform_groups)
+    expected = naive_deform_conv(*inputs, *geometry)
+    if modulated:
+        found = ops.modulated_deform_conv2d(*inputs, None, *geometry)
+    else:
+        inputs = [x, offset, weight]
+        found = ops.deform_conv2d(*inputs, *geometry)
+        expected = naive_deform_conv(x, offset, torch.ones_like(mask), weight, *geometry)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_modulated_deform_conv_reads_the_first_numbers_of_larger_maps():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    # As DyHead passes them: two parts of one map of the next larger level, not contiguous.
+    both = torch.rand(2, 27, 7, 9, dtype=torch.float64, requires_grad=True)
+    offset, mask = both[:, :18], both[:, 18:]
+    found = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 1)
+    small = [part.reshape(2, -1)[:, :channels * 20].reshape(2, channels, 4, 5)
+             for part, channels in ((offset, 18), (mask, 9))]
+    expected = ops.modulated_deform_conv2d(x, *small, weight, None, 1, 1, 1, 1, 1)
+    assert torch.equal(found, expected)
+    pull = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * pull).sum(), both, retain_graph=True)[0]
+             for out in (found, expected)]
+    assert torch.equal(*grads)
+    assert grads[0].any() and not grads[0][:, 17].any() and not grads[0][:, 26].any()
+    with pytest.raises(ValueError, match=r'offset map of shape \(2, 18, 2, 9\).*output of 4×5'):
+        ops.modulated_deform_conv2d(x, offset[:, :, :2], mask, weight, None, 1, 1, 1, 1, 1)
+
+
+def test_dyhead_trains():
+    from mmdet.models.necks import DyHead
+
+    neck = DyHead(in_channels=8, out_channels=16, num_blocks=2)
+    levels = [torch.randn(2, 8, 16 // 2**i, 12 // 2**i, requires_grad=True) for i in range(3)]
+    outs = neck(levels)
+    assert [out.shape[2:] for out in outs] == [level.shape[2:] for level in levels]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(parameter.grad is not None for parameter in neck.parameters())
+    assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
 
 
 def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():

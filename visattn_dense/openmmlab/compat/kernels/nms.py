@@ -1,4 +1,4 @@
-"""Non-maximum suppression: hard (torchvision's kernel), soft and matching (NumPy, as on mmcv's CPU).
+"""Non-maximum suppression: hard (torchvision's kernel), soft and matching (NumPy, on the CPU).
 
 mmcv passes every threshold to its kernels as a float32, and compares a float32 IoU with that. Here
 a threshold is rounded to the dtype of the boxes before anything is compared with it.
