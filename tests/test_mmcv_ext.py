@@ -314,10 +314,11 @@ def test_roi_align_in_half_precision_keeps_exact_coordinates(dtype: torch.dtype,
     assert features.grad.dtype == dtype and features.grad.float().abs().sum() > 0
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool):
-    logits = torch.randn(11, 3, dtype=torch.float32, requires_grad=True)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool, dtype: torch.dtype):
+    logits = torch.randn(11, 3, dtype=dtype, requires_grad=True)
     target = torch.arange(11) % 4  # 3 is background
-    weight = torch.tensor([0.5, 1.0, 2.0]) if weighted else None
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=dtype) if weighted else None
     found = ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
     truth = F.one_hot(target, 4)[:, :3]
     p = logits.sigmoid()
@@ -474,6 +475,19 @@ def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():
     for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
                     strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_ms_deform_attn_has_no_gradient_for_a_location_on_row_or_column_minus_one():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+    # One level of 4×4, so that pixel -1 is at -1/8 and pixel 1 at 3/8, both exact in float32.
+    where = torch.tensor([[-1 / 8, 3 / 8], [3 / 8, -1 / 8], [1 / 8, 1 / 8]]).view(1, 3, 1, 1, 1, 2)
+    where.requires_grad_()
+    out = MultiScaleDeformableAttnFunction.apply(
+        torch.arange(1., 17).view(1, 16, 1, 1), torch.tensor([[4, 4]]), torch.tensor([0]), where,
+        torch.ones(1, 3, 1, 1, 1), 64)
+    out.sum().backward()
+    # Pixel (0, 0) of the last: its right neighbour is 1 more, the lower one 4, each 1/4 away.
+    assert where.grad.flatten().tolist() == [0, 0, 0, 0, 4, 16]
 
 
 def test_gaussian_soft_nms_keeps_boxes_without_area():
