@@ -73,9 +73,9 @@ def test_op_table_is_what_the_installed_mmcv_loads():
 
 
 def test_missing_op_exists_and_names_itself_and_the_remedy_when_called():
-    assert callable(ext.carafe_forward)
-    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*mmcv 2\.1\.0.*pip install"):
-        ext.carafe_forward(torch.zeros(1))
+    assert callable(ext.knn_forward)
+    with pytest.raises(NotImplementedError, match=r"'knn_forward'.*mmcv 2\.1\.0.*pip install"):
+        ext.knn_forward(torch.zeros(1))
 
 
 def test_what_is_no_operator_is_an_attribute_error():

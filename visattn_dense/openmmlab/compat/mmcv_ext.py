@@ -14,9 +14,12 @@ from collections.abc import Callable
 import torch
 
 from visattn_dense.openmmlab.compat.kernels import (
+    carafe,
     deform_conv,
     focal_loss,
+    masked_conv,
     ms_deform_attn,
+    psamask,
     roi_align,
 )
 from visattn_dense.openmmlab.compat.kernels import nms as nms_kernels
@@ -26,10 +29,10 @@ from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
 #: that are named like an operator are that operator.
 _KERNELS = {
     'torchvision': (nms_kernels, roi_align, deform_conv),
-    'torch': (focal_loss, ms_deform_attn),
+    'torch': (carafe, focal_loss, masked_conv, ms_deform_attn, psamask),
 }
 #: Operators that stand in a module of torchvision's without using it.
-_ELSEWHERE = {'softnms': 'NumPy'}
+_ELSEWHERE = {'softnms': 'NumPy', 'nms_match': 'NumPy'}
 
 #: The operators that work here, each with its function and what computes it.
 IMPLEMENTED: dict[str, tuple[Callable[..., object], str]] = {
