@@ -16,11 +16,13 @@ import torch
 from visattn_dense.openmmlab.compat.kernels import (
     carafe,
     deform_conv,
+    deform_roi_pool,
     focal_loss,
     masked_conv,
     ms_deform_attn,
     psamask,
     roi_align,
+    roi_pool,
 )
 from visattn_dense.openmmlab.compat.kernels import nms as nms_kernels
 from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
@@ -29,7 +31,8 @@ from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
 #: that are named like an operator are that operator.
 _KERNELS = {
     'torchvision': (nms_kernels, roi_align, deform_conv),
-    'torch': (carafe, focal_loss, masked_conv, ms_deform_attn, psamask),
+    'torch': (
+        carafe, deform_roi_pool, focal_loss, masked_conv, ms_deform_attn, psamask, roi_pool),
 }
 #: Operators that stand in a module of torchvision's without using it.
 _ELSEWHERE = {'softnms': 'NumPy', 'nms_match': 'NumPy'}
