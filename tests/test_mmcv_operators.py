@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +270,33 @@ def test_deform_roi_pool_is_a_roi_layer_of_mmdet(kind: str):
     assert out.shape == (2, 3, 2, 2) and levels[0].grad.any()
     last = extractor.roi_layers[0].offset_fc[-1]
     assert last.bias.grad.any() and last.bias.grad.isfinite().all()
+
+
+def compare_sync_bn(rank: int, file: str) -> None:
+    """One of two processes: MMSyncBN on half of a batch is batch norm on the whole of it."""
+    import torch.distributed as dist
+
+    dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    x, pull = torch.randn(4, 3, 5, 2) * 2 + 1, torch.randn(4, 3, 5, 2)
+    half = slice(2 * rank, 2 * rank + 2)
+    layer, whole = ops.SyncBatchNorm(3, momentum=0.3), torch.nn.BatchNorm2d(3, momentum=0.3)
+    whole.load_state_dict(layer.state_dict())
+    ours, theirs = x[half].clone().requires_grad_(), x.clone().requires_grad_()
+    found, expected = layer(ours), whole(theirs)
+    (found * pull[half]).sum().backward()
+    (expected * pull).sum().backward()
+    torch.testing.assert_close(found, expected[half])
+    torch.testing.assert_close(ours.grad, theirs.grad[half])
+    torch.testing.assert_close(layer.running_mean, whole.running_mean)
+    torch.testing.assert_close(layer.running_var, whole.running_var)
+    # The mean over the processes, as DistributedDataParallel takes it.
+    torch.testing.assert_close(layer.weight.grad * 2, whole.weight.grad)
+    torch.testing.assert_close(layer.bias.grad * 2, whole.bias.grad)
+    half_precision = ops.SyncBatchNorm(3)(x[half].half())
+    assert half_precision.dtype == torch.float16 and half_precision.isfinite().all()
+    dist.destroy_process_group()
+
+
+def test_sync_bn_of_two_processes_is_batch_norm_of_the_whole_batch(tmp_path: Path):
+    torch.multiprocessing.spawn(compare_sync_bn, (str(tmp_path / 'rendezvous'),), nprocs=2)

@@ -23,6 +23,7 @@ from visattn_dense.openmmlab.compat.kernels import (
     psamask,
     roi_align,
     roi_pool,
+    sync_bn,
 )
 from visattn_dense.openmmlab.compat.kernels import nms as nms_kernels
 from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
@@ -32,7 +33,8 @@ from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
 _KERNELS = {
     'torchvision': (nms_kernels, roi_align, deform_conv),
     'torch': (
-        carafe, deform_roi_pool, focal_loss, masked_conv, ms_deform_attn, psamask, roi_pool),
+        carafe, deform_roi_pool, focal_loss, masked_conv, ms_deform_attn, psamask, roi_pool,
+        sync_bn),
 }
 #: Operators that stand in a module of torchvision's without using it.
 _ELSEWHERE = {'softnms': 'NumPy', 'nms_match': 'NumPy'}
