@@ -72,6 +72,55 @@ def test_op_table_is_what_the_installed_mmcv_loads():
     assert set(MMCV_OPS) == asked - {'get_compiler_version', 'get_compiling_cuda_version'}
 
 
+def reached_operators() -> set[str]:
+    """What the code and the configs of mmdet and mmseg may call of `mmcv._ext`, by their text.
+
+    From each name that they import from mmcv.ops, and each `type` of theirs that mmcv.ops defines
+    or registers, all names in its definition are followed, down to `ext_module.NAME`.
+    """
+    uses: dict[str, set[str]] = {}
+    for path in Path(ops.__file__).parent.glob('*.py'):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            names = {target.id for target in getattr(node, 'targets', ())
+                     if isinstance(target, ast.Name)} | {getattr(node, 'name', '')}
+            for decorator in getattr(node, 'decorator_list', ()):
+                names |= {str(part.value) for part in ast.walk(decorator)
+                          if isinstance(part, ast.Constant)}
+            for name in names - {''}:
+                uses.setdefault(name, set()).update(
+                    ast.unparse(part) for part in ast.walk(node)
+                    if isinstance(part, (ast.Name, ast.Attribute)))
+    found, waiting = set(), set()
+    for package in ('mmdet', 'mmseg'):
+        for path in Path(importlib.util.find_spec(package).origin).parent.rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+                if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('mmcv.ops'):
+                    waiting |= {alias.name for alias in node.names}
+                if isinstance(node, ast.keyword) and node.arg == 'type':
+                    waiting.add(str(getattr(node.value, 'value', '')))
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (name in uses or name.startswith('ext_module.')):
+            found.add(name)
+            waiting |= uses.get(name, set())
+    return {name.removeprefix('ext_module.') for name in found if name.startswith('ext_module.')}
+
+
+def test_all_that_mmdet_and_mmseg_reach_has_an_implementation():
+    reached = reached_operators()
+    # The reading is not blind: by import, by a config's type, through another file of mmcv.ops.
+    assert {'psamask_forward', 'deform_roi_pool_backward', 'sync_bn_forward_mean', 'softnms',
+            'carafe_backward', 'nms_match', 'roi_pool_forward'} <= reached
+    assert reached - set(ext.IMPLEMENTED) == set()
+
+
+def test_page_of_operators_is_current():
+    from tools.operator_table import PAGE, page
+
+    text = PAGE.read_text(encoding='utf-8')
+    assert page(text) == text, 'run python tools/operator_table.py'
+
+
 def test_missing_op_exists_and_names_itself_and_the_remedy_when_called():
     assert callable(ext.knn_forward)
     with pytest.raises(NotImplementedError, match=r"'knn_forward'.*mmcv 2\.1\.0.*pip install"):

@@ -56,10 +56,9 @@ class MissingOpError(NotImplementedError):
 def _missing(name: str) -> Callable[..., object]:
     def op(*args: object, **kwargs: object) -> object:
         raise MissingOpError(
-            f"mmcv operator '{name}' has no implementation without a compiled mmcv "
-            f'(here: mmcv-lite with the operators {", ".join(sorted(IMPLEMENTED))}). '
-            f'The compiled mmcv 2.1.0 has it, and is used as soon as it is installed: '
-            f'{COMPILED_MMCV}'
+            f"mmcv operator '{name}' has no implementation without a compiled mmcv (docs/compat.md "
+            f'lists the {len(IMPLEMENTED)} that have one). The compiled mmcv 2.1.0 has it, and is '
+            f'used as soon as it is installed: {COMPILED_MMCV}'
         )
 
     op.__name__ = op.__qualname__ = name
