@@ -198,7 +198,9 @@ def test_nms_iou_equal_to_the_threshold_is_kept():
 def test_nms_compares_with_the_threshold_that_float32_holds(threshold: float):
     # The IoU is exactly the threshold, whose float32 lies on either side of the decimal number.
     boxes = torch.tensor([[0., 0., 10., 1.], [0., 0., 10 * threshold, 1.]])
-    assert ops.nms(boxes, torch.tensor([0.9, 0.8]), threshold)[1].tolist() == [0, 1]
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.tensor([0.9, 0.8], dtype=dtype)
+        assert ops.nms(boxes, scores, threshold)[1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('offset', [0, 1])

@@ -30,7 +30,9 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
     """
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
-    boxes, scores = torchvision_ops.full_precision(boxes.detach(), scores.detach())
+    # Scores of a higher precision do not raise that of the boxes: the IoU stays mmcv's.
+    (boxes,) = torchvision_ops.full_precision(boxes.detach())
+    scores = scores.detach().to(boxes)
     # The kernel of the CPU takes a double, and compares the IoU with it as one.
     threshold = boxes.new_tensor(iou_threshold, device='cpu').item()
     if not offset:
