@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.machinery
 import inspect
+import json
 import os
 import pickle
 import subprocess
@@ -342,6 +344,76 @@ def test_operators_are_found_without_pkgutil_find_loader():
         'from mmengine.utils.dl_utils.misc import mmcv_full_available\n'
         'assert check_ops_exist() and mmcv_full_available()\n')
     assert done.returncode == 0, done.stderr
+
+
+def test_youtube_vis_is_evaluated(tmp_path: Path):
+    """Two frames with one object each that is found, and one that is missed."""
+    import numpy as np
+    from mmdet.evaluation.functional import YTVIS, YTVISeval
+    from pycocotools import mask
+
+    def track(identity: int, left: int) -> dict:
+        frames = []
+        for _ in range(2):
+            pixels = np.zeros((20, 30), np.uint8, order='F')
+            pixels[4:14, left:left + 10] = 1
+            frames.append({'size': [20, 30], 'counts': mask.encode(pixels)['counts'].decode()})
+        return dict(id=identity, video_id=1, category_id=1, iscrowd=0, segmentations=frames,
+                    areas=[100, 100], bboxes=[[left, 4, 10, 10]] * 2, width=30, height=20)
+
+    truth = tmp_path / 'truth.json'
+    truth.write_text(json.dumps(dict(
+        videos=[dict(id=1, width=30, height=20, length=2)], annotations=[track(1, 0), track(2, 18)],
+        categories=[dict(id=1, name='thing')])))
+    ground = YTVIS(str(truth))
+    found = dict(track(1, 0), score=0.9)
+    evaluation = YTVISeval(ground, ground.loadRes([found]), 'segm')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    # Precision 1 up to half of the recall: 51 of the 101 points.
+    assert evaluation.stats[0] == pytest.approx(51 / 101)
+
+
+def test_removed_numpy_names_are_those_of_one_module_only(modules):
+    import numpy as np
+
+    from visattn_dense.openmmlab.compat.repairs.numpy_names import give_removed_names
+
+    modules(says_old_names=(
+        'import numpy as np\ndef old():\n    return np.float, np.object, np.int\n'
+        'def present():\n    return np.testing, np.float32, np.linalg.norm\n'))
+    import says_old_names
+    with pytest.raises(AttributeError):
+        says_old_names.old()
+    give_removed_names(says_old_names)
+    assert says_old_names.old() == (float, object, int)
+    assert says_old_names.present() == (np.testing, np.float32, np.linalg.norm)
+    with pytest.raises(AttributeError, match='no_such_name'):
+        _ = says_old_names.np.no_such_name
+    assert not hasattr(np, 'float')
+
+
+def test_every_module_of_openmmlab_that_says_a_removed_numpy_name_is_mended():
+    import numpy as np
+
+    removed = {**np.__former_attrs__, **getattr(np, '__expired_attributes__', {}), 'long': ''}
+    removed = {name for name in removed if name not in vars(np)}
+    guilty = set()
+    for package in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            continue
+        folder = Path(spec.origin).parent
+        for path in folder.rglob('*.py'):
+            text = path.read_text(encoding='utf-8')
+            said = {ast.unparse(node) for node in ast.walk(ast.parse(text))
+                    if isinstance(node, ast.Attribute)} if 'np.' in text else set()
+            if said & {f'np.{name}' for name in removed}:
+                guilty.add('.'.join([package, *path.relative_to(folder).with_suffix('').parts]))
+    assert guilty
+    for name in guilty:
+        assert importlib.import_module(name).np.float is float, name
 
 
 def test_amp_runs_on_this_machine_without_a_warning():

@@ -56,7 +56,7 @@ def operators(extension: ModuleType):
     """mmcv.ops with the operators of `extension`."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ('nms', 'roi_align', 'deform_conv', 'modulated_deform_conv', 'focal_loss',
-                     'multi_scale_deform_attn'):
+                     'multi_scale_deform_attn', 'psa_mask'):
             patch.setattr(importlib.import_module(f'mmcv.ops.{name}'), 'ext_module', extension)
         yield
 
@@ -120,6 +120,36 @@ def test_nms(compiled, kind: str, threshold: float, offset: int):
         compiled, lambda: ops.nms(found, scores, threshold, offset=offset))
     assert kept.tolist() == indices.tolist()
     assert torch.equal(dets, expected)
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_nms_of_whole_pixels_at_every_threshold(compiled, offset: int):
+    """Many an IoU equals a threshold there, as decimal numbers go."""
+    corner = torch.randint(0, 12, (160, 2))
+    found = torch.cat([corner, corner + torch.randint(1, 12, (160, 2))], dim=1).float()
+    scores = distinct_scores(160)
+    for percent in range(1, 100):
+        (_, kept), (_, expected) = both(
+            compiled, lambda percent=percent: ops.nms(found, scores, percent / 100, offset=offset))
+        assert kept.tolist() == expected.tolist(), percent
+
+
+@pytest.mark.parametrize('threshold', [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize('kind', KINDS)
+def test_nms_match(compiled, kind: str, threshold: float):
+    found = boxes(kind)
+    dets = torch.cat([found, distinct_scores(len(found))[:, None]], dim=1)
+    groups, expected = both(compiled, lambda: ops.nms_match(dets, threshold))
+    assert [group.tolist() for group in groups] == [group.tolist() for group in expected]
+
+
+@pytest.mark.parametrize('window', [(5, 7), (3, 3)])
+@pytest.mark.parametrize('kind', ['collect', 'distribute'])
+def test_psamask(compiled, kind: str, window: tuple[int, int]):
+    x = torch.randn(2, window[0] * window[1], 3, 5)
+    for found, expected in zip(
+            *both(compiled, with_gradients(ops.PSAMask(kind, window), x)), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize('kind', ['random', 'no area', 'repeated'])
@@ -213,12 +243,18 @@ def test_roi_align_in_half_precision(compiled):
 @pytest.mark.parametrize('stride, padding, dilation, groups, deform_groups',
                          [(1, 1, 1, 1, 1), (2, 1, 1, 2, 1), (1, 2, 2, 1, 2)])
 @pytest.mark.parametrize('modulated', [False, True])
-def test_deform_conv(compiled, modulated: bool, stride: int, padding: int, dilation: int,
-                     groups: int, deform_groups: int):
-    x, weight = torch.randn(2, 4, 13, 11), torch.randn(6, 4 // groups, 3, 3)
+@pytest.mark.parametrize('offsets', ['anywhere', 'zero', 'whole pixels', 'float64'])
+def test_deform_conv(compiled, offsets: str, modulated: bool, stride: int, padding: int,
+                     dilation: int, groups: int, deform_groups: int):
+    dtype = torch.float64 if offsets == 'float64' else torch.float32
+    x, weight = torch.randn(2, 4, 13, 11).to(dtype), torch.randn(6, 4 // groups, 3, 3).to(dtype)
     height, width = ((side + 2 * padding - 2 * dilation - 1) // stride + 1 for side in (13, 11))
-    offset = torch.randn(2, 18 * deform_groups, height, width) * 3
-    mask, bias = torch.rand(2, 9 * deform_groups, height, width), torch.randn(6)
+    offset = torch.randn(2, 18 * deform_groups, height, width).to(dtype) * 3
+    if offsets == 'zero':
+        offset = torch.zeros_like(offset)
+    if offsets == 'whole pixels':
+        offset = offset.round()
+    mask, bias = torch.rand(2, 9 * deform_groups, height, width).to(dtype), torch.randn(6).to(dtype)
     geometry = (stride, padding, dilation, groups, deform_groups)
     if modulated:
         run = with_gradients(lambda *leaves: ops.modulated_deform_conv2d(*leaves, *geometry),
@@ -226,8 +262,19 @@ def test_deform_conv(compiled, modulated: bool, stride: int, padding: int, dilat
     else:
         run = with_gradients(lambda *leaves: ops.deform_conv2d(*leaves, *geometry),
                              x, offset, weight)
+    tolerance = {} if dtype == torch.float64 else {'rtol': 1e-4, 'atol': 1e-3}
     for found, expected in zip(*both(compiled, run), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_modulated_deform_conv_of_larger_maps(compiled):
+    x, weight = torch.randn(2, 4, 5, 4), torch.randn(6, 4, 3, 3)
+    offset, mask = torch.randn(2, 18, 9, 8), torch.rand(2, 9, 9, 8)
+    run = with_gradients(
+        lambda *leaves: ops.modulated_deform_conv2d(*leaves, None, 1, 1, 1, 1, 1),
+        x, offset, mask, weight)
+    for found, expected in zip(*both(compiled, run), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,10 +72,59 @@ def test_op_table_is_what_the_installed_mmcv_loads():
     assert set(MMCV_OPS) == asked - {'get_compiler_version', 'get_compiling_cuda_version'}
 
 
+def reached_operators() -> set[str]:
+    """What the code and the configs of mmdet and mmseg may call of `mmcv._ext`, by their text.
+
+    From each name that they import from mmcv.ops, and each `type` of theirs that mmcv.ops defines
+    or registers, all names in its definition are followed, down to `ext_module.NAME`.
+    """
+    uses: dict[str, set[str]] = {}
+    for path in Path(ops.__file__).parent.glob('*.py'):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            names = {target.id for target in getattr(node, 'targets', ())
+                     if isinstance(target, ast.Name)} | {getattr(node, 'name', '')}
+            for decorator in getattr(node, 'decorator_list', ()):
+                names |= {str(part.value) for part in ast.walk(decorator)
+                          if isinstance(part, ast.Constant)}
+            for name in names - {''}:
+                uses.setdefault(name, set()).update(
+                    ast.unparse(part) for part in ast.walk(node)
+                    if isinstance(part, (ast.Name, ast.Attribute)))
+    found, waiting = set(), set()
+    for package in ('mmdet', 'mmseg'):
+        for path in Path(importlib.util.find_spec(package).origin).parent.rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+                if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('mmcv.ops'):
+                    waiting |= {alias.name for alias in node.names}
+                if isinstance(node, ast.keyword) and node.arg == 'type':
+                    waiting.add(str(getattr(node.value, 'value', '')))
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (name in uses or name.startswith('ext_module.')):
+            found.add(name)
+            waiting |= uses.get(name, set())
+    return {name.removeprefix('ext_module.') for name in found if name.startswith('ext_module.')}
+
+
+def test_all_that_mmdet_and_mmseg_reach_has_an_implementation():
+    reached = reached_operators()
+    # The reading is not blind: by import, by a config's type, through another file of mmcv.ops.
+    assert {'psamask_forward', 'deform_roi_pool_backward', 'sync_bn_forward_mean', 'softnms',
+            'carafe_backward', 'nms_match', 'roi_pool_forward'} <= reached
+    assert reached - set(ext.IMPLEMENTED) == set()
+
+
+def test_page_of_operators_is_current():
+    from tools.operator_table import PAGE, page
+
+    text = PAGE.read_text(encoding='utf-8')
+    assert page(text) == text, 'run python tools/operator_table.py'
+
+
 def test_missing_op_exists_and_names_itself_and_the_remedy_when_called():
-    assert callable(ext.carafe_forward)
-    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*mmcv 2\.1\.0.*pip install"):
-        ext.carafe_forward(torch.zeros(1))
+    assert callable(ext.knn_forward)
+    with pytest.raises(NotImplementedError, match=r"'knn_forward'.*mmcv 2\.1\.0.*pip install"):
+        ext.knn_forward(torch.zeros(1))
 
 
 def test_what_is_no_operator_is_an_attribute_error():
@@ -93,18 +144,20 @@ def test_missing_torchvision_kernels_name_both_versions_and_the_command(tmp_path
                  'pip install --force-reinstall torch torchvision', 'CPU'):
         assert part in done.stderr
 
-def naive_iou(a: torch.Tensor, b: torch.Tensor, offset: int) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0]) + offset
-    height = min(a[3], b[3]) - max(a[1], b[1]) + offset
-    inter = max(float(width), 0) * max(float(height), 0)
-    area = [float((box[2] - box[0] + offset) * (box[3] - box[1] + offset)) for box in (a, b)]
-    return inter / (sum(area) - inter)
+
+def naive_iou(a: np.ndarray, b: np.ndarray, offset: int) -> np.floating:
+    """IoU in the dtype of the boxes, which is mmcv's float32 where they are."""
+    side = [np.minimum(a[i + 2], b[i + 2]) - np.maximum(a[i], b[i]) + offset for i in (0, 1)]
+    inter = np.maximum(side[0], 0) * np.maximum(side[1], 0)
+    area = [(box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (a, b)]
+    return inter / (area[0] + area[1] - inter)
 
 
 def naive_nms(boxes, scores, threshold: float, offset: int) -> list[int]:
+    boxes = (boxes if boxes.dtype == torch.float64 else boxes.float()).numpy()
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i)):
-        if all(naive_iou(boxes[i], boxes[j], offset) <= threshold for j in kept):
+        if all(naive_iou(boxes[j], boxes[i], offset) <= boxes.dtype.type(threshold) for j in kept):
             kept.append(i)
     return kept
 
@@ -141,6 +194,47 @@ def test_nms_iou_equal_to_the_threshold_is_kept():
     assert ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5)[1].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize('threshold', [0.1, 0.2, 0.3, 0.4, 0.6, 0.8])
+def test_nms_compares_with_the_threshold_that_float32_holds(threshold: float):
+    # The IoU is exactly the threshold, whose float32 lies on either side of the decimal number.
+    boxes = torch.tensor([[0., 0., 10., 1.], [0., 0., 10 * threshold, 1.]])
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.tensor([0.9, 0.8], dtype=dtype)
+        assert ops.nms(boxes, scores, threshold)[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+def test_nms_of_whole_pixels_is_the_naive_one_at_every_threshold(offset: int):
+    corner = torch.randint(0, 8, (23, 2))
+    boxes = torch.cat([corner, corner + torch.randint(1, 9, (23, 2))], dim=1).float()
+    scores = torch.rand(23)
+    for percent in range(1, 100):
+        kept = ops.nms(boxes, scores, percent / 100, offset=offset)[1]
+        assert kept.tolist() == naive_nms(boxes, scores, percent / 100, offset), percent
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_nms_match_groups_the_boxes_that_nms_drops(dtype: type):
+    boxes = random_boxes(47).numpy().astype(dtype)
+    scores = np.random.default_rng(0).permutation(47).astype(dtype)
+    found = ops.nms_match(np.concatenate([boxes, scores[:, None]], axis=1), 0.3)
+    rest, expected = sorted(range(47), key=lambda i: -scores[i]), []
+    while rest:
+        expected.append([i for i in rest if i == rest[0]
+                         or naive_iou(boxes[rest[0]], boxes[i], 0) >= dtype(0.3)])
+        rest = [i for i in rest if i not in expected[-1]]
+    assert [group.tolist() for group in found] == expected
+    assert len(found) < 47
+
+
+def test_nms_match_takes_an_iou_equal_to_the_threshold_and_gives_tensors_for_tensors():
+    dets = torch.tensor([[0., 0., 2., 1., .5], [0., 0., 10., 1., .9], [20., 0., 22., 1., .7]])
+    found = ops.nms_match(dets, 0.2)
+    assert [group.tolist() for group in found] == [[1, 0], [2]]
+    assert all(group.dtype == torch.long for group in found)
+    assert ops.nms_match(dets[:0], 0.2) == []
+
+
 def test_nms_of_no_boxes():
     dets, kept = ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert dets.shape == (0, 5) and kept.shape == (0,) and kept.dtype == torch.long
@@ -159,7 +253,7 @@ def naive_soft_nms(boxes, scores, threshold, sigma, min_score, method):
         best = max(rest, key=rest.get)
         picked.append((best, rest.pop(best)))
         for i in list(rest):
-            iou = naive_iou(boxes[best], boxes[i], 0)
+            iou = float(naive_iou(boxes[best].numpy(), boxes[i].numpy(), 0))
             if method == 'gaussian':
                 rest[i] *= float(torch.exp(torch.tensor(-iou * iou / sigma)))
             elif iou >= threshold:
@@ -271,10 +365,11 @@ def test_roi_align_in_half_precision_keeps_exact_coordinates(dtype: torch.dtype,
     assert features.grad.dtype == dtype and features.grad.float().abs().sum() > 0
 
 @pytest.mark.parametrize('weighted', [False, True])
-def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool):
-    logits = torch.randn(11, 3, dtype=torch.float32, requires_grad=True)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool, dtype: torch.dtype):
+    logits = torch.randn(11, 3, dtype=dtype, requires_grad=True)
     target = torch.arange(11) % 4  # 3 is background
-    weight = torch.tensor([0.5, 1.0, 2.0]) if weighted else None
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=dtype) if weighted else None
     found = ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, weight, 'none')
     truth = F.one_hot(target, 4)[:, :3]
     p = logits.sigmoid()
@@ -283,10 +378,12 @@ def test_sigmoid_focal_loss_and_its_gradient_are_the_formula(weighted: bool):
     expected = -alpha * (1 - p_true) ** 2 * p_true.log()
     if weighted:
         expected = expected * torch.cat([weight, torch.ones(1)])[target][:, None]
-    torch.testing.assert_close(found, expected)
+    # Float32 would not do for float64.
+    close = {'rtol': 1e-13, 'atol': 1e-13} if dtype == torch.float64 else {}
+    torch.testing.assert_close(found, expected, **close)
     pull = torch.randn_like(found)
     grads = [torch.autograd.grad((out * pull).sum(), logits)[0] for out in (found, expected)]
-    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(*grads, **close)
 
 
 def test_sigmoid_focal_loss_is_finite_at_extreme_logits():
@@ -331,6 +428,90 @@ def test_modulated_deform_conv_gradients(with_bias: bool):
         assert grad.tolist() == [6.0, 6.0]
 
 
+def naive_deform_conv(x, offset, mask, weight, stride, pad, dilation, groups, deform_groups):
+    """One sum for each output; differentiable, and not sampled at all at -1 or below."""
+    count, _, height, width = x.shape
+    out_channels, in_channels, rows, columns = weight.shape
+    size = [(side + 2 * pad - dilation * (k - 1) - 1) // stride + 1
+            for side, k in ((height, rows), (width, columns))]
+    padded = F.pad(x, (1, 1, 1, 1))
+    out = x.new_zeros(count, out_channels, *size)
+    per_group = x.shape[1] // deform_groups
+    for n, o, i, j in itertools.product(range(count), range(out_channels), *map(range, size)):
+        for c, u, v in itertools.product(*map(range, weight.shape[1:])):
+            plane = o // (out_channels // groups) * in_channels + c
+            point = (plane // per_group * rows + u) * columns + v
+            y = i * stride - pad + u * dilation + offset[n, 2 * point, i, j]
+            z = j * stride - pad + v * dilation + offset[n, 2 * point + 1, i, j]
+            if not (-1 < y < height and -1 < z < width):
+                continue
+            top, left = math.floor(y.item()), math.floor(z.item())
+            fy, fz = y - top, z - left
+            window = padded[n, plane, top + 1:top + 3, left + 1:left + 3]
+            value = torch.stack([1 - fy, fy]) @ window @ torch.stack([1 - fz, fz])
+            out[n, o, i, j] += weight[o, c, u, v] * mask[n, point, i, j] * value
+    return out
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('stride, pad, dilation, groups, deform_groups',
+                         [(1, 1, 1, 1, 1), (2, 2, 2, 2, 2)])
+def test_deform_conv_with_samples_on_whole_pixels_has_the_gradients_of_mmcv(
+        stride, pad, dilation, groups, deform_groups, modulated: bool):
+    # Offsets of 0, 1 and -1 put samples exactly on row and column -1, where mmcv has no gradient.
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    weight = torch.randn(2, 4 // groups, 3, 2, dtype=torch.float64)
+    size = [(side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side, k in ((5, 3), (4, 2))]
+    offset = torch.randint(-1, 2, (2, 12 * deform_groups, *size)).double()
+    mask = torch.rand(2, 6 * deform_groups, *size, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (x, offset, mask, weight)]
+    geometry = (stride, pad, dilation, groups, deform_groups)
+    expected = naive_deform_conv(*inputs, *geometry)
+    if modulated:
+        found = ops.modulated_deform_conv2d(*inputs, None, *geometry)
+    else:
+        inputs = [x, offset, weight]
+        found = ops.deform_conv2d(*inputs, *geometry)
+        expected = naive_deform_conv(x, offset, torch.ones_like(mask), weight, *geometry)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn_like(found)
+    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_modulated_deform_conv_reads_the_first_numbers_of_larger_maps():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    # As DyHead passes them: two parts of one map of the next larger level, not contiguous.
+    both = torch.rand(2, 27, 7, 9, dtype=torch.float64, requires_grad=True)
+    offset, mask = both[:, :18], both[:, 18:]
+    found = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 1)
+    small = [part.reshape(2, -1)[:, :channels * 20].reshape(2, channels, 4, 5)
+             for part, channels in ((offset, 18), (mask, 9))]
+    expected = ops.modulated_deform_conv2d(x, *small, weight, None, 1, 1, 1, 1, 1)
+    assert torch.equal(found, expected)
+    pull = torch.randn_like(found)
+    grads = [torch.autograd.grad((out * pull).sum(), both, retain_graph=True)[0]
+             for out in (found, expected)]
+    assert torch.equal(*grads)
+    assert grads[0].any() and not grads[0][:, 17].any() and not grads[0][:, 26].any()
+    with pytest.raises(ValueError, match=r'offset map of shape \(2, 18, 2, 9\).*output of 4×5'):
+        ops.modulated_deform_conv2d(x, offset[:, :, :2], mask, weight, None, 1, 1, 1, 1, 1)
+
+
+def test_dyhead_trains():
+    from mmdet.models.necks import DyHead
+
+    neck = DyHead(in_channels=8, out_channels=16, num_blocks=2)
+    levels = [torch.randn(2, 8, 16 // 2**i, 12 // 2**i, requires_grad=True) for i in range(3)]
+    outs = neck(levels)
+    assert [out.shape[2:] for out in outs] == [level.shape[2:] for level in levels]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(parameter.grad is not None for parameter in neck.parameters())
+    assert all(level.grad.isfinite().all() and level.grad.any() for level in levels)
+
+
 def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():
     from mmcv.ops.multi_scale_deform_attn import (
         MultiScaleDeformableAttnFunction,
@@ -347,6 +528,19 @@ def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():
     for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
                     strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_ms_deform_attn_has_no_gradient_for_a_location_on_row_or_column_minus_one():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+    # One level of 4×4, so that pixel -1 is at -1/8 and pixel 1 at 3/8, both exact in float32.
+    where = torch.tensor([[-1 / 8, 3 / 8], [3 / 8, -1 / 8], [1 / 8, 1 / 8]]).view(1, 3, 1, 1, 1, 2)
+    where.requires_grad_()
+    out = MultiScaleDeformableAttnFunction.apply(
+        torch.arange(1., 17).view(1, 16, 1, 1), torch.tensor([[4, 4]]), torch.tensor([0]), where,
+        torch.ones(1, 3, 1, 1, 1), 64)
+    out.sum().backward()
+    # Pixel (0, 0) of the last: its right neighbour is 1 more, the lower one 4, each 1/4 away.
+    assert where.grad.flatten().tolist() == [0, 0, 0, 0, 4, 16]
 
 
 def test_gaussian_soft_nms_keeps_boxes_without_area():

@@ -14,6 +14,7 @@ from visattn_dense.openmmlab.compat.repairs import (
     amp,
     find_loader,
     near_names,
+    numpy_names,
     quiet,
     safe_resume,
 )
@@ -69,6 +70,30 @@ MENDS: tuple[Mend, ...] = (
         versions={**_MMENGINE, 'torch': '>=2.4'},
         module='mmengine.optim.optimizer.amp_optimizer_wrapper',
         repair=amp.use_torch_amp,
+    ),
+    Mend(
+        name='numpy-names-ytvis',
+        what="mmdet's evaluation of YouTube-VIS uses np.float, which NumPy 1.24 removed",
+        issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
+        versions={'mmdet': '>=3.0,<=3.3.0', 'numpy': '>=1.24'},
+        module='mmdet.evaluation.functional.ytviseval',
+        repair=numpy_names.give_removed_names,
+    ),
+    Mend(
+        name='numpy-names-text',
+        what="mmdet's text prompts for training use np.long, which NumPy 1.24 to 1.26 lack",
+        issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
+        versions={'mmdet': '>=3.3,<=3.3.0', 'numpy': '>=1.24,<2'},
+        module='mmdet.datasets.transforms.text_transformers',
+        repair=numpy_names.give_removed_names,
+    ),
+    Mend(
+        name='numpy-names-pixel-group',
+        what='the pixel_group of mmcv uses np.float, which NumPy 1.24 removed',
+        issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
+        versions={'mmcv|mmcv-lite': '>=2.0,<=2.2.0', 'numpy': '>=1.24'},
+        module='mmcv.ops.pixel_group',
+        repair=numpy_names.give_removed_names,
     ),
     Mend(
         name='quiet-file-client',

@@ -14,10 +14,16 @@ from collections.abc import Callable
 import torch
 
 from visattn_dense.openmmlab.compat.kernels import (
+    carafe,
     deform_conv,
+    deform_roi_pool,
     focal_loss,
+    masked_conv,
     ms_deform_attn,
+    psamask,
     roi_align,
+    roi_pool,
+    sync_bn,
 )
 from visattn_dense.openmmlab.compat.kernels import nms as nms_kernels
 from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
@@ -26,10 +32,12 @@ from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
 #: that are named like an operator are that operator.
 _KERNELS = {
     'torchvision': (nms_kernels, roi_align, deform_conv),
-    'torch': (focal_loss, ms_deform_attn),
+    'torch': (
+        carafe, deform_roi_pool, focal_loss, masked_conv, ms_deform_attn, psamask, roi_pool,
+        sync_bn),
 }
 #: Operators that stand in a module of torchvision's without using it.
-_ELSEWHERE = {'softnms': 'NumPy'}
+_ELSEWHERE = {'softnms': 'NumPy', 'nms_match': 'NumPy'}
 
 #: The operators that work here, each with its function and what computes it.
 IMPLEMENTED: dict[str, tuple[Callable[..., object], str]] = {
@@ -48,10 +56,9 @@ class MissingOpError(NotImplementedError):
 def _missing(name: str) -> Callable[..., object]:
     def op(*args: object, **kwargs: object) -> object:
         raise MissingOpError(
-            f"mmcv operator '{name}' has no implementation without a compiled mmcv "
-            f'(here: mmcv-lite with the operators {", ".join(sorted(IMPLEMENTED))}). '
-            f'The compiled mmcv 2.1.0 has it, and is used as soon as it is installed: '
-            f'{COMPILED_MMCV}'
+            f"mmcv operator '{name}' has no implementation without a compiled mmcv (docs/compat.md "
+            f'lists the {len(IMPLEMENTED)} that have one). The compiled mmcv 2.1.0 has it, and is '
+            f'used as soon as it is installed: {COMPILED_MMCV}'
         )
 
     op.__name__ = op.__qualname__ = name

@@ -3,12 +3,17 @@
 With p = sigmoid(x), γ = gamma, α = alpha:
     target class:  L = -α (1 - p)^γ log p         dL/dx = -α (1 - p)^γ (1 - p - γ p log p)
     other classes: L = -(1 - α) p^γ log(1 - p)    dL/dx = (1 - α) p^γ (p - γ (1 - p) log(1 - p))
+
+Reduced precision is computed in float32, float64 in float64. mmcv cuts log p off at -87.3, the
+logarithm of the smallest float32; here log p has no limit.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from visattn_dense.openmmlab.compat.kernels import torchvision_ops
 
 
 def sigmoid_focal_loss_forward(
@@ -19,7 +24,7 @@ def sigmoid_focal_loss_forward(
     A target equal to C is background: no class is its own. `weight` is (C,) or empty; background
     has weight 1.
     """
-    x = input.float()
+    (x,) = torchvision_ops.full_precision(input)
     p, log_p, log_q = x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
     positive = -alpha * (1 - p) ** gamma * log_p
     negative = -(1 - alpha) * p**gamma * log_q
@@ -31,7 +36,7 @@ def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Fill `grad_input` (N, C) with the derivative of each entry of the loss by its logit."""
-    x = input.float()
+    (x,) = torchvision_ops.full_precision(input)
     p, log_p, log_q = x.sigmoid(), F.logsigmoid(x), F.logsigmoid(-x)
     positive = -alpha * (1 - p) ** gamma * (1 - p - gamma * p * log_p)
     negative = (1 - alpha) * p**gamma * (p - gamma * (1 - p) * log_q)
@@ -49,6 +54,5 @@ def _class_weight(target: Tensor, weight: Tensor, x: Tensor) -> Tensor:
     """(N, 1) factor per row."""
     if weight.numel() == 0:
         return x.new_ones(1, 1)
-    background = weight.new_ones(1).float()
-    table = F.pad(weight.float(), (0, 1)).index_put((target.new_tensor([len(weight)]),), background)
-    return table[target][:, None]
+    # The last entry is the background's.
+    return F.pad(weight.to(x), (0, 1), value=1.0)[target][:, None]

@@ -2,6 +2,8 @@
 
 mmcv uses that formula on the CPU and its compiled operator on the GPU. Here the operator is the
 formula, and its backward is that of autograd: the same numbers, with more memory than the kernel.
+One thing is added: a sample whose row or column is -1 or less has no gradient for its location, as
+in the compiled operator. Autograd gives one to a sample exactly on -1.
 """
 
 from __future__ import annotations
@@ -39,9 +41,12 @@ def ms_deform_attn_backward(
     with torch.enable_grad():
         output = _formula(inputs[0], spatial_shapes, inputs[1], inputs[2])
     grads = torch.autograd.grad(output, inputs, grad_output)
-    buffers = (grad_value, grad_sampling_loc, grad_attn_weight)
-    for buffer, grad in zip(buffers, grads, strict=True):
-        buffer.copy_(grad)
+    # (num_levels, 1, 2) as (w, h), against locations (B, Q, heads, num_levels, points, 2) as (x, y)
+    size = spatial_shapes.flip(1)[:, None]
+    inside = (sampling_locations * size - 0.5 > -1).all(-1, keepdim=True)
+    grad_value.copy_(grads[0])
+    grad_sampling_loc.copy_(grads[1].where(inside, 0))
+    grad_attn_weight.copy_(grads[2])
 
 
 def _formula(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
