@@ -1,5 +1,6 @@
 """The image classifiers: the official logits, every way to load and to change them."""
 import copy
+import pickle
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import visattn_dense.interop.timm_models  # noqa: F401  (enters the models)
 from tests.goldens import assert_outputs, load_case, needs_goldens
 from visattn_dense.errors import UserError
 from visattn_dense.interop.classifier import FORMS, Classifier
-from visattn_dense.layers import sinusoid_table
+from visattn_dense.layers import optimize_for_inference, sinusoid_table
 from visattn_dense.registry import BACKBONES
 from visattn_dense.zoo.table import find_release, releases
 
@@ -95,7 +96,7 @@ def test_a_classifier_is_saved_and_loaded(name, tmp_path):
         torch.testing.assert_close(again(image), model(image), rtol=0, atol=0)
 
     other = timm.create_model(name, pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
-    last = f'{model.classifier_name}.'
+    last = f'{model.form.classifier_name}.'
     for key, tensor in model.state_dict().items():
         assert key.startswith(last) or torch.equal(other.state_dict()[key], tensor), key
     assert other.get_classifier().weight.shape[0] == 3
@@ -113,7 +114,7 @@ def test_the_classifier_is_reset(name):
     model.reset_classifier(9)
     assert model.num_classes == 9 and model(image).shape == (2, 9)
     for key, tensor in model.state_dict().items():
-        assert key.startswith(model.classifier_name) or torch.equal(before[key], tensor), key
+        assert key.startswith(model.form.classifier_name) or torch.equal(before[key], tensor), key
     model.reset_classifier(0)
     assert model(image).shape == (2, model.head_hidden_size)
     assert isinstance(model.get_classifier(), torch.nn.Identity)
@@ -135,6 +136,17 @@ def test_every_parameter_gets_a_gradient(name, options):
     model = timm.create_model(name, **options).train()
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
     assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_copies_and_optimised_models_compute_the_same(name):
+    model = timm.create_model(name, num_classes=5).eval()
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        wanted = model(image)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(model))(image), wanted)
+        torch.testing.assert_close(optimize_for_inference(copy.deepcopy(model))(image), wanted,
+                                   rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_of_the_tokens():
@@ -195,6 +207,28 @@ def test_grey_images_have_their_channel_adapted(tmp_path):
                                                          num_classes=2))
     torch.testing.assert_close(grey.backbone.embed1.conv.weight,
                                model.backbone.embed1.conv.weight.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize('features_only, safe', [(False, True), (False, False), (True, True)])
+def test_a_folder_that_timm_wrote(features_only, safe, tmp_path):
+    model = timm.create_model('visattn_t2tvit_7', num_classes=3, qk_scale=.2).eval()
+    timm.models.save_for_hf(model, str(tmp_path), model_args=dict(num_classes=3),
+                             safe_serialization=safe)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True,
+                              features_only=features_only).eval()
+    for name, tensor in again.state_dict().items():
+        assert 'levels' in name or name == 'backbone.norm.weight' or name == 'backbone.norm.bias' \
+            or torch.equal(tensor, model.state_dict()[name]), name
+    if not features_only:
+        image = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(again(image), model(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_the_config_names_the_classifier(name):
+    model = timm.create_model(name)
+    assert model.get_submodule(model.default_cfg['classifier']) is model.get_classifier()
 
 
 def test_an_unknown_family_is_refused():

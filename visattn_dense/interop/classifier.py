@@ -61,6 +61,11 @@ class Form:
     options: Mapping[str, Any] = field(default_factory=dict)
     crops: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def classifier_name(self) -> str:
+        """The name of the last linear layer."""
+        return 'head.op_list.3.linear' if self.widths else 'head'
+
 
 # Crops: CSWin and T2T-ViT `default_cfgs` in the model files; BiFormer and FLatten resize to 256/224
 # of the input (main.py, data/build.py); EfficientViT crop_ratio in eval_efficientvit_cls_model.py.
@@ -152,15 +157,10 @@ class Classifier(nn.Module):
         self.global_pool = ''
         self.reset_classifier(num_classes, self.form.pool if global_pool is None else global_pool)
 
-    @property
-    def classifier_name(self) -> str:
-        """The name of the last linear layer."""
-        return 'head' if self._wide is None else 'head.op_list.3.linear'
-
     def get_classifier(self) -> nn.Module:
         """The last linear layer; nn.Identity where there is none."""
-        return (self.head if isinstance(self.head, (nn.Linear, nn.Identity))
-                else self.head.op_list[3]['linear'])
+        return (self.head.op_list[3]['linear'] if isinstance(self.head, WideHead)
+                else self.head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Another last layer, with random weights; what is before it stays.
@@ -208,10 +208,10 @@ class Classifier(nn.Module):
         """
         if not self.global_pool:
             return x
-        if self._wide is None:
-            x = self._pool(x)
-        else:
+        if isinstance(self.head, WideHead):
             x = self.head.op_list[2](self._pool(self.head.op_list[0](x)))
+        else:
+            x = self._pool(x)
         x = self.dropout(x)
         return x if pre_logits else self.get_classifier()(x)
 
@@ -246,7 +246,8 @@ def load_classifier(model: Classifier, checkpoint: str | os.PathLike, *,
                                      prefix=report.prefix.removesuffix('backbone.'))
     wrong = {name: 'missing' for name in found.missing} | found.mismatched
     if new_classifier:
-        ends = (f'{model.classifier_name}.weight', f'{model.classifier_name}.bias')
+        last = model.form.classifier_name
+        ends = (f'{last}.weight', f'{last}.bias')
         wrong = {name: text for name, text in wrong.items() if name not in ends}
         filled = {name: tensor for name, tensor in filled.items() if name not in ends}
     if wrong:

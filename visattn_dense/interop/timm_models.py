@@ -13,6 +13,7 @@ After a dot comes a released file of the model zoo, as timm has it:
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from timm.layers import Format
@@ -185,7 +186,9 @@ def _weights(cfg: PretrainedCfg) -> str | os.PathLike:
     """
     release = releases().get(cfg.tag or '')
     if cfg.file:
-        return cfg.file
+        # timm's 'local-dir:' names the folder that its `save_for_hf` wrote.
+        saved = [Path(cfg.file) / name for name in ('model.safetensors', 'pytorch_model.bin')]
+        return next((path for path in saved if path.is_file()), cfg.file)
     if release is not None and cfg.url == release.url:
         return release.fetch()
     if cfg.url:
@@ -222,21 +225,26 @@ def _name(family: str, arch: str) -> str:
     return f'visattn_{family}_{arch}'.lower()
 
 
-def _described(release: Release) -> PretrainedCfg:
-    """A released file in timm's words."""
-    size, form = release.image_size, FORMS[release.family]
-    # A segmentor's file has no image classifier.
+def _described(family: str, arch: str, size: int | list[int], **facts: Any) -> PretrainedCfg:
+    """What timm wants to know of a model that was trained on images of `size`."""
+    form = FORMS.get(family)
+    facts = dict(crop_pct=form.crops.get(arch, form.crop), classifier=form.classifier_name,
+                 **facts) if form else facts
+    return PretrainedCfg(input_size=(3, *(size if isinstance(size, list) else (size, size))),
+                         **facts)
+
+
+def _released(release: Release) -> PretrainedCfg:
+    """A released file in timm's words; a segmentor's has no image classifier."""
     classes = _CLASSES[release.data] if release.kind == 'classifier' else 0
-    return PretrainedCfg(
-        url=release.url, num_classes=classes, license=release.licence, origin_url=release.code,
-        input_size=(3, *(size if isinstance(size, list) else (size, size))),
-        crop_pct=form.crops.get(release.arch, form.crop) if classes else 1.,
-        classifier='head.op_list.3.linear' if form.widths else 'head',
-        paper_ids=release.paper.replace('arXiv ', 'arXiv:'), description=release.note or None)
+    return _described(
+        release.family, release.arch, release.image_size, url=release.url, num_classes=classes,
+        license=release.licence, origin_url=release.code, description=release.note or None,
+        paper_ids=release.paper.replace('arXiv ', 'arXiv:'))
 
 
 def _all_cfgs() -> dict[str, PretrainedCfg]:
-    """A config for each released file of each model, the preferred first, or an empty one."""
+    """A config for each released file of each model, the preferred first, or one without a file."""
     cfgs = {}
     for family, cls in BACKBONES.module_dict.items():
         for arch in getattr(cls, 'archs', ()):
@@ -244,12 +252,10 @@ def _all_cfgs() -> dict[str, PretrainedCfg]:
                               if (release.family, release.arch) == (family, arch)),
                              key=lambda release: (release.kind != 'classifier',
                                                   release.url is None))
-            name, size = _name(family, arch), 384 if arch.endswith('384') else 224
-            cfgs |= {f'{name}.{release.name}': _described(release) for release in fitting}
+            name = _name(family, arch)
+            cfgs |= {f'{name}.{release.name}': _released(release) for release in fitting}
             if not fitting:
-                cfgs[name] = PretrainedCfg(
-                    input_size=(3, size, size), crop_pct=FORMS[family].crops.get(
-                        arch, FORMS[family].crop) if family in FORMS else .875)
+                cfgs[name] = _described(family, arch, 384 if arch.endswith('384') else 224)
     return cfgs
 
 
