@@ -238,7 +238,8 @@ def test_an_unknown_family_is_refused():
 
 # FLatten-CSWin differs from CSWin in nothing that these two see, and takes half a minute.
 @pytest.mark.parametrize('name', [name for name in SMALL if 'flatten' not in name])
-@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning')
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore::DeprecationWarning',
+                            'ignore::FutureWarning')
 def test_exported_and_traced_classifiers_compute_the_same(name):
     """docs/timm.md names torch.export and torch.jit.trace in place of torch.jit.script."""
     model = timm.create_model(name, num_classes=5).eval()

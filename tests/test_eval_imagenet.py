@@ -46,8 +46,7 @@ def by_hand(model: torch.nn.Module, folder: Path, label_of: dict[str, int]) -> t
     ranks = []
     for path in sorted(folder.rglob('*.png')):
         image = Image.open(path)
-        scale = round(224 / .95) / min(image.size)
-        # timm rounds the shorter side down, the longer as torchvision does.
+        # timm rounds the shorter side down, torchvision the longer.
         short = int(224 / .95)
         width, height = image.size
         size = ((short, int(short * height / width)) if width <= height
@@ -59,7 +58,6 @@ def by_hand(model: torch.nn.Module, folder: Path, label_of: dict[str, int]) -> t
         with torch.no_grad():
             logits = model(torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None])[0]
         ranks.append(int((logits > logits[label_of[path.parent.name]]).sum()))
-        assert scale > 1
     return 100 * np.mean(np.array(ranks) < 1), 100 * np.mean(np.array(ranks) < 5)
 
 
