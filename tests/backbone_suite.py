@@ -281,6 +281,17 @@ class BackboneSuite:
         with torch.no_grad():
             assert len(model(torch.randn(1, 1, 64, 64))) == 4
 
+    def test_an_image_without_its_batch_is_refused(self):
+        with pytest.raises(UserError, match=r'\(B, C, H, W\).*\(3, 64, 96\).*image\[None\]'):
+            self.build()(self.image()[0])
+
+    @pytest.mark.parametrize('word, help', [
+        ('in_chans', 'in_channels'), ('drop_path', 'drop_path_rate'), ('use_checkpoint', 'with_cp'),
+        ('num_classes', 'docs/timm.md'), ('out_index', "'out_indices'")])
+    def test_other_projects_words_are_told_ours(self, word, help):
+        with pytest.raises(UserError, match=f'{word}.*{help}'):
+            self.build(**{word: 1})
+
     def test_registered_by_name(self):
         from mmengine.registry import MODELS
         name = self.backbone.__name__

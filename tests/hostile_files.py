@@ -556,6 +556,9 @@ def _runs() -> Iterator[tuple[str, Writer]]:
     yield 'message hub of lists', saved(message_hub=dict(log_scalars=[1], runtime_info=[2],
                                                         resumed_keys=[3]))
     yield 'dataset_meta text', saved(meta_dataset_meta='x')
+    yield 'dataset_meta of numbers', saved(meta_dataset_meta=dict(classes=[1, 2, 3], palette=7))
+    yield 'dataset_meta of colours that are none', saved(meta_dataset_meta=dict(
+        classes=('a', 'b', 'c'), palette=[[1, 2], 'x', [0, 0, 999]]))
 
     def optimizer(lr: object = 1e-3, shape: tuple | None = None, fill: float = 0., marks: tuple = (
             'betas', 'eps', 'weight_decay'), count: int | None = None) -> Writer:

@@ -24,6 +24,7 @@ CHOICE = [
     'contents are state_dict of state_dict of ...', 'contents are a list', 'a key that is no text',
     'all NaN', 'one NaN', 'all complex64', 'tensors of other shapes', 'half of the tensors',
     'other names', 'iteration text', 'iteration beyond the run', 'seed text', 'meta a list',
+    'dataset_meta text', 'dataset_meta of colours that are none',
     'message hub text', 'message hub of lists', 'learning rate NaN', 'learning rate text',
     'optimizer state of other shapes', 'optimizer state of NaN', 'optimizer of another kind',
     'optimizer of fewer parameters', 'optimizer groups of text', 'schedulers with methods',

@@ -5,6 +5,7 @@ entry of `out_indices`, at the strides of `strides`. It is a plain torch module:
 through the registry and asks no more of it, and without OpenMMLab it works as it is.
 """
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -17,6 +18,18 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UserError, did_you_mean
+
+# What other projects call an argument, and what a user does here.
+_ELSEWHERE = {
+    'in_chans': 'call it in_channels', 'img_channels': 'call it in_channels',
+    'drop_path': 'call it drop_path_rate',
+    'use_checkpoint': 'call it with_cp', 'use_chk': 'call it with_cp',
+    'grad_checkpointing': 'call it with_cp',
+    'pretrained': "give init_cfg=dict(type='Pretrained', checkpoint=...), or call load_pretrained",
+    'img_size': 'leave it out: any image size works',
+    'num_classes': 'a backbone has no classifier; docs/timm.md has the models that have one',
+    'global_pool': 'a backbone has no classifier; docs/timm.md has the models that have one',
+}
 
 
 class DenseBackbone(nn.Module):
@@ -37,6 +50,7 @@ class DenseBackbone(nn.Module):
     Attributes:
         out_channels: channels of each returned map.
         strides: input pixels for each position of each returned map.
+        stage_channels, stage_strides: the same for all four stages, whichever are returned.
     """
 
     archs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -45,6 +59,11 @@ class DenseBackbone(nn.Module):
     """Where checkpoints of others name their tensors differently: a function for each layout."""
     fresh: ClassVar[tuple[str, ...]] = ()
     """Patterns (regular expressions) of tensors that an ImageNet checkpoint does not hold."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'DenseBackbone':
+        # Before Python's own check of the arguments, which knows no other project's words.
+        _check_keywords(cls, kwargs)
+        return super().__new__(cls)
 
     def __init__(self, *, out_indices: Sequence[int], out_channels: Sequence[int],
                  frozen_stages: int = -1, norm_eval: bool = False, with_cp: bool = False,
@@ -60,6 +79,7 @@ class DenseBackbone(nn.Module):
             raise UserError(f'frozen_stages is -1 (none), 0 (the stem) or up to {stages} (all '
                             f'stages), got {frozen_stages}')
         self.out_indices = tuple(out_indices)
+        self.stage_channels, self.stage_strides = tuple(out_channels), tuple(strides)
         self.out_channels = tuple(out_channels[i] for i in out_indices)
         self.strides = tuple(strides[i] for i in out_indices)
         self.frozen_stages = frozen_stages
@@ -93,6 +113,10 @@ class DenseBackbone(nn.Module):
             raise UserError(f'{cls.__name__}: an arch given as a dict also needs '
                             f'{", ".join(sorted(missing))}; got {", ".join(arch) or "nothing"}')
         return dict(arch)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to what an image classifier pools: the last map (B, C', H/32, W/32)."""
+        return self(x)[-1]
 
     def stage_modules(self) -> list[list[nn.Module]]:
         """The modules of the stem, then of each stage with its output norm: for freezing."""
@@ -216,6 +240,34 @@ def groups_by_depth(stages: Iterable[tuple[nn.Module, Iterable[nn.Module]]]
             own[0].insert(0, entry)
         groups += own
     return groups
+
+
+def check_image(x: Tensor) -> None:
+    """`x` is a batch of images.
+
+    Raises:
+        UserError: it has another number of dimensions than (B, C, H, W).
+    """
+    if x.ndim != 4:
+        single = ': add the batch dimension with image[None]' if x.ndim == 3 else ''
+        raise UserError('a backbone takes a batch of images (B, C, H, W), got a tensor of shape '
+                        f'{tuple(x.shape)}{single}')
+
+
+def _check_keywords(cls: type, given: Iterable[str]) -> None:
+    """Every keyword is an argument of `cls`.
+
+    Raises:
+        UserError: one is none; the message gives this project's word for it, or the near ones.
+    """
+    parameters = inspect.signature(cls.__init__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [name for name in parameters if name != 'self']
+    for name in given:
+        if name not in known:
+            raise UserError(f'{cls.__name__} has no argument {name!r}: '
+                            f'{_ELSEWHERE.get(name) or did_you_mean(name, known)}')
 
 
 def pad_to_minimum(x: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from visattn_dense.layers import (
 )
 from visattn_dense.registry import BACKBONES
 
-from .base import DenseBackbone, groups_by_depth, pad_to_minimum
+from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
 
 # LayerNorm's eps everywhere in the official code, 'important to avoid attention collapsing'.
 EPS = 1e-6
@@ -160,6 +160,7 @@ class BiFormer(DenseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], H/s, W/s) for each of `out_indices`."""
+        check_image(x)
         outs = {}
         for i, (downsample, stage) in enumerate(
                 zip(self.downsample_layers, self.stages, strict=True)):

@@ -21,7 +21,7 @@ from visattn_dense.checkpoints import rename
 from visattn_dense.layers import TransformerBlock, drop_path_rates, init_vit_weights
 from visattn_dense.registry import BACKBONES
 
-from .base import DenseBackbone, groups_by_depth, pad_to_minimum
+from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
 
 # Table 2 of the paper; widths double from stage to stage.
 _TINY = dict(embed_dim=64, depths=(1, 2, 21, 1), num_heads=(2, 4, 8, 16),
@@ -110,6 +110,7 @@ class CrossShapedBackbone(DenseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], H/s, W/s) for each of `out_indices`."""
+        check_image(x)
         x = pad_to_minimum(x, 3)
         outs = {}
         for i in range(max(self.out_indices) + 1):

@@ -35,7 +35,7 @@ from visattn_dense.layers import (
 )
 from visattn_dense.registry import BACKBONES
 
-from .base import DenseBackbone
+from .base import DenseBackbone, check_image
 
 # The official *_backbone_b0 … l3. Depths count the blocks after the strided one, in every stage;
 # the published B depths (2,2,2,2 for B0) count the strided one too in the first two stages.
@@ -166,6 +166,7 @@ class EfficientViT(DenseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
+        check_image(x)
         if x.device.type == 'cpu':
             # oneDNN then copies less between layouts; docs/attention/efficientvit.md has the gain.
             x = x.contiguous(memory_format=torch.channels_last)

@@ -39,7 +39,7 @@ from visattn_dense.layers import (
 )
 from visattn_dense.registry import BACKBONES
 
-from .base import DenseBackbone, pad_to_minimum
+from .base import DenseBackbone, check_image, pad_to_minimum
 
 # Pixels of a patch of the first split.
 PATCH = 7 * 7
@@ -239,6 +239,7 @@ class T2TViT(DenseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], H/s, W/s) for each of `out_indices`."""
+        check_image(x)
         fine, middle, tokens = self.tokens_to_token(pad_to_minimum(x, 3), self.run_block)
         maps = self.block_maps(tokens)
         if self.fine_levels == 'tokens':
@@ -250,9 +251,7 @@ class T2TViT(DenseBackbone):
     def block_maps(self, tokens: Tensor) -> dict[int, Tensor]:
         """The map (B, H/16, W/16, C) after the blocks of each level that is taken from them."""
         size = tokens.shape[1:3]
-        table = self.position_table(self.pos_embed, (self.grid, self.grid), tuple(size))
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
-        x = x + table
+        x = self.embed(tokens)
         maps = {}
         for n, block in enumerate(self.blocks, start=1):
             x = self.run_block(block, x)
@@ -260,6 +259,21 @@ class T2TViT(DenseBackbone):
                 if self.level_depths[i] == n:
                     maps[i] = x[:, 1:].unflatten(1, size)
         return maps
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The map of tokens (B, H/16, W/16, C) to what the first block takes: (B, 1 + N, C)."""
+        table = self.position_table(self.pos_embed, (self.grid, self.grid),
+                                    tuple(tokens.shape[1:3]))
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
+        return x + table
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the tokens after the last block, without a norm: (B, 1 + N, C)."""
+        check_image(x)
+        x = self.embed(self.tokens_to_token(pad_to_minimum(x, 3), self.run_block)[-1])
+        for block in self.blocks:
+            x = self.run_block(block, x)
+        return x
 
     def level_map(self, index: int, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, C, ·, ·) taken to level `index`; `sizes` are those of the levels 0, 1 and 2."""

@@ -2,27 +2,42 @@
 
     import timm
     import visattn_dense.interop.timm_models
+    model = timm.create_model('visattn_cswin_tiny', pretrained=True)     # image to logits
     model = timm.create_model('visattn_cswin_tiny', pretrained=True, features_only=True)
     maps = model(image)          # model.feature_info.channels(), model.feature_info.reduction()
 
 A model is called visattn_FAMILY_ARCH, in small letters; `timm.list_models('visattn_*')` lists them.
 After a dot comes a released file of the model zoo, as timm has it:
-'visattn_cswin_large.cswin_large_22k_224'.
+'visattn_cswin_large.cswin_large_22k_224'. docs/timm.md has the rest.
 """
-from collections.abc import Callable, Sequence
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from timm.models import register_model
-from timm.models._features import FeatureInfo
+from timm.layers import Format
+from timm.models import (
+    FeatureInfo,
+    PretrainedCfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.registry import BACKBONES
-from visattn_dense.zoo.table import Release, find_release, releases
+from visattn_dense.zoo.table import Release, releases
+
+from .classifier import FORMS, Classifier, load_classifier
 
 __all__: list[str] = []
+
+# Classes of the released classifiers, by what they were trained on.
+_CLASSES = {'ImageNet-1k': 1000, 'ImageNet-22k, then 1k': 1000, 'ImageNet-22k': 21841}
 
 
 class TimmFeatures(nn.Module):
@@ -30,89 +45,231 @@ class TimmFeatures(nn.Module):
 
     Args:
         backbone: what computes the maps; a state dict of it has its names after 'backbone.'.
+        output_fmt: 'NCHW' or 'NHWC', the order of the maps' dimensions.
+        as_dict: return the maps by the number of their stage, '0' to '3'.
 
     Attributes:
         feature_info: timm's account of all four maps and of those that are returned.
-        default_cfg: mean and standard deviation that the released weights expect, in [0, 1].
+        default_cfg: what the released weights expect: size, mean, standard deviation, ...
     """
 
-    default_cfg = dict(mean=(.485, .456, .406), std=(.229, .224, .225), interpolation='bicubic')
-
-    def __init__(self, backbone: DenseBackbone) -> None:
+    def __init__(self, backbone: DenseBackbone, *, output_fmt: str = 'NCHW',
+                 as_dict: bool = False) -> None:
         super().__init__()
+        if output_fmt not in ('NCHW', 'NHWC'):
+            raise UserError(f"output_fmt is 'NCHW' or 'NHWC', got {output_fmt!r}")
         self.backbone = backbone
+        self.output_fmt = Format(output_fmt)
+        self.as_dict = as_dict
         self.feature_info = FeatureInfo(
-            [dict(num_chs=channels, reduction=stride, module=f'backbone.{index}')
-             for index, channels, stride in sorted(zip(
-                 backbone.out_indices, backbone.out_channels, backbone.strides, strict=True))],
-            tuple(sorted(backbone.out_indices).index(i) for i in backbone.out_indices))
+            [dict(num_chs=channels, reduction=stride, module='backbone') for channels, stride in
+             zip(backbone.stage_channels, backbone.stage_strides, strict=True)],
+            backbone.out_indices)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) to the list of maps (B, channels[i], H/reduction[i], W/reduction[i])."""
-        return list(self.backbone(x))
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in backward instead of keeping them."""
+        self.backbone.with_cp = enable
+
+    def forward(self, x: Tensor) -> list[Tensor] | dict[str, Tensor]:
+        """(B, C, H, W) to the maps (B, channels[i], H/reduction[i], W/reduction[i])."""
+        maps = list(self.backbone(x))
+        if self.output_fmt is Format.NHWC:
+            maps = [m.permute(0, 2, 3, 1) for m in maps]
+        if self.as_dict:
+            return {str(i): m for i, m in zip(self.backbone.out_indices, maps, strict=True)}
+        return maps
 
 
-def create(family: str, arch: str, *, pretrained: bool = False, pretrained_cfg: Any = None,
-           features_only: bool = False, in_chans: int = 3,
-           out_indices: Sequence[int] = (0, 1, 2, 3), output_stride: int = 32,
-           **options: Any) -> TimmFeatures:
+def create(family: str, arch: str, *, pretrained: bool = False,
+           pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+           pretrained_cfg_overlay: Mapping[str, Any] | None = None, features_only: bool = False,
+           cache_dir: str | os.PathLike | None = None, **options: Any) -> TimmFeatures | Classifier:
     """What `timm.create_model` calls.
 
     Args:
         family, arch: which backbone.
         pretrained: load released weights: those that the name gives after a dot, else the first of
             the model zoo that fit.
-        pretrained_cfg: that part of the name, from timm.
-        features_only: has to be True: the backbones have no classifier.
-        in_chans: channels of the image.
-        out_indices: which of the maps at strides 4, 8, 16, 32 to return; −1 is the last.
-        output_stride: 32, as everywhere here.
-        options: arguments of the backbone's class. timm's for classifiers are not among them.
+        pretrained_cfg: that part of the name, or a whole config; `file` in it is a checkpoint.
+        pretrained_cfg_overlay: entries that replace those of the config.
+        features_only: maps for dense prediction (see `_features`), else a classifier (see
+            `Classifier`).
+        cache_dir: has to be None; released files lie in torch's cache.
+        options: of both kinds `in_chans` and the arguments of the backbone's class; of a classifier
+            `num_classes`, `global_pool`, `drop_rate`; of features `out_indices`, `output_fmt`,
+            `feature_cls`, `output_stride`.
 
     Raises:
-        UserError: classification was asked for, or there are no released weights.
+        UserError: a tag, an option or a combination of them that does not exist, or weights that
+            cannot be had.
     """
-    if not features_only:
-        raise UserError(f'visattn_{family}_{arch} has no classifier: create it with '
-                        'features_only=True')
-    if options.pop('num_classes', 0):
-        raise UserError('num_classes has no meaning without a classifier; leave it out')
+    if cache_dir is not None:
+        raise UserError(f'cache_dir={str(cache_dir)!r} is not used here: set TORCH_HOME, see '
+                        'docs/checkpoints.md')
+    if 'in_channels' in options:
+        raise UserError('timm calls the channels of the image in_chans, got in_channels')
+    cfg = _config(family, arch, pretrained_cfg, pretrained_cfg_overlay)
+    # What timm tells of a model that it has from a folder or the Hub.
+    options.pop('pretrained_model_args', None)
+    options['in_channels'] = options.pop('in_chans', 3)
+    weights = _weights(cfg) if pretrained else None
+    if features_only:
+        model = _features(family, arch, weights, **options)
+        described = {key: value for key, value in cfg.to_dict().items()
+                     if key not in ('num_classes', 'classifier', 'global_pool')}
+    else:
+        model = _classifier(family, arch, cfg, weights, **options)
+        described = cfg.to_dict()
+    model.pretrained_cfg = model.default_cfg = described
+    return model
+
+
+def _features(family: str, arch: str, weights: str | os.PathLike | None, *,
+              out_indices: int | Sequence[int] = (0, 1, 2, 3), output_fmt: str = 'NCHW',
+              feature_cls: str = 'list', output_stride: int = 32, num_classes: Any = None,
+              global_pool: Any = None, drop_rate: Any = None, **options: Any) -> TimmFeatures:
+    """The maps of a backbone.
+
+    Args:
+        out_indices: which of the maps at strides 4, 8, 16, 32 to return, in this order; negative
+            numbers count from the end, a number n alone stands for the last n.
+        output_fmt: see `TimmFeatures`.
+        feature_cls: 'list' or 'getter': a list of maps; 'dict': a dict.
+        output_stride: 32, as everywhere here.
+        num_classes, global_pool, drop_rate: of a classifier, ignored as timm ignores them.
+    """
+    del num_classes, global_pool, drop_rate
     if output_stride != 32:
         raise UserError(f'the strides here are 4, 8, 16 and 32; output_stride={output_stride} '
                         'cannot be had')
-    for timms_own in ('pretrained_cfg_overlay', 'cache_dir'):
-        options.pop(timms_own, None)
-    release = _release(family, arch, pretrained_cfg) if pretrained else None
-    backbone = BACKBONES.build(dict(type=family, arch=arch, in_channels=in_chans, **options),
-                               out_indices=[i % 4 for i in out_indices])
-    if release is not None:
-        load_pretrained(backbone, release.fetch())
-    return TimmFeatures(backbone)
+    if feature_cls not in ('list', 'getter', 'dict'):
+        raise UserError(f"feature_cls is 'list', 'getter' or 'dict', got {feature_cls!r}: the maps "
+                        'are what the backbone returns, there are no modules to hook')
+    backbone = BACKBONES.build(dict(type=family, arch=arch), out_indices=_indices(out_indices),
+                               **options)
+    if weights is not None:
+        load_pretrained(backbone, weights)
+    return TimmFeatures(backbone, output_fmt=output_fmt, as_dict=feature_cls == 'dict')
 
 
-def _release(family: str, arch: str, tag: Any) -> Release:
-    """The zoo's entry for a tag, or the first that fits the model."""
-    fitting = [release for release in releases().values()
-               if release.family == family and release.arch == arch]
-    if isinstance(tag, str) and tag:
-        release = find_release(tag)
-        if release not in fitting:
-            raise UserError(f'{tag} is {release.family} {release.arch}, not {family} {arch}. '
-                            f'{did_you_mean(tag, [fits.name for fits in fitting])}')
-        return release
-    if not fitting:
-        raise UserError(f'no weights of {family} {arch} were released; see docs/zoo.md')
-    return min(fitting, key=lambda release: (release.kind != 'classifier', release.url is None))
+def _indices(wanted: int | Sequence[int], count: int = 4) -> tuple[int, ...]:
+    """`out_indices` as timm reads them, from 0 to `count` − 1."""
+    if isinstance(wanted, int):
+        indices = tuple(range(count - wanted, count)) if 0 < wanted <= count else ()
+    else:
+        indices = tuple(count + i if i < 0 else i for i in wanted)
+    if not indices or not all(0 <= i < count for i in indices):
+        raise UserError(f'out_indices are stages from 0 to {count - 1}, or from -{count} to -1 '
+                        f'counted from the end, or a number n from 1 to {count} for the last n; '
+                        f'got {wanted!r}')
+    return indices
 
 
-def _entrypoint(family: str, arch: str) -> Callable[..., TimmFeatures]:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> TimmFeatures:
+def _classifier(family: str, arch: str, cfg: PretrainedCfg, weights: str | os.PathLike | None, *,
+                num_classes: int | None = None, **options: Any) -> Classifier:
+    release = releases().get(cfg.tag or '')
+    known = dict(release.options) if release else {}
+    if 'img_size' in inspect.signature(BACKBONES[family]).parameters:
+        known.setdefault('img_size', cfg.input_size[-1])
+    classes = cfg.num_classes if num_classes is None else num_classes
+    model = Classifier(family, arch, num_classes=classes, **{**known, **options})
+    if weights is not None:
+        load_classifier(model, weights, new_classifier=classes != cfg.num_classes)
+    return model
+
+
+def _weights(cfg: PretrainedCfg) -> str | os.PathLike:
+    """The checkpoint that a config names.
+
+    Raises:
+        UserError: it names none, or one that cannot be downloaded.
+    """
+    release = releases().get(cfg.tag or '')
+    if cfg.file:
+        # timm's 'local-dir:' names the folder that its `save_for_hf` wrote.
+        saved = [Path(cfg.file) / name for name in ('model.safetensors', 'pytorch_model.bin')]
+        return next((path for path in saved if path.is_file()), cfg.file)
+    if release is not None and cfg.url == release.url:
+        return release.fetch()
+    if cfg.url:
+        return cfg.url
+    elsewhere = ('weights from the Hub and from memory are not read here' if cfg.hf_hub_id
+                 or cfg.state_dict else f'no weights of {cfg.architecture} were released, see '
+                 'docs/zoo.md')
+    raise UserError(f'{elsewhere}; for a file of your own give pretrained_cfg_overlay=dict('
+                    'file=PATH)')
+
+
+def _config(family: str, arch: str, given: str | Mapping[str, Any] | PretrainedCfg | None,
+            overlay: Mapping[str, Any] | None) -> PretrainedCfg:
+    """The config of a tag, of the first release of the model, or the one that is given.
+
+    Raises:
+        UserError: the tag is unknown or another model's, or an entry of the config is unknown.
+    """
+    name = _name(family, arch)
+    tags = default_cfgs[name].cfgs
+    if isinstance(given, str) and given and given not in tags:
+        if given in releases():
+            other = releases()[given]
+            raise UserError(f'{given} is {other.family} {other.arch}, not {family} {arch}')
+        raise UserError(f'{name} has no weights {given!r}. '
+                        f'{did_you_mean(given, filter(None, tags)) or "None were released."}')
+    try:
+        return resolve_pretrained_cfg(name, given or None, overlay)
+    except TypeError as error:
+        raise UserError(f'pretrained_cfg of {name}: {error}') from error
+
+
+def _name(family: str, arch: str) -> str:
+    return f'visattn_{family}_{arch}'.lower()
+
+
+def _described(family: str, arch: str, size: int | list[int], **facts: Any) -> PretrainedCfg:
+    """What timm wants to know of a model that was trained on images of `size`."""
+    form = FORMS.get(family)
+    facts = dict(crop_pct=form.crops.get(arch, form.crop), classifier=form.classifier_name,
+                 **facts) if form else facts
+    return PretrainedCfg(input_size=(3, *(size if isinstance(size, list) else (size, size))),
+                         **facts)
+
+
+def _released(release: Release) -> PretrainedCfg:
+    """A released file in timm's words; a segmentor's has no image classifier."""
+    classes = _CLASSES[release.data] if release.kind == 'classifier' else 0
+    return _described(
+        release.family, release.arch, release.image_size, url=release.url, num_classes=classes,
+        license=release.licence, origin_url=release.code, description=release.note or None,
+        paper_ids=release.paper.replace('arXiv ', 'arXiv:'))
+
+
+def _all_cfgs() -> dict[str, PretrainedCfg]:
+    """A config for each released file of each model, the preferred first, or one without a file."""
+    cfgs = {}
+    for family, cls in BACKBONES.module_dict.items():
+        for arch in getattr(cls, 'archs', ()):
+            fitting = sorted((release for release in releases().values()
+                              if (release.family, release.arch) == (family, arch)),
+                             key=lambda release: (release.kind != 'classifier',
+                                                  release.url is None))
+            name = _name(family, arch)
+            cfgs |= {f'{name}.{release.name}': _released(release) for release in fitting}
+            if not fitting:
+                cfgs[name] = _described(family, arch, 384 if arch.endswith('384') else 224)
+    return cfgs
+
+
+def _entrypoint(family: str, arch: str) -> Callable[..., TimmFeatures | Classifier]:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> TimmFeatures | Classifier:
         return create(family, arch, pretrained=pretrained, **kwargs)
 
-    entrypoint.__name__ = f'visattn_{family}_{arch}'.lower()
+    entrypoint.__name__ = _name(family, arch)
     entrypoint.__doc__ = f'{family} {arch}; see `create`.'
     return entrypoint
 
+
+# `register_model` looks for this name.
+default_cfgs = generate_default_cfgs(_all_cfgs())
 
 for _family, _class in BACKBONES.module_dict.items():
     for _arch in getattr(_class, 'archs', ()):

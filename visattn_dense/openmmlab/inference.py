@@ -91,9 +91,17 @@ def _class_table(cfg: Config, contents: Any, count: int) -> tuple[Sequence[str],
     tables = (meta.get('dataset_meta'), {key.lower(): value for key, value in meta.items()},
               dataset.get('metainfo'), getattr(kind, 'METAINFO', None))
     for table in tables:
-        names = (table or {}).get('classes')
-        if names is not None and len(names) == count:
-            palette = table.get('palette')
-            fits = palette is not None and len(palette) == count
+        names, palette = (table.get('classes'), table.get('palette')) if (
+            isinstance(table, Mapping)) else (None, None)
+        if _is_list(names, count) and all(isinstance(name, str) for name in names):
+            fits = _is_list(palette, count) and all(map(_is_colour, palette))
             return names, palette if fits else distinct_palette(count)
     return [f'class {i}' for i in range(count)], distinct_palette(count)
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value, 3) and all(type(level) is int and 0 <= level < 256 for level in value)

@@ -30,7 +30,7 @@ def native_state(state: StateDict, report: MatchReport, layouts: Mapping[str, An
         layouts: those of the backbone's class.
         heads: keep what is not the backbone's. In a whole model it keeps its names, which
             mmsegmentation and mmdetection have not changed since 0.x; EfficientViT's own head gets
-            those that it has here. A classifier is left out all the same: no model here has one.
+            those that it has here. A classifier is left out all the same: no dense model has one.
 
     Returns:
         The backbone's tensors, under 'backbone.' where there are others.

@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Top-1 and top-5 accuracy of a classifier on a folder of images: the first check of a backbone.
+
+    python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny
+    python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny --checkpoint cswin_tiny_224.pth
+
+MODEL is any name of timm, this project's visattn_FAMILY_ARCH among them; docs/timm.md says more.
+Progress goes to stderr, the result to stdout. Exit code: 0, or 1 with one message where something
+does not fit.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visattn_dense.errors import UserError, did_you_mean  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Top-1 and top-5 accuracy of a classifier.')
+    parser.add_argument('folder', type=Path, help='images, in one folder for each class')
+    parser.add_argument('model', help="a model of timm: 'visattn_cswin_tiny', or with the name of "
+                        "a released file 'visattn_cswin_tiny.cswin_tiny_224'")
+    parser.add_argument('--checkpoint', metavar='FILE', help='weights in place of released ones')
+    parser.add_argument('--num-classes', type=int, help='of the checkpoint; default: of the '
+                        'released weights')
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--workers', type=int, default=min(8, os.cpu_count() or 1),
+                        help='processes that read images (default %(default)s)')
+    parser.add_argument('--device', help='default: cuda where there is one, else cpu')
+    parser.add_argument('--img-size', type=int, help='side of the images in pixels; default: the '
+                        "model's")
+    parser.add_argument('--crop-pct', type=float, help='part of the shorter side that is kept; '
+                        "default: the model's")
+    parser.add_argument('--json', metavar='FILE', type=Path, help='write the result there too')
+    args = parser.parse_args()
+    if args.batch_size < 1 or args.workers < 0 or args.img_size is not None and args.img_size < 1:
+        parser.error('--batch-size and --img-size are at least 1, --workers at least 0')
+    return args
+
+
+def build(args: argparse.Namespace):
+    """The model with its weights."""
+    import timm
+
+    import visattn_dense.interop.timm_models  # noqa: F401  (enters the models)
+    name = args.model.split('.')[0]
+    if not timm.is_model(name):
+        raise UserError(f'timm has no model {name!r}. '
+                        f'{did_you_mean(name, timm.list_models("visattn_*"))}')
+    if args.checkpoint and not Path(args.checkpoint).is_file():
+        raise UserError(f'there is no checkpoint {args.checkpoint}')
+    overlay = {}
+    if args.checkpoint:
+        overlay = dict(file=args.checkpoint)
+    if args.num_classes:
+        overlay['num_classes'] = args.num_classes
+    try:
+        model = timm.create_model(args.model, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError as error:
+        raise UserError(f'{args.model}: {error}') from error
+    if not getattr(model, 'num_classes', 0):
+        raise UserError(f'{args.model} has no classifier')
+    return model
+
+
+def published(model) -> str:
+    """What the authors report for these weights, or ''."""
+    from visattn_dense.zoo.table import releases
+    cfg = model.pretrained_cfg
+    release = releases().get(cfg.get('tag') or '')
+    if release is None or cfg.get('file') or release.metric != 'top-1' or release.value is None:
+        return ''
+    return f'; published top-1 {release.value:g}'
+
+
+class Progress:
+    """One line on stderr: redrawn on a terminal, elsewhere written for each tenth.
+
+    Args:
+        total: images.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.begun, self.tenth = total, time.monotonic(), 0
+        self.on_terminal = sys.stderr.isatty()
+
+    def __call__(self, so_far) -> None:
+        from visattn_dense.visualization.progress import minutes
+        tenth = 10 * so_far.images // self.total
+        if not self.on_terminal and tenth == self.tenth:
+            return
+        self.tenth = tenth
+        spent = time.monotonic() - self.begun
+        left = minutes(spent / so_far.images * (self.total - so_far.images))
+        text = (f'{so_far.images}/{self.total}  top-1 {so_far.top1:.2f}  top-5 {so_far.top5:.2f}  '
+                f'{left} left')
+        print(f'\r{text}\x1b[K' if self.on_terminal else text, file=sys.stderr, flush=True,
+              end='\n' if not self.on_terminal or so_far.images == self.total else '')
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+    from timm.data import create_transform, resolve_data_config
+    from torch.utils.data import DataLoader
+
+    from visattn_dense.atomic import write_text_whole
+    from visattn_dense.interop.imagenet import Images, accuracy, labelled_images
+    if not args.folder.is_dir():
+        raise UserError(f'there is no folder {args.folder}')
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise UserError(f'--json {args.json}: there is no such folder')
+    model = build(args)
+    samples = labelled_images(args.folder, model.num_classes)
+    wanted = {key: value for key, value in (('img_size', args.img_size),
+                                            ('crop_pct', args.crop_pct)) if value is not None}
+    data = resolve_data_config(wanted, model=model)
+    try:
+        device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'--device {args.device}: {error}') from error
+    loader = DataLoader(Images(samples, create_transform(**data, is_training=False)),
+                        args.batch_size, num_workers=args.workers,
+                        pin_memory=device.type == 'cuda')
+    found = accuracy(model, loader, Progress(len(samples)))
+    height, width = data['input_size'][1:]
+    print(f'top-1 {found.top1:.3f}  top-5 {found.top5:.3f}  ({found.images} images, {args.model} '
+          f'at {height}×{width}, crop {data["crop_pct"]:g}{published(model)})')
+    if args.json:
+        write_text_whole(args.json, json.dumps(dict(
+            model=args.model, images=found.images, top1=found.top1, top5=found.top5,
+            img_size=[height, width], crop_pct=data['crop_pct']), indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'error: {error}')
