@@ -120,7 +120,7 @@ def _fused(q: Tensor) -> bool:
     """Whether torch's fused attention is the better one for a chunk.
 
     On a CPU in full precision it is not: with few queries and a matrix that stays in the caches,
-    two batched products and a softmax take less time (docs/performance.md).
+    two batched products and a softmax take less time (docs/notes/performance.md).
     """
     return q.device.type != 'cpu' or q.dtype in (torch.float16, torch.bfloat16)
 

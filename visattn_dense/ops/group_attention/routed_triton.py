@@ -81,7 +81,7 @@ class Tile(NamedTuple):
         """For `own` tokens, and `other` tokens of each of about `regions` regions.
 
         `width` is the larger head dim. The sizes are the largest whose sums stay in registers by
-        the compiler's report (docs/performance.md); they were not chosen by timing.
+        the compiler's report (docs/notes/performance.md); they were not chosen by timing.
         """
         narrow = width <= 64
         if dtype == torch.float32:
