@@ -1,7 +1,8 @@
-"""The attention mechanisms, each usable alone in any network: (B, H, W, C) in and out, any H, W.
+"""The attentions, each usable alone in any network: (B, H, W, C) in and out, any H and W.
 
-These modules need torch and `visattn_dense.layers`, nothing else. `visattn_dense.attention.naive`
-holds the equation of each, slow and obvious, with the same parameters.
+These modules need only torch, `visattn_dense.ops` and `visattn_dense.layers`.
+`visattn_dense.attention.naive` has the equation of each attention, slow and obvious, with the same
+parameters.
 """
 from visattn_dense.ops.group_attention import routed
 from visattn_dense.ops.group_attention.routed import routed_attention

@@ -1,7 +1,8 @@
 """Bi-level routing attention (BiFormer, arXiv 2303.08810, §3.2).
 
-The map is cut in n_win × n_win regions. Region descriptors, the means of q and of k, say which K
-regions each region looks at; tokens of a region then attend to all tokens of those regions:
+The map is cut into n_win × n_win regions. The descriptors of a region are its means of q and of k.
+The descriptors choose K regions for each region. The tokens of a region attend to all tokens of the
+K chosen regions:
 
     index_r = top-K_i( q̄_r · k̄_i · scale ),   out_r = softmax(q_r [k_i]ᵀ · scale) [v_i] + LePE(v)
 
@@ -9,11 +10,13 @@ Shapes: B batch, H×W map (after padding: multiples of n_win), C channels, Q = q
 and k, R = n_win² regions, N tokens of a region, h heads.
 
 Official code: rayleizhu/BiFormer, ops/bra_legacy.py. The scale is Q^-½, not head_dim^-½. The map
-is zero-padded at the bottom and right *before* the qkv projection, so padded tokens carry its bias,
-and padding is not masked. Deviations: keys and values are not gathered for all regions at once (see
-`visattn_dense.ops.group_attention.routed`); a top-k larger than the number of regions means all of
-them; differentiable hard routing, which the official code leaves out, is the straight-through
-estimate.
+is zero-padded at the bottom and right *before* the qkv projection, so the q, k and v of padded
+tokens are the bias of the projection. The padding is not masked. Deviations:
+- keys and values are not gathered for all regions at once (see
+  `visattn_dense.ops.group_attention.routed`);
+- a top-k larger than the number of regions means all regions;
+- differentiable hard routing, which the official code does not have, is the straight-through
+  estimate.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,14 +33,14 @@ KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
 
 
 class TopkRouting(nn.Module):
-    """Which regions each region looks at.
+    """Choose the regions that each region attends to.
 
     Args:
         qk_dim: Q, channels of the descriptors.
-        topk: K; more than there are regions means all of them.
+        topk: K; a number larger than the number of regions means all regions.
         scale: factor of the routing logits.
-        param_routing: put a learned linear map on the descriptors.
-        diff_routing: let gradients through the descriptors.
+        param_routing: apply a learned linear map to the descriptors.
+        diff_routing: let gradients flow through the descriptors.
     """
 
     def __init__(self, qk_dim: int, topk: int, *, scale: float, param_routing: bool = False,
@@ -55,8 +58,8 @@ class TopkRouting(nn.Module):
             q, k: (B, R, Q) descriptors.
 
         Returns:
-            weight: (B, R, K), the softmax over the kept logits.
-            index: (B, R, K), the regions, by falling weight.
+            weight: (B, R, K), the softmax over the K largest logits.
+            index: (B, R, K), the chosen regions, from the largest weight to the smallest.
         """
         if not self.diff_routing:
             q, k = q.detach(), k.detach()
@@ -75,8 +78,8 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         topk: K, regions that each region attends to.
         qk_dim: Q, C by default.
         scale: factor of the logits, Q^-½ by default.
-        side_dwconv: kernel size of LePE on v, odd; 0 for none.
-        kv_downsample_mode: how k and v of a region are pooled: 'identity' (not at all), 'avgpool'
+        side_dwconv: kernel size of LePE on v, odd; 0 for no LePE.
+        kv_downsample_mode: how k and v of a region are pooled: 'identity' (no pooling), 'avgpool'
             or 'maxpool' (by `kv_downsample_ratio`), 'ada_avgpool' or 'ada_maxpool' (to
             `kv_per_win`²).
         kv_downsample_ratio: side of the pooling window, in tokens.
@@ -84,10 +87,12 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         param_attention: 'qkvo', or 'qkv' for no output projection.
         param_routing, diff_routing: see `TopkRouting`.
         soft_routing: multiply k and v of a routed region by its routing weight.
-        auto_pad: pad the map to multiples of n_win; else such a map is an error.
+        auto_pad: pad the map to multiples of n_win. False: a map that n_win does not divide is an
+            error.
 
     Raises:
-        ValueError: heads that do not divide, or an unknown mode; the choices are named.
+        ValueError: num_heads does not divide dim or qk_dim, or a mode is unknown; the message names
+            the choices.
     """
 
     def __init__(self, dim: int, num_heads: int, *, n_win: int = 7, topk: int = 4,
@@ -139,11 +144,11 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
 
     @property
     def pool(self) -> nn.Module | None:
-        """What makes fewer keys and values of a region's, (·, C, h, w) each; None for nothing."""
+        """The pooling of a region's keys and values, (·, C, h, w) each; None for no pooling."""
         return None if isinstance(self.kv_down, nn.Identity) else self.kv_down
 
     def _factor(self, weight: Tensor) -> Tensor | None:
-        """What multiplies the routed k and v: the weights, one with their gradient, or nothing."""
+        """The factor of the routed k and v: the weights, 1 with their gradient, or None."""
         if self.soft_routing:
             return weight
         return 1 + weight - weight.detach() if self.router.diff_routing else None
@@ -154,7 +159,8 @@ def record_routing(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Collect the routing of every bi-level routing attention in `model` while the block runs.
 
     Yields:
-        Name of the attention -> (B, R, K) regions of its last forward, filled as forward runs.
+        A dict, name of the attention -> (B, R, K) routed regions of its last forward. Each forward
+        fills the dict.
     """
     found: dict[str, Tensor] = {}
     handles = [

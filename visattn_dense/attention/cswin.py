@@ -1,17 +1,18 @@
 """Cross-shaped window attention with LePE (CSWin, arXiv 2107.00652, §3.2–3.3).
 
-Half of the heads attends in vertical stripes, the other half in horizontal ones; inside a stripe
+Half of the heads attend in vertical stripes, the other half in horizontal stripes. Inside a stripe
 
     out = softmax(q kᵀ · scale) v + LePE(v)
 
-with LePE a depthwise 3×3 convolution of v, zero-padded at the border of its stripe.
+LePE is a depthwise 3×3 convolution of v, zero-padded at the border of the stripe.
 
 Shapes: B batch, H×W map, C channels of the block, h heads, d = C/h, S stripes of N tokens. A branch
-has C' = C/2 channels and h/2 heads, or all of them where the stripe is the whole map.
+has C' = C/2 channels and h/2 heads. If the stripe is the whole map, a branch has all C channels and
+h heads.
 
 Official code: microsoft/CSWin-Transformer, segmentation/backbone/cswin_transformer.py. Deviations:
-any number of heads and channels is given, not inferred from the stage; the padding of the map can
-be masked (`mask_padding`), which the official code cannot.
+heads and channels are arguments, not inferred from the stage; the padding of the map can be masked
+(`mask_padding`), which the official code does not offer.
 """
 from collections.abc import Callable
 from functools import partial
@@ -28,15 +29,16 @@ Direction = Literal['vertical', 'horizontal', 'full']
 
 
 class StripeBranch(UsesOperators, nn.Module):
-    """One branch of the cross: what happens inside the stripes of one direction.
+    """One branch of the cross: the attention inside the stripes of one direction.
 
     A subclass defines forward(qkv): (B, H, W, 3, C') to (B, H, W, C').
 
     Args:
         dim: C', channels of the branch.
         num_heads: heads of the branch; divides `dim`.
-        direction: 'vertical' stripes (the map's height, `stripe_width` columns), 'horizontal' ones
-            (`stripe_width` rows, the map's width), or 'full': one stripe, the whole map.
+        direction: 'vertical': stripes with the map's height and `stripe_width` columns.
+            'horizontal': stripes with `stripe_width` rows and the map's width.
+            'full': one stripe, the whole map.
         stripe_width: columns or rows of a stripe; not used by 'full'.
 
     Raises:
@@ -58,7 +60,7 @@ class StripeBranch(UsesOperators, nn.Module):
         self.get_v = DepthwiseConv(dim)
 
     def window_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of a stripe on a map of that size."""
+        """(h, w) of a stripe on a map of height × width."""
         return {'vertical': (height, self.stripe_width),
                 'horizontal': (self.stripe_width, width),
                 'full': (height, width)}[self.direction]
@@ -70,8 +72,8 @@ class StripeAttention(StripeBranch):
     Args:
         dim, num_heads, direction, stripe_width: see `StripeBranch`.
         scale: factor of the logits, (C'/heads)^-½ by default.
-        mask_padding: leave the padding out of the softmax. By default its keys take part with
-            logit 0, as the released dense checkpoints were trained with it.
+        mask_padding: leave the padding out of the softmax. By default the keys in the padding take
+            part with logit 0: the released dense checkpoints were trained in this way.
     """
 
     def __init__(self, dim: int, num_heads: int, *, direction: Direction, stripe_width: int = 7,
@@ -96,17 +98,17 @@ class StripeAttention(StripeBranch):
 
 
 class CrossShapedAttention(nn.Module):
-    """The cross on a map: project, attend in both directions, project; what a branch does is given.
+    """The cross on a map: project, attend in both directions, project. `branch` is the attention.
 
-    Channels of q, k and v are halved: the first half of the heads attends in vertical stripes, the
-    second in horizontal ones. With `stripe_width=None` all heads attend over the whole map.
+    The first half of the heads (and of the channels) attend in vertical stripes, the second half in
+    horizontal stripes. With `stripe_width=None` all heads attend over the whole map.
 
     Args:
         dim: C.
-        num_heads: h; even where there are stripes.
+        num_heads: h; even if there are stripes.
         stripe_width: columns (rows) of a vertical (horizontal) stripe, or None.
         qkv_bias: whether the qkv projection has a bias.
-        branch: makes a `StripeBranch` of (C', heads, direction=, stripe_width=).
+        branch: a function of (C', heads, direction=, stripe_width=) that returns a `StripeBranch`.
 
     Raises:
         ValueError: heads cannot be halved or do not divide the channels.
@@ -137,7 +139,7 @@ class CrossShapedAttention(nn.Module):
 
 
 class CrossShapedWindowAttention(CrossShapedAttention):
-    """Cross-shaped window attention on a map: the cross of `StripeAttention`.
+    """Cross-shaped window attention on a map: the cross with `StripeAttention`.
 
     Args:
         dim, num_heads, stripe_width, qkv_bias: see `CrossShapedAttention`.

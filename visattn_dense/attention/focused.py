@@ -5,23 +5,26 @@ Inside a window of N tokens, with q, k, v of C' channels in h heads of d = C'/h:
     φ(t) = f_p((relu(t) + ε) / softplus(scale)),   f_p(t) = t^p · ‖t‖ / ‖t^p‖,   k ← k + position
     out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) · Σ_j φ(k_j) + ε) + DWC(v)_i + LePE(v)_i
 
-The norms run over all C' channels of a token, the products over those of a head. DWC is a depthwise
-convolution with one kernel for each channel of a head, the same for all heads; LePE is CSWin's.
-Both are zero-padded at the border of the window, so they are carried out as one convolution.
+The norms run over all C' channels of a token, the products over the d channels of a head. DWC is a
+depthwise convolution with one kernel for each channel of a head; all heads share these kernels.
+LePE is CSWin's. DWC and LePE are both zero-padded at the border of the window, so one convolution
+computes both.
 
-Shapes: B batch, H×W map, C channels of the block, S windows (stripes, or the whole map as one).
-The sums over j are taken once for all i, N·d² for each head: linear in the number of tokens.
+Shapes: B batch, H×W map, C channels of the block, S windows (stripes, or one window for the whole
+map). The sums over j are computed once for all i. They take N·d² products for each head, so the
+cost is linear in the number of tokens.
 
 Official code: LeapLabTHU/FLatten-Transformer, models/flatten_cswin.py. Deviations:
-- the official file now has Σ_j φ(k_j) / N in the denominator, against overflow in half precision.
-  That makes its ε count N times as much, which shows where a head has hardly an active channel,
-  and it fails where windows are smaller than the map. Here it is the paper's sum, in float32;
-- any H and W: the position table is resized (bicubic, two axes) from the window it was trained on,
-  and the map is padded as in CSWin where stripes do not divide it. φ(0 + position) is not zero, so
-  padded keys would count; they are left out exactly (the official code never pads);
-- φ, the sums and the division are computed in float32 whatever the autocast, so that neither the
-  powers nor the sums leave the range of half precision; ‖t‖ is divided out before the power, so
-  that it does not leave float32's either.
+- The denominator is the paper's sum, Σ_j φ(k_j) + ε, in float32. Since May 2024 the official file
+  has the mean, Σ_j φ(k_j) / N + ε, against overflow in half precision. With the mean, ε has N times
+  the effect. The outputs differ clearly if nearly all channels of a head are inactive. The official
+  file also fails if a window is smaller than the map.
+- Any H and W work. The position table is resized (bicubic, two axes) from the window of its
+  training. A map that stripes do not divide is padded as in CSWin. The padded keys take no part:
+  φ(0 + position) is not zero, so they would count. The official code never pads.
+- φ, the sums and the division are computed in float32, also inside autocast, because powers and
+  sums overflow in half precision. t is divided by ‖t‖ before the power, so that the power does not
+  overflow in float32.
 """
 from functools import partial
 
@@ -34,7 +37,7 @@ from visattn_dense.ops.linear_attention import focused_attention
 
 from .cswin import CrossShapedAttention, Direction, StripeBranch
 
-# Official code, FocusedLinearAttention.forward: both after the ReLU and in the denominator.
+# ε of the official code (FocusedLinearAttention.forward), after the ReLU and in the denominator.
 EPS = 1e-6
 
 
@@ -43,8 +46,8 @@ class FocusedStripeAttention(StripeBranch):
 
     Args:
         dim, num_heads, direction, stripe_width: see `StripeBranch`.
-        native_size: (H, W) of the map that the position table is made for; on any other map the
-            table is resized as it is used.
+        native_size: (H, W) of the map that the position table is made for. For a map of another
+            size, each forward resizes the table.
         focusing_factor: p.
         kernel_size: side of DWC's kernel, odd.
     """
@@ -55,7 +58,7 @@ class FocusedStripeAttention(StripeBranch):
         super().__init__(dim, num_heads, direction=direction, stripe_width=stripe_width)
         self.native_window = self.window_size(*native_size)
         self.focusing_factor = focusing_factor
-        # The names are the official ones.
+        # These names are the official names.
         self.dwc = DepthwiseConv(dim // num_heads, kernel_size)
         self.scale = nn.Parameter(torch.zeros(1, 1, dim))
         height, width = self.native_window
@@ -78,7 +81,7 @@ class FocusedStripeAttention(StripeBranch):
             power=self.focusing_factor, epsilon=EPS, kernel=kernel, bias=bias, mode=self.mode)
 
     def local_kernel(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the convolution of v that is the sum of DWC and LePE."""
+        """Weight and bias of one convolution of v that equals the sum of DWC and LePE."""
         shared, own = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.get_v.weight
         margin = (shared.shape[-1] - own.shape[-1]) // 2
         kernel = (shared + F.pad(own, (margin,) * 4) if margin >= 0
@@ -87,11 +90,11 @@ class FocusedStripeAttention(StripeBranch):
 
 
 class FocusedLinearAttention(CrossShapedAttention):
-    """Focused linear attention on a map: the cross of `FocusedStripeAttention`.
+    """Focused linear attention on a map: the cross with `FocusedStripeAttention`.
 
     Args:
-        dim, num_heads, stripe_width, qkv_bias: see `CrossShapedAttention`; all heads over the whole
-            map by default, as in the released models.
+        dim, num_heads, stripe_width, qkv_bias: see `CrossShapedAttention`. By default all heads
+            attend over the whole map, as in the released models.
         native_size, focusing_factor, kernel_size: see `FocusedStripeAttention`.
     """
 

@@ -1,23 +1,26 @@
 """Multi-scale ReLU linear attention (EfficientViT of MIT, arXiv 2205.14756, §3.1).
 
-A 1×1 convolution makes q, k and v; for each scale s, a depthwise s×s convolution and a grouped 1×1
-one aggregate them from their neighbours. Every head of the original and of the aggregated tokens
+A 1×1 convolution makes q, k and v. For each scale s, a depthwise s×s convolution and a grouped 1×1
+convolution make another set of q, k and v from neighbouring positions. Every head of every set
 attends over the whole map:
 
     out_i = (Σ_j v_j (k_jᵀ q_i)) / (Σ_j k_jᵀ q_i + eps),  q = relu(·), k = relu(·)
 
-computed as (Σ_j v_j k_jᵀ) q_i: linear in the number of positions. The heads of all scales are
-concatenated and projected by a 1×1 convolution with BatchNorm.
+The numerator is computed as (Σ_j v_j k_jᵀ) q_i: linear in the number of positions. The heads of all
+sets are concatenated and projected by a 1×1 convolution with BatchNorm.
 
 Shapes: B batch, H×W map, N = H·W positions, C channels, h heads of each scale, d head_dim, S number
-of scales. The layout is (B, C, H, W), other than in the other attentions here: all but one step of
-the mechanism are convolutions.
+of scales. The layout is (B, C, H, W), unlike the other attentions here, because every step except
+the products is a convolution.
 
-Official code: mit-han-lab/efficientvit, efficientvit/models/nn/ops.py (`LiteMLA`); parameter names
-are its own. Deviations: the sum of the keys is computed as such, not by padding v with ones, which
-TensorRT cannot read (efficientvit issue 63); the products are in float32 on every device type, not
-on CUDA alone; one linear form serves every map, where the official code takes the equal quadratic
-form if N ≤ d. timm's form has eps 1e-5.
+Official code: mit-han-lab/efficientvit, efficientvit/models/nn/ops.py (`LiteMLA`), with the same
+parameter names. Deviations:
+- the sum of the keys is computed directly. The official code pads v with ones, which TensorRT
+  cannot read (efficientvit issue 63);
+- the products are in float32 on every device type; in the official code, on CUDA alone;
+- one linear form serves every map. If N ≤ d, the official code computes the same result by the
+  quadratic form.
+timm's LiteMLA has eps 1e-5.
 """
 from collections.abc import Sequence
 
@@ -34,16 +37,16 @@ class LiteMLA(UsesOperators, nn.Module):
 
     Args:
         dim: C, channels in.
-        num_heads: h; there are h heads for the original tokens and h for each scale.
+        num_heads: h; there are h heads for the original q, k, v and h heads for each scale.
         head_dim: d, C/h by default.
         out_dim: channels out, C by default.
-        scales: sizes of the aggregating convolutions, odd; () for none.
+        scales: kernel sizes of the depthwise convolutions, odd; () for none.
         eps: added to the denominator (`eps` of the official `LiteMLA`).
         norm_eps: eps of the BatchNorm after the projection; 1e-7 in the released L models
             (efficientvit/cls_model_zoo.py).
 
     Raises:
-        ValueError: heads do not divide channels and no head_dim is given, or a scale is even.
+        ValueError: num_heads does not divide dim and head_dim is not given, or a scale is even.
     """
 
     def __init__(self, dim: int, num_heads: int, *, head_dim: int | None = None,
@@ -80,7 +83,7 @@ class LiteMLA(UsesOperators, nn.Module):
         """Attend with the heads of one scale.
 
         Args:
-            qkv: (B, 3·h·d, H, W); channels by head, within a head by q, k, v.
+            qkv: (B, 3·h·d, H, W); channels ordered by head, and in a head by q, k, v.
 
         Returns:
             (B, h·d, H, W), in the dtype of `qkv`.

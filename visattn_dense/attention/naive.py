@@ -1,8 +1,9 @@
-"""The equation of every mechanism, slow and obvious: what the fast modules are held to.
+"""The equation of every attention, slow and obvious. The tests compare the fast modules with it.
 
-Each naive class is a subclass of the module that it explains, with the same parameters. Its
-operators compute by their equations (`reference` in the folders of `visattn_dense.ops`), and what
-a module does beside its operators is written out here. `as_naive` turns a whole network.
+Each naive class is a subclass of the module that it explains, with the same parameters. The
+operators of a naive class compute by their equations (`reference` in the folders of
+`visattn_dense.ops`). The rest of the module is written out here. `as_naive` converts a whole
+network.
 """
 import copy
 
@@ -66,7 +67,7 @@ class NaiveLiteMLA(LiteMLA):
 
 
 class NaiveBiLevelRoutingAttention(BiLevelRoutingAttention):
-    """Gathers k and v for every region, keeps the copies and the attention matrix."""
+    """Gathers k and v for every region, and keeps the copies and the attention matrix."""
     mode = 'reference'
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,11 +109,11 @@ NAIVE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def as_naive(module: nn.Module) -> nn.Module:
-    """Put its naive form in the place of every attention inside `module`.
+    """Replace every attention inside `module` by its naive form.
 
     Returns:
-        `module`, which was changed in place; if it is an attention itself, its naive form.
-        Parameters and buffers are those of `module`, not copies.
+        `module`, changed in place. If `module` itself is an attention: its naive form.
+        Parameters and buffers are not copied: they are those of `module`.
 
     Raises:
         ValueError: there is nothing to replace.
@@ -130,7 +131,7 @@ def as_naive(module: nn.Module) -> nn.Module:
 
 
 def _naive(attention: nn.Module) -> nn.Module:
-    """A module of the naive class with all that `attention` holds."""
+    """A module of the naive class with the parameters, buffers and attributes of `attention`."""
     naive = NAIVE[type(attention)].__new__(NAIVE[type(attention)])
     naive.__setstate__({key: copy.copy(held) for key, held in vars(attention).items()})
     return naive

@@ -2,8 +2,8 @@
 
     out = softmax(q kᵀ · scale) v,  q, k, v = qkv(x)
 
-Shapes: x (B, ..., C), all dimensions between the first and the last being positions: N tokens
-(B, N, C) or a map (B, H, W, C) of any size; h heads, d = C/h.
+Shapes: x (B, ..., C); all dimensions between the first and the last are positions: N tokens
+(B, N, C), or a map (B, H, W, C) of any size. h heads, d = C/h.
 """
 from torch import Tensor, nn
 
@@ -19,8 +19,8 @@ class SelfAttention(UsesOperators, nn.Module):
         dim: C.
         num_heads: h; divides `dim`.
         qkv_bias: whether the qkv projection has a bias.
-        scale: factor of the logits, d^-½ by default. It belongs to the checkpoint: the released
-            T2T-ViT weights were trained with C^-½.
+        scale: factor of the logits, d^-½ by default. The scale belongs to the checkpoint: the
+            released T2T-ViT weights were trained with C^-½.
 
     Raises:
         ValueError: heads do not divide channels.
@@ -37,7 +37,7 @@ class SelfAttention(UsesOperators, nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Everything but the last projection: (B, ..., C) to (B, ..., C)."""
+        """The attention without the last projection: (B, ..., C) to (B, ..., C)."""
         q, k, v = self.qkv(x).flatten(1, -2).chunk(3, dim=-1)            # each (B, N, C)
         out = full_attention(q, k, v, num_heads=self.num_heads, scale=self.scale, mode=self.mode)
         return out.view(x.shape)
@@ -50,12 +50,12 @@ class SelfAttention(UsesOperators, nn.Module):
 class LePESelfAttention(SelfAttention):
     """Self-attention on a map with a depthwise convolution of its *input* added before `proj`.
 
-    BiFormer's last stage (rayleizhu/BiFormer, models/_common.py, AttentionLePE): there LePE is on
-    the input of the attention, not on the values as elsewhere.
+    The attention of BiFormer's last stage (rayleizhu/BiFormer, models/_common.py, AttentionLePE).
+    Here LePE is a convolution of the attention's input; in other attentions, of the values.
 
     Args:
         dim, num_heads, qkv_bias, scale: see `SelfAttention`.
-        lepe_kernel_size: of the depthwise convolution, odd.
+        lepe_kernel_size: kernel size of the depthwise convolution, odd.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, *, qkv_bias: bool = False,

@@ -1,6 +1,6 @@
 """The attentions of tokens-to-token: performer and transformer (T2T-ViT, arXiv 2101.11986, §3.1).
 
-Both take wide tokens, the pixels or features of a patch, to narrow ones, with v as the skip:
+Both turn wide tokens (the pixels or features of a patch) into narrow tokens, with v as the skip:
 
     y = v + Dropout(proj(attention(q, k, v)));   out = y + Dropout(mlp(norm2(y))),
     k, q, v = kqv(norm1(x))
@@ -15,7 +15,7 @@ and W a fixed random matrix (m × token_dim) with orthogonal rows, part of the c
 Shapes: (B, ..., C) in, (B, ..., D) out, D = token_dim; all dimensions between are positions.
 
 Official code: yitu-opensource/T2T-ViT, models/token_performer.py and models/token_transformer.py.
-The feature map and both products are computed in float32, autocast or not.
+The feature map and both products are computed in float32, also inside autocast.
 """
 import math
 from collections.abc import Callable
@@ -33,13 +33,13 @@ RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
 class TokenPerformer(UsesOperators, nn.Module):
-    """Tokens through the performer's linear attention.
+    """Wide tokens to narrow tokens, with the performer's linear attention.
 
     Args:
         dim: C, channels in.
         token_dim: D, channels out.
         kernel_ratio: m / D, random features for each channel.
-        dropout: of both residual branches, while training.
+        dropout: probability of dropout in both residual branches, in training.
         eps: added to the denominator.
     """
 
@@ -58,7 +58,7 @@ class TokenPerformer(UsesOperators, nn.Module):
         self.register_buffer('w', w)
 
     def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
-        """Linear attention: (B, N, D) each, and out, in float32 or wider."""
+        """Linear attention: (B, N, D) each to (B, N, D), in float32 or wider."""
         return performer_attention(q, k, v, self.w, epsilon=self.eps, mode=self.mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class WideSelfAttention(UsesOperators, nn.Module):
     Args:
         dim: C.
         token_dim: D.
-        scale: factor of the logits, C^-½ by default: the width of the input, not of the head.
+        scale: factor of the logits, C^-½ by default; C is the width of the input, not of the head.
     """
 
     def __init__(self, dim: int, token_dim: int, *, scale: float | None = None) -> None:
@@ -93,7 +93,7 @@ class WideSelfAttention(UsesOperators, nn.Module):
 
 
 class TokenTransformer(nn.Module):
-    """Tokens through softmax attention.
+    """Wide tokens to narrow tokens, with softmax attention.
 
     Args:
         dim: C, channels in.
@@ -115,18 +115,18 @@ class TokenTransformer(nn.Module):
 
 
 def soft_split(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """Patches as tokens: (B, C, H, W) to (B, H', W', C · k²), channel by channel, k² inside."""
+    """Patches as tokens: (B, C, H, W) to (B, H', W', C · k²), channel by channel."""
     height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
     patches = F.unfold(x, kernel_size, padding=padding, stride=stride)
     return patches.transpose(1, 2).unflatten(1, (height, width))
 
 
 class TokensToToken(nn.Module):
-    """The image to tokens at stride 16, through two attentions at strides 4 and 8.
+    """Turn the image into tokens at stride 16, with two attentions at strides 4 and 8.
 
     Args:
         embed_dim: channels of the tokens.
-        tokens: 'performer' or 'transformer', the attentions.
+        tokens: the kind of the two attentions, 'performer' or 'transformer'.
         in_channels: channels of the image.
     """
 

@@ -1,4 +1,4 @@
-"""The backbones: each a file that reads from the top down, each in `visattn_dense.registry`."""
+"""The backbones, each in a file that reads from the top down and in `visattn_dense.registry`."""
 from .base import DenseBackbone
 from .biformer import BiFormer
 from .cswin import CSWin

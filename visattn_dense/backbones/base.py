@@ -1,8 +1,8 @@
-"""What every backbone here has in common: variants as data, freezing, checkpointing, pretraining.
+"""The common base of the backbones: variants as data, freezing, checkpointing, pretraining.
 
-A backbone takes (B, C, H, W) of any H and W and returns a tuple of maps, finest first, one for each
-entry of `out_indices`, at the strides of `strides`. It is a plain torch module: OpenMMLab builds it
-through the registry and asks no more of it, and without OpenMMLab it works as it is.
+A backbone takes (B, C, H, W) of any H and W. It returns a tuple of maps, one for each entry of
+`out_indices`, finest first, at the strides of `strides`. A backbone is a plain torch module:
+OpenMMLab only builds the module through the registry, and the module also works without OpenMMLab.
 """
 import copy
 import inspect
@@ -37,15 +37,15 @@ class DenseBackbone(nn.Module):
 
     Args:
         out_indices: which of the four stages (0–3) are returned, in this order. Stages after the
-            last of them are not built: no parameter is without a gradient under DDP.
+            last returned stage are not built, so under DDP every parameter gets a gradient.
         out_channels: channels of all four stages.
         frozen_stages: −1 trains everything, 0 freezes the stem, n freezes the stem and n stages.
         norm_eval: keep BatchNorm in evaluation mode (running statistics fixed) while training.
         with_cp: recompute each block's activations in backward instead of keeping them
             (non-reentrant checkpointing: works under DDP and with frozen stages).
-        init_cfg: mmengine's initialisation config, or a list of them, or None. A checkpoint loads
-            by dict(type='Pretrained', checkpoint=PATH_OR_URL, prefix=None, min_matched=0.95); see
-            `visattn_dense.checkpoints.load_pretrained`.
+        init_cfg: mmengine's initialisation config, a list of such configs, or None. To load a
+            checkpoint: dict(type='Pretrained', checkpoint=PATH_OR_URL, prefix=None,
+            min_matched=0.95); see `visattn_dense.checkpoints.load_pretrained`.
 
     Attributes:
         out_channels: channels of each returned map.
@@ -56,7 +56,7 @@ class DenseBackbone(nn.Module):
     archs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """The published variants, by name."""
     layouts: ClassVar[Mapping[str, Layout]] = {}
-    """Where checkpoints of others name their tensors differently: a function for each layout."""
+    """For each other naming of tensors in checkpoints, a function that gives the names here."""
     fresh: ClassVar[tuple[str, ...]] = ()
     """Patterns (regular expressions) of tensors that an ImageNet checkpoint does not hold."""
 
@@ -90,13 +90,13 @@ class DenseBackbone(nn.Module):
 
     @classmethod
     def resolve_arch(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
-        """The dimensions that `arch` stands for.
+        """The dimensions of `arch`.
 
         Args:
             arch: a name of `archs`, or a mapping with the same entries.
 
         Raises:
-            UserError: unknown name, or entries missing or unknown; the nearest names are given.
+            UserError: unknown name, or entries missing or unknown. The message has similar names.
         """
         if isinstance(arch, str):
             if arch.lower() not in cls.archs:
@@ -119,20 +119,24 @@ class DenseBackbone(nn.Module):
         return self(x)[-1]
 
     def stage_modules(self) -> list[list[nn.Module]]:
-        """The modules of the stem, then of each stage with its output norm: for freezing."""
+        """The modules of the stem, then of each stage with its output norm. Used for freezing."""
         raise NotImplementedError
 
     def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        """What lies at each depth: the stem at 0, then every block at one of its own.
+        """The modules and parameters at each depth: the stem at 0, then one depth for each block.
 
-        What leads into a later stage lies with that stage's first block, as in ConvNeXt. Output
-        norms and upsampling are in no group: no ImageNet checkpoint has them, or only the last.
+        The downsampling before a later stage has the depth of the stage's first block, as in
+        ConvNeXt. Output norms and upsampling are in no group, because ImageNet checkpoints do not
+        have them, or have only the last norm.
         """
         raise NotImplementedError
 
     def layer_depths(self) -> dict[str, int]:
-        """Parameter name -> depth. What is in no group has the depth of the heads, the number of
-        groups: BEiT and ConvNeXt train it at the heads' rate too."""
+        """Parameter name -> depth.
+
+        A parameter in no group has the depth of the heads, which is the number of groups. BEiT and
+        ConvNeXt also train such parameters at the learning rate of the heads.
+        """
         groups = self.layer_groups()
         depths = {}
         for depth, group in enumerate(groups):
@@ -147,23 +151,24 @@ class DenseBackbone(nn.Module):
 
         Args:
             name: the parameter or buffer, in this model's naming.
-            tensor: what the checkpoint has, of another shape than this model's.
+            tensor: the checkpoint's tensor; its shape differs from this model's.
 
         Returns:
-            The tensor in this model's shape, or None where there is no honest way.
+            The tensor in this model's shape, or None if there is no correct way.
         """
         return None
 
     def on_loaded(self, report: MatchReport) -> None:
-        """Called after `load_pretrained`: for what belongs to a checkpoint and is no tensor."""
+        """Called after `load_pretrained`, to set what the checkpoint implies without a tensor."""
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        """block(x), its activations recomputed in backward where `with_cp` is set."""
+        """block(x). With `with_cp`, backward computes the activations again."""
         if not (self.with_cp and self.training):
             return block(x)
         norms = [m for m in block.modules()
                  if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-        # Recomputing would count the batch twice in them. The compiler takes no such contexts.
+        # The second computation would count the batch twice in the statistics of these norms.
+        # torch.compile accepts no context_fn.
         if not norms or torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False)
 
@@ -179,7 +184,8 @@ class DenseBackbone(nn.Module):
                 module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'DenseBackbone':
-        """As torch's; frozen stages, and BatchNorm with `norm_eval`, stay in evaluation mode."""
+        """Like torch's `train`, but frozen stages stay in evaluation mode; with `norm_eval`, so do
+        all BatchNorms."""
         super().train(mode)
         self.freeze_stages()
         if mode and self.norm_eval:
@@ -190,13 +196,12 @@ class DenseBackbone(nn.Module):
 
     @staticmethod
     def _initialize(model: nn.Module, cfgs: Sequence[Mapping[str, Any]]) -> None:
-        """Carry out configs of mmengine's initialisers; as soon as there is mmengine, its function.
-        """
+        """Run mmengine's initialisers. mmengine's own function replaces this one on its import."""
         raise UserError(f'init_cfg type {cfgs[0]["type"]!r} is an initialiser of mmengine: '
                         'import mmengine.model before init_weights()')
 
     def init_weights(self) -> None:
-        """Carry out `init_cfg`; mmengine calls it once, before training."""
+        """Initialise as `init_cfg` says. mmengine calls this once, before training."""
         cfgs = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         cfgs = [cfg for cfg in cfgs if cfg]
         pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
@@ -210,8 +215,9 @@ class DenseBackbone(nn.Module):
 
 @contextmanager
 def _statistics_kept(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """BatchNorms that normalise as in training and leave their running statistics as they are."""
-    # Without any statistics they would save other tensors than in the first pass.
+    """While the block runs, BatchNorms normalise as in training but keep their running statistics.
+    """
+    # Without running statistics, the norms would save other tensors than in the first pass.
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:
         norm.momentum = 0.
@@ -229,7 +235,7 @@ def groups_by_depth(stages: Iterable[tuple[nn.Module, Iterable[nn.Module]]]
     """`DenseBackbone.layer_groups` of a pyramid.
 
     Args:
-        stages: for each stage what leads into it (the stem, into the first) and its blocks.
+        stages: for each stage the module before it (the stem before the first) and its blocks.
     """
     groups: list[list[nn.Module | nn.Parameter]] = []
     for i, (entry, blocks) in enumerate(stages):

@@ -2,12 +2,12 @@
 
     block:  x += pos_embed(x);  x += DropPath(attn(norm1(x)));  x += DropPath(mlp(norm2(x)))
 
-with pos_embed a depthwise 3×3 convolution. Shapes: the image (B, 3, H, W); inside a stage
+pos_embed is a depthwise 3×3 convolution. Shapes: the image (B, 3, H, W); inside a stage
 (B, H/s, W/s, C); out (B, C, H/s, W/s) at the strides s = 4, 8, 16, 32.
 
 Official code: rayleizhu/BiFormer, models/biformer.py, models/biformer_stl.py and
 semantic_segmentation/models_mm/biformer_mm.py. Deviations: padding to multiples of `n_win` is on by
-default, so every size works; heads of the `stl` variant and of the others come from one table.
+default, so every size works; one table has the heads of all variants, `stl` too.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,11 +27,11 @@ from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
 
-# LayerNorm's eps everywhere in the official code, 'important to avoid attention collapsing'.
+# eps of every LayerNorm in the official code, 'important to avoid attention collapsing'.
 EPS = 1e-6
 
 # models/biformer.py and models/biformer_stl.py. `overlapping`: 3×3 convolutions between the stages
-# (a pair of them in the stem) and pos_embed in the blocks; else Swin's layout.
+# (two of these in the stem) and pos_embed in the blocks; else Swin's layout.
 _TINY = dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 8, 2), mlp_ratio=3., overlapping=True)
 _SMALL = dict(_TINY, depths=(4, 4, 18, 4))
 _BASE = dict(_SMALL, embed_dims=(96, 192, 384, 768))
@@ -79,14 +79,15 @@ class BiFormer(DenseBackbone):
         in_channels: channels of the image.
         n_win: regions along each side of the map, one number or one for each stage. The authors use
             7 for 224×224 classification, 8 for 512×512 ADE20K, 16 for COCO.
-        topks: for each stage, the regions that each region attends to; or −2: attention over the
-            whole map with LePE, −1: the same without LePE, 0: convolutions in place of attention.
+        topks: for each stage, the number of regions that each region attends to. Or −2: attention
+            over the whole map with LePE; −1: the same without LePE; 0: convolutions in place of
+            attention.
         head_dim: channels of q and k in a head.
         qk_dims: channels of q and k for each stage, the stage's width by default.
         side_dwconv: kernel size of LePE, 0 for none.
         kv_downsample_mode, kv_downsample_ratios, kv_per_wins, param_attention, param_routing,
-            diff_routing, soft_routing, auto_pad: see `BiLevelRoutingAttention`; the plural ones
-            have an entry for each stage.
+            diff_routing, soft_routing, auto_pad: see `BiLevelRoutingAttention`. Arguments with a
+            plural name have an entry for each stage.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`.
 
@@ -164,10 +165,11 @@ class BiFormer(DenseBackbone):
         outs = {}
         for i, (downsample, stage) in enumerate(
                 zip(self.downsample_layers, self.stages, strict=True)):
-            # Swin's patches need as many pixels as they are wide.
+            # An image smaller than a patch of Swin would give no token.
             x = downsample(pad_to_minimum(x, 4 if i == 0 else 2))
-            # A sum has the strides of its first operand: as the convolution left them, NCHW in
-            # memory, all residual sums of the stage would be, and every norm would copy its input.
+            # A sum gets the strides of its first operand. The convolution's result is NCHW in
+            # memory: without contiguous(), all residual sums of the stage would be NCHW too, and
+            # every norm would copy its input.
             x = x.permute(0, 2, 3, 1).contiguous()
             for block in stage:
                 x = self.run_block(block, x)
@@ -178,7 +180,7 @@ class BiFormer(DenseBackbone):
 
 
 def _downsample(in_dim: int, dim: int, *, stem: bool, overlapping: bool) -> nn.Sequential:
-    """The layers before a stage: by 4 in the stem, by 2 elsewhere. NCHW in and out."""
+    """The downsampling before a stage: by 4 in the stem, by 2 elsewhere. NCHW in and out."""
     if stem and overlapping:
         return nn.Sequential(
             nn.Conv2d(in_dim, dim // 2, 3, 2, 1), nn.BatchNorm2d(dim // 2), nn.GELU(),
@@ -191,7 +193,7 @@ def _downsample(in_dim: int, dim: int, *, stem: bool, overlapping: bool) -> nn.S
 
 
 def _attention(dim: int, num_heads: int, options: Mapping[str, Any]) -> nn.Module:
-    """The attention that `topk` stands for."""
+    """The attention for `topk`; see `BiFormer`."""
     topk = options['topk']
     if topk > 0:
         return BiLevelRoutingAttention(dim, num_heads, **options)

@@ -3,13 +3,13 @@
     block:  x += DropPath(attn(norm1(x)));  x += DropPath(mlp(norm2(x)))
 
 Shapes: the image (B, 3, H, W); inside a stage (B, H/s, W/s, C); out (B, C, H/s, W/s) at the strides
-s = 4, 8, 16, 32. Sizes are those of the convolutions: 7×7 stride 4 padding 2, then three of 3×3
+s = 4, 8, 16, 32. The convolutions set the sizes: 7×7 stride 4 padding 2, then three times 3×3
 stride 2 padding 1.
 
 Official code: microsoft/CSWin-Transformer, models/cswin.py (classification) and
-segmentation/backbone/cswin_transformer.py (dense). Deviations: heads and stripe widths come from
-the variant, so `large` builds, which the official dense code cannot; nothing is written to the
-module in forward; images under three pixels are padded to three, so every size works.
+segmentation/backbone/cswin_transformer.py (dense). Deviations: the variant sets heads and stripe
+widths, so `large` can be built (the official dense code cannot build `large`); forward changes
+nothing in the module; images smaller than three pixels are padded to three, so every size works.
 """
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,12 +56,12 @@ def stage_widths(dims: Mapping[str, Any]) -> list[int]:
 
 
 class CrossShapedBackbone(DenseBackbone):
-    """The trunk: stem, four stages of blocks with merging between them, an output norm each.
+    """The trunk: a stem, four stages of blocks, merging between stages, an output norm per stage.
 
     Args:
         dims: a resolved arch, with embed_dim and depths; widths double from stage to stage.
-        build_attention: makes the attention of (stage, block), both from 0: any module from
-            (B, H, W, C) to (B, H, W, C).
+        build_attention: a function of (stage, block), both counted from 0. It returns the attention
+            of the block: any module from (B, H, W, C) to (B, H, W, C).
         in_channels: channels of the image.
         mlp_ratio: hidden channels of the MLPs over the stage's width.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
@@ -129,8 +129,8 @@ class CSWin(CrossShapedBackbone):
 
     Args:
         arch: 'tiny', 'small', 'base', 'large', 'base_384', 'large_384', or a dict with embed_dim,
-            depths, num_heads, stripe_widths (the official split_size; the last stage attends over
-            the whole map, its stripe width is not used).
+            depths, num_heads, stripe_widths (the official split_size). The last stage attends over
+            the whole map, so its stripe width is not used.
         in_channels: channels of the image.
         mlp_ratio: hidden channels of the MLPs over the stage's width.
         qkv_bias: whether the qkv projections have a bias.

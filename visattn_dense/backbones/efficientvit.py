@@ -3,15 +3,16 @@
     local block:      x += DropPath(conv(x)),  conv an inverted residual or its fused form
     attention block:  x += DropPath(LiteMLA(x));  x += DropPath(MBConv(x))
 
-The stem halves the image; each of four stages opens with a strided block, which has no shortcut.
-Only the last two stages (B) or the last (L) attend. What is returned are the raw stage maps.
+The stem halves the image. Each of the four stages begins with a strided block, which has no
+shortcut. Only the last two stages (B), or the last stage (L), have attention. The backbone returns
+the maps of the stages without a norm.
 
 Shapes: (B, C, H, W) throughout; stage maps of ⌈H/s⌉×⌈W/s⌉ at the strides s = 4, 8, 16, 32.
 
 Official code: mit-han-lab/efficientvit, efficientvit/models/efficientvit/backbone.py, with L's eps
-from efficientvit/cls_model_zoo.py. Deviations: B and L are one class, what differs between them is
-data; stochastic depth is in the blocks, where the official training code adds it from outside; on
-the CPU the maps are channels_last in memory, whatever the image is.
+from efficientvit/cls_model_zoo.py. Deviations: one class builds B and L, and a table has their
+differences; stochastic depth is in the blocks (the official training code adds stochastic depth
+from outside); on the CPU the maps are always channels_last in memory.
 
 Microsoft's EfficientViT (M0–M5) is another model.
 """
@@ -37,8 +38,8 @@ from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image
 
-# The official *_backbone_b0 … l3. Depths count the blocks after the strided one, in every stage;
-# the published B depths (2,2,2,2 for B0) count the strided one too in the first two stages.
+# The official *_backbone_b0 … l3. Depths count the blocks after the strided block in every stage.
+# The published depths of B (2,2,2,2 for B0) also count the strided block in the first two stages.
 _B0 = dict(stem_dim=8, dims=(16, 32, 64, 128), depths=(1, 1, 2, 2), head_dim=16,
            stem='separable', stages=('mbconv', 'mbconv', 'attention', 'attention'),
            strided_ratios=(4, 4, 4, 4), expand_ratios=(4, 4, 4, 4), act='hardswish', norm_eps=1e-5)
@@ -69,7 +70,7 @@ class EfficientViTBlock(nn.Sequential):
         dim: C.
         head_dim: channels of a head; ⌊C/head_dim⌋ heads for each scale.
         expand_ratio: hidden channels of the inverted residual over C.
-        scales: aggregating convolutions of the attention.
+        scales: kernel sizes of the attention's depthwise convolutions; see `LiteMLA`.
         act, norm_eps: activation, and eps of the BatchNorms.
         drop_path: probability that a branch is dropped.
     """
@@ -91,12 +92,14 @@ class EfficientViT(DenseBackbone):
 
     Args:
         arch: 'b0' … 'b3', 'l0' … 'l3', or a dict with stem_dim, dims and depths of the stages
-            (blocks after the strided one), head_dim, stem ('separable', 'pair'), stages (each of
-            'mbconv', 'fused', 'attention'), strided_ratios and expand_ratios (of the strided
-            blocks and the others), act ('hardswish', 'gelu_tanh'), norm_eps.
+            (depths: blocks after the strided block), head_dim, stem ('separable' or 'pair'), stages
+            (for each stage 'mbconv', 'fused' or 'attention'), strided_ratios (expansion of the
+            strided blocks), expand_ratios (expansion of the other blocks), act ('hardswish' or
+            'gelu_tanh'), norm_eps.
         in_channels: channels of the image.
-        scales: aggregating convolutions of the attention; the released models have (5,).
-        norm_eps: eps of every BatchNorm; by default the arch's, which released weights need.
+        scales: kernel sizes of the attention's depthwise convolutions; the released models have
+            (5,).
+        norm_eps: eps of every BatchNorm; None for the arch's eps, which released weights need.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`.
 
@@ -161,14 +164,14 @@ class EfficientViT(DenseBackbone):
         return [[self.stem], *([stage] for stage in self.stages)]
 
     def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        # The strided block is one among the others, and the first of its stage.
+        # The strided block is an ordinary block here, the first of its stage.
         return [[self.stem], *([block] for stage in self.stages for block in stage)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
         check_image(x)
         if x.device.type == 'cpu':
-            # oneDNN then copies less between layouts; docs/attention/efficientvit.md has the gain.
+            # With channels_last, oneDNN copies less (docs/attention/efficientvit.md has the gain).
             x = x.contiguous(memory_format=torch.channels_last)
         for block in self.stem:
             x = self.run_block(block, x)

@@ -1,7 +1,7 @@
 """FLatten-CSWin (arXiv 2308.00442): CSWin with focused linear attention in some of its blocks.
 
-Trunk, blocks, shapes and output norms are those of `visattn_dense.backbones.cswin`; what differs is
-the attention that each block is given, by the letter of its stage:
+Trunk, blocks, shapes and output norms are those of `visattn_dense.backbones.cswin`. Only the
+attention of the blocks differs. The letter of a stage says which attention its blocks have:
 
     L  focused linear attention
     S  softmax attention, as in CSWin
@@ -9,10 +9,11 @@ the attention that each block is given, by the letter of its stage:
 
 Official code: LeapLabTHU/FLatten-Transformer, models/flatten_cswin.py (classification, square
 inputs of the training size). Deviations:
-- any size: stripes are padded (see `visattn_dense.attention.focused`), position tables resized;
-- windows of the whole map are said so (None) and stay the whole map at every size, where the
-  official la_split_size gives their width at the training size;
-- `attn_type` is checked, and a count without an M, or the reverse, is an error.
+- any size works: stripes are padded (see `visattn_dense.attention.focused`), position tables are
+  resized;
+- None means a window of the whole map, at every size. The official la_split_size gives the width of
+  such a window at the training size;
+- `attn_type` is checked: a number without an M, or an M without a number, is an error.
 """
 import re
 from collections.abc import Mapping, Sequence
@@ -45,20 +46,20 @@ class FLattenCSWin(CrossShapedBackbone):
 
     Args:
         arch: 'tiny', 'small', 'base', 'base_384' (goes with img_size=384), or a dict with
-            embed_dim, depths, num_heads, stripe_widths (of the blocks with softmax attention; the
-            last stage attends over the whole map, its stripe width is not used).
-        img_size: side of the (square) training images, or their (H, W): the position tables are
-            made for it, and resized as they are used on any other size.
-        attn_type: four letters, one for each stage, L, S or M; with an M, then the number n of
-            blocks with linear attention at the start of those stages ('MMSS3').
+            embed_dim, depths, num_heads, stripe_widths (for the blocks with softmax attention). The
+            last stage attends over the whole map, so its stripe width is not used.
+        img_size: side of the (square) training images, or their (H, W). The position tables are
+            made for this size; for an image of another size, each forward resizes the tables.
+        attn_type: four letters, one for each stage: L, S or M. If there is an M, a number n follows
+            ('MMSS3'): the first n blocks of each stage with M have linear attention.
         linear_stripe_widths: for each stage, the columns (rows) of a stripe of linear attention, or
-            None for the whole map, whatever its size. A stripe that covers the whole map at
-            `img_size` is the whole map too, and so is the last stage, always. The released models
-            are (None,) * 4, officially la_split_size '56-28-14-7'; the official class's own default
-            '1-2-7-7' is (1, 2, 7, 7).
+            None for the whole map at every size. A stripe that covers the whole map at `img_size`
+            also means the whole map. The last stage always attends over the whole map. The released
+            models have (None,) * 4, officially la_split_size '56-28-14-7'. The default of the
+            official class, '1-2-7-7', is (1, 2, 7, 7) here.
         focusing_factor, kernel_size: see `FocusedStripeAttention`.
-        mask_padding: leave the padding out of the softmax where attention is softmax; linear
-            attention always leaves it out.
+        mask_padding: leave the padding out of softmax attention. Linear attention always leaves the
+            padding out.
         in_channels, mlp_ratio, qkv_bias, drop_path_rate: see `CSWin`.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`.
 
@@ -121,14 +122,14 @@ class FLattenCSWin(CrossShapedBackbone):
 
 
 def count_linear_blocks(attn_type: str, depths: Sequence[int]) -> list[int]:
-    """How many blocks, from the first, of each stage have linear attention.
+    """How many blocks of each stage have linear attention. These are the first blocks.
 
     Args:
         attn_type: see `FLattenCSWin`.
         depths: blocks of each stage.
 
     Raises:
-        UserError: `attn_type` is none.
+        UserError: `attn_type` is not valid.
     """
     match = re.fullmatch(r'([LSM]{4})(\d*)', attn_type)
     if not match or ('M' in match[1]) != bool(match[2]):

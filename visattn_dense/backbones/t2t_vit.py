@@ -1,4 +1,4 @@
-"""T2T-ViT (arXiv 2101.11986): tokens-to-token, then a plain ViT, here with a pyramid on top.
+"""T2T-ViT (arXiv 2101.11986): tokens-to-token, then a plain ViT; this project adds a pyramid.
 
     tokens = project(split(attention2(split(attention1(split(image))))))       strides 4, 8, 16
     x = [class token, tokens] + position table;   x through the blocks
@@ -6,17 +6,17 @@
 A split takes the k×k patch around each position as one token (unfold: 7×7 stride 4, then twice 3×3
 stride 2). Shapes: maps are (B, H/s, W/s, C), tokens in the ViT (B, 1 + H/16 · W/16, C).
 
-T2T-ViT is no pyramid by itself. Its levels at strides 16 and 32 are the outputs of the blocks at
-3/4 and 4/4 of the depth; those at 4 and 8 are, by `fine_levels`,
+T2T-ViT itself has no pyramid. The levels at strides 16 and 32 are the outputs of the blocks at 3/4
+and 4/4 of the depth. `fine_levels` says what the levels at strides 4 and 8 are:
 
-- 'blocks': the outputs at 1/4 and 2/4 of the depth, upsampled by transposed convolutions, as BEiT
-  and XCiT do for the same heads. The default: all four levels have seen the whole image, and the
-  fine ones are as deep as those heads expect.
-- 'tokens': the 64-channel maps after the two tokens-to-token attentions, which exist anyway:
-  cheaper, sharper and shallow.
+- 'blocks', the default: the outputs at 1/4 and 2/4 of the depth, upsampled by transposed
+  convolutions, as BEiT and XCiT do for the same heads. All four levels have seen the whole image,
+  and the fine levels are as deep as these heads expect.
+- 'tokens': the 64-channel maps after the two tokens-to-token attentions. These maps are computed
+  anyway: cheaper and sharper, but from few layers.
 
-Official code: yitu-opensource/T2T-ViT, models/t2t_vit.py and t2t_vit_se.py. Deviations: any
-input size; H and W are carried along, never inferred; the position table and the performer's random
+Official code: yitu-opensource/T2T-ViT, models/t2t_vit.py and t2t_vit_se.py. Deviations: any input
+size works; H and W are passed on, never inferred; the position table and the performer's random
 matrix are buffers, not parameters.
 """
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def _arch(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, tokens: 
 
 
 class SqueezeExcitation(nn.Module):
-    """x · sigmoid(fc(mean over tokens of x)), fc with one hidden layer and no biases.
+    """x · sigmoid(fc(mean over tokens of x)); fc has one hidden layer and no biases.
 
     Args:
         dim: channels.
@@ -88,12 +88,12 @@ class T2TViT(DenseBackbone):
         arch: '7', '10', '12', '14', '19', '24' (performer tokens), 't_14', 't_19', 't_24'
             (transformer tokens), '14_resnext', '14_wide', '14_se', or a dict with embed_dim, depth,
             num_heads, mlp_ratio, tokens ('performer' or 'transformer') and se (bool).
-        img_size: side of the (square) training images; the position table is made for it, and its
-            2-D part is resized as it is used on any other size.
-        fine_levels: where the levels at strides 4 and 8 come from: 'blocks' or 'tokens', see above.
-        qk_scale: factor of the attention's logits. It belongs to the checkpoint: the released
-            weights were trained with embed_dim^-½ and loading one of them sets that; with none
-            loaded it is head_dim^-½. It is saved and loaded with the weights.
+        img_size: side of the (square) training images. The position table is made for this size;
+            for an image of another size, each forward resizes the 2-D part of the table.
+        fine_levels: the source of the levels at strides 4 and 8: 'blocks' or 'tokens', see above.
+        qk_scale: factor of the attention's logits. The factor belongs to the checkpoint, and is
+            saved and loaded with the weights. The released weights were trained with embed_dim^-½;
+            loading a released file sets this factor. Without a checkpoint it is head_dim^-½.
         in_channels: channels of the image.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`. The stem is
@@ -180,7 +180,7 @@ class T2TViT(DenseBackbone):
             block.attn.scale = scale
 
     def on_loaded(self, report: MatchReport) -> None:
-        # A file that does not say its scale is one of the authors'.
+        # A file without a scale is a file of the authors.
         if 'qk_scale' in report.fresh and not self._scale_is_given:
             self.set_qk_scale(self.cls_token.shape[-1] ** -.5)
 
@@ -190,8 +190,8 @@ class T2TViT(DenseBackbone):
             self.set_qk_scale(float(self.qk_scale))
 
     def adapt_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
-        """A position table of another training size: its 2-D part is resized. The first tokens
-        of images with another number of channels: as a first convolution's kernel."""
+        """Resize the 2-D part of a position table of another training size. Adapt the first tokens
+        to another number of image channels, like the kernel of a first convolution."""
         if name.startswith('tokens_to_token.attention1.') and tensor.shape[-1] == 3 * PATCH:
             return self._adapt_patches(name, tensor)
         grid = round((tensor.shape[1] - 1) ** .5) if tensor.ndim == 3 else 0
@@ -200,20 +200,20 @@ class T2TViT(DenseBackbone):
         return self.position_table(tensor, (grid, grid), (self.grid, self.grid))
 
     def _adapt_patches(self, name: str, tensor: Tensor) -> Tensor:
-        """From three channels, each with the pixels of a patch, to those of this model's images."""
+        """From three channels, each with the pixels of a patch, to the channels of this model."""
         from timm.models import adapt_input_conv
         channels = self.tokens_to_token.attention1.norm1.weight.shape[0] // PATCH
         patches = tensor.unflatten(-1, (3, PATCH))
         if tensor.ndim > 1:
             return adapt_input_conv(channels, patches[..., None]).flatten(1)
-        # The norm's weight and bias belong to a channel: no sum, no scale.
+        # Weight and bias of a norm belong to one channel, so they are neither summed nor scaled.
         kept = patches[torch.arange(channels) % 3] if channels > 1 else patches.mean(0, True)
         return kept.flatten()
 
     @staticmethod
     def position_table(table: Tensor, from_size: tuple[int, int],
                        to_size: tuple[int, int]) -> Tensor:
-        """(1, 1 + N, C) for another grid: the class token's entry stays, the rest is resized."""
+        """(1, 1 + N, C) for another grid. The class token's entry stays, the others are resized."""
         if from_size == to_size:
             return table
         resized = resize_position_grid(table[:, 1:], from_size, to_size)

@@ -1,16 +1,16 @@
-"""Checkpoints of whatever origin: find the file, read it safely, unwrap, rename, fit, report.
+"""Checkpoints of any origin: find the file, read it safely, unwrap, rename, fit, report.
 
-This room knows no model: `visattn_dense.zoo` does.
+This room knows no models; `visattn_dense.zoo` knows them.
 
-web         one http(s) request that ends, whatever the server does
-archive     what a file is, by its bytes
-pickled     a pickle as data: plain values and tensors
-download    a file from the network into the cache: whole, verified, once
-reading     a file to its contents, never executing code from it
-addresses   which function has the file of 'visattn://NAME'
-matching    the state dict inside, the prefix and layout that fit a model best
-pretrained  load_pretrained: all of it, with a report, or a clear failure
-memory      the memory of tensors that are mapped from a file
+web         makes one http(s) request, which always ends, with any server
+archive     finds the format of a file from its bytes
+pickled     reads a pickle as data: plain values and tensors
+download    downloads a file into the cache once, and verifies it
+reading     reads the contents of a file without executing code from it
+addresses   finds the function that gives the file of 'visattn://NAME'
+matching    finds the state dict, and the prefix and layout that fit a model best
+pretrained  load_pretrained: fills a backbone and reports, or fails with a clear message
+memory      gives back the memory of tensors that are mapped from a file
 """
 from visattn_dense import former
 

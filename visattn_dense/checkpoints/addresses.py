@@ -1,7 +1,8 @@
-"""Addresses that name a checkpoint in another way than by a file or the network.
+"""Addresses of a checkpoint that are neither a path nor an http(s) address.
 
-`SCHEMES` says for each scheme which function has the file: its dotted name, which is imported when
-such an address is met. So this room knows nothing of the rooms that give names to files.
+`SCHEMES` has, for each scheme, the dotted name of the function that gives the file. The function is
+imported only for an address with its scheme. So this room does not depend on the rooms that name
+files.
 """
 import importlib
 from collections.abc import Callable

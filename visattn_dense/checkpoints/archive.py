@@ -1,7 +1,7 @@
-"""What a checkpoint file is, from its bytes alone: before anything in it is built.
+"""Find the format of a checkpoint file from its bytes, before anything in the file is built.
 
-torch.save writes a zip archive whose records are stored as they are, or (before torch 1.6) a chain
-of pickles; safetensors a header of JSON and the bytes of the tensors.
+torch.save writes a zip archive with uncompressed records; before torch 1.6 it wrote a chain of
+pickles. A safetensors file is a header of JSON and the bytes of the tensors.
 """
 import json
 import os
@@ -31,9 +31,9 @@ class Record:
 
 
 def file_format(path: str | os.PathLike) -> str:
-    """'zip' (torch.save), 'pickle' (torch.save before 1.6), 'safetensors', or what else it is.
+    """The format: 'zip' (torch.save), 'pickle' (torch.save before 1.6) or 'safetensors'.
 
-    What else it can be: 'empty', 'web page', 'text', 'tar', 'unknown'.
+    A file that is not a checkpoint gives 'empty', 'web page', 'text', 'tar' or 'unknown'.
     """
     with open(path, 'rb') as file:
         head = file.read(512)
@@ -61,7 +61,8 @@ def check_is_checkpoint(path: str | os.PathLike) -> str:
     have no checksums.
 
     Raises:
-        UserError: the file is no checkpoint, is cut off or damaged, or unpacks to more than it is.
+        UserError: the file is not a checkpoint, is truncated or damaged, or unpacks to more than
+            its size.
     """
     path = Path(path)
     kind = file_format(path)
@@ -83,11 +84,11 @@ def check_is_checkpoint(path: str | os.PathLike) -> str:
 def zip_records(path: str | os.PathLike) -> dict[str, Record]:
     """The records of an archive that torch.save wrote, each with its checksum verified.
 
-    The records have to lie one after the other from the first byte on, followed by one directory
-    and the end of the file. So there is a single way to read the archive.
+    The records must lie one after the other from the first byte on. One directory and the end of
+    the file must follow. So there is only one way to read the archive.
 
     Raises:
-        UserError: the archive is damaged, or is laid out as torch.save does not.
+        UserError: the archive is damaged, or torch.save never writes such a layout.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -101,7 +102,7 @@ def zip_records(path: str | os.PathLike) -> dict[str, Record]:
         raise UserError(f'{path} is a TorchScript program, not a checkpoint; save the state_dict() '
                         'of the model')
     unpacked = sum(entry.file_size for entry in entries)
-    # torch.save stores; only somebody else compresses, or lets records share their bytes.
+    # torch.save neither compresses records nor lets them share bytes.
     if unpacked > size or any(entry.compress_type for entry in entries):
         raise UserError(f'{path} was refused: its {size:,} bytes unpack to {unpacked:,}, and '
                         'what torch.save writes is not compressed. If you trust it, unpack and '
@@ -134,7 +135,7 @@ def zip_records(path: str | os.PathLike) -> dict[str, Record]:
 
 
 def _data_offset(file, entry: zipfile.ZipInfo) -> int | None:
-    """Where an entry's bytes begin; None where its own header contradicts the directory."""
+    """Where an entry's bytes begin; None if the entry's own header contradicts the directory."""
     file.seek(entry.header_offset)
     head = file.read(_LOCAL_HEADER.size)
     if len(head) < _LOCAL_HEADER.size:

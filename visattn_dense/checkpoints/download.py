@@ -1,10 +1,11 @@
-"""Downloads that arrive whole or not at all: resumed, verified, once for all processes.
+"""Downloads: resumed after a break, verified, and made once for all processes.
 
-A file NAME of the cache has beside it
+A file appears under its name only when it is complete. Beside a file NAME in the cache lie
 
-    NAME.origin.json   its address, size and sha256 as they were when it arrived, checked ever
-                       after, and the mirror that it came from, if any
-    NAME.part          what has come of it so far, and NAME.part.json, which version that is of
+    NAME.origin.json   address, size and sha256 of the file when it arrived, checked at every later
+                       use; and the mirror of the download, if there was one
+    NAME.part          the bytes of an unfinished download
+    NAME.part.json     the version of the file to which these bytes belong
 
 The process that downloads holds a lock in the folder .locks.
 """
@@ -27,19 +28,19 @@ from .web import REACH, Interrupted, Refused, Response, Unreachable, address_fau
 
 CHUNK = 1 << 20
 LARGEST = 32 << 30
-"""Bytes that no checkpoint has; a longer body is not taken."""
-# What else of a name this module gives to files of its own, and what file systems take.
+"""More bytes than any checkpoint has. A longer body is refused."""
+# Endings of this module's own files, and a length of names that every file system takes.
 _OWN_ENDINGS = ('.part', '.json', '.tmp')
 _LONGEST_NAME = 200
 _RANGE = re.compile(r'bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)')
-# Attempts to reach a server that was never reached.
+# How often to try a server that was never reached.
 _KNOCKS = 3
 
 
 @dataclass
 class Origin:
-    """What a file of the cache was when it arrived: address (None: by hand), bytes, checksum, and
-    the mirror that it came from in place of that address."""
+    """A file of the cache when it arrived: its address (None: put there by hand), size in bytes,
+    checksum, and the mirror of the download (None: downloaded from the address)."""
 
     url: str | None
     size: int
@@ -49,8 +50,8 @@ class Origin:
 
 @dataclass
 class _Version:
-    """Which version of a file a transfer is of: its address, the names and the length of it that
-    the server gave with the first byte."""
+    """The version of a file in a transfer: address, and the ETag, date and length that the server
+    gave with the first byte."""
 
     url: str
     etag: str | None
@@ -59,13 +60,13 @@ class _Version:
 
     @property
     def validator(self) -> str | None:
-        """What names this very version; a weak ETag does not (RFC 9110, 13.1.5)."""
+        """The ETag or date of this version. A weak ETag identifies none (RFC 9110, 13.1.5)."""
         return self.etag if (self.etag or '').startswith('"') else self.modified
 
     def continues(self, other: '_Version') -> bool:
-        """Whether a part of this version belongs to what has come of the other.
+        """Whether a part of this version fits to the bytes of `other`.
 
-        A server may send a part of a new version although If-Range forbids that.
+        A server may send a part of a new version, although If-Range forbids this.
         """
         return bool(self.validator == other.validator is not None
                     and (self.etag is None or self.etag == other.etag)
@@ -73,7 +74,7 @@ class _Version:
 
 
 def cache_folder() -> Path:
-    """torch's folder of downloaded checkpoints; TORCH_HOME moves it."""
+    """torch's folder of downloaded checkpoints. The variable TORCH_HOME moves this folder."""
     import torch
     return Path(torch.hub.get_dir()) / 'checkpoints'
 
@@ -81,31 +82,30 @@ def cache_folder() -> Path:
 def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: str | None = None,
              size: int | None = None, mirror: str | None = None, attempts: int = 5,
              patience: float = 60., progress: bool | None = None) -> Path:
-    """The file at `url`, from the cache or else downloaded into it.
+    """The file at `url`, from the cache; downloaded into the cache if necessary.
 
-    Processes that ask for the same file at the same time download it once. An interrupted transfer
-    goes on where it stopped, in this call or in a later one, as long as the server still has the
-    same version of the file.
+    If several processes need the same file at the same time, one process downloads it. An
+    interrupted transfer continues where it stopped, in this call or in a later call, if the server
+    still has the same version of the file.
 
     Args:
-        url: http(s) address; None where the file can only have been put at `path` by hand, or
-            comes from `mirror`.
-        path: where it belongs; by default the cache, under the last part of the address.
-        sha256: published sum, or the beginning of it. By default what torch.hub's naming convention
-            says: eight or more hexadecimal digits after a hyphen at the end of the name.
-        size: published length in bytes. What is longer is not taken.
-        mirror: address to fetch it from in place of `url`, whose file it is all the same.
-        attempts: how often to try before giving up. A server that cannot be reached at all is tried
-            three times.
-        patience: seconds without a byte, or with less than a kibibyte for each of them, after which
-            a transfer counts as interrupted; also the longest pause between attempts is a tenth of
-            it.
-        progress: show a bar on stderr; None: where stderr is a terminal.
+        url: http(s) address; None if the file has no address: then the file comes from `mirror`, or
+            a user put the file at `path` by hand.
+        path: the place of the file; by default in the cache, under the last part of the address.
+        sha256: published checksum, or its beginning. By default the checksum in the name, as in
+            torch.hub: eight or more hexadecimal digits after a hyphen at the end of the name.
+        size: published length in bytes. A longer file is refused.
+        mirror: an address to download from in place of `url`.
+        attempts: how often to try. A server that cannot be reached at all is tried three times.
+        patience: a transfer counts as interrupted after this many seconds without a byte, or with
+            less than a kibibyte per second. The longest pause between attempts is a tenth of
+            `patience`.
+        progress: show a bar on stderr; None: only if stderr is a terminal.
 
     Raises:
-        UserError: it cannot be downloaded, is no checkpoint, or is not what was published or what
-            arrived first; the message says where to put the file by hand. Nothing remains under
-            the file's name then, or what was there remains as it was.
+        UserError: the file cannot be downloaded, is not a checkpoint, or differs from the published
+            file or from the file that arrived first. The message says where to put the file by
+            hand. A file that was at `path` before stays unchanged.
     """
     path = cache_folder() / _name_of(url) if path is None else Path(path)
     sha256 = sha256 or _published_sum(path.name)
@@ -128,10 +128,10 @@ def download(url: str | None, path: str | os.PathLike | None = None, *, sha256: 
 
 
 def verify(path: Path, url: str | None = None, *, sha256: str | None = None) -> Origin:
-    """Check a file of the cache against what it was when it arrived, or else remember what it is.
+    """Compare a file of the cache with its record. Without a record, write one.
 
     Raises:
-        UserError: it has changed, comes from another address, or is not what was published.
+        UserError: the file has changed, comes from another address, or is not the published file.
     """
     record = _record_of(path)
     now = Origin(url, path.stat().st_size, file_sha256(path))
@@ -149,7 +149,7 @@ def verify(path: Path, url: str | None = None, *, sha256: str | None = None) -> 
                         'name; download one of the two under another name and give its path')
     if then is not None:
         return then
-    # A cache that others keep may be read-only.
+    # A cache of other users may be read-only.
     with suppress(OSError):
         _write_record(record, now)
     return now
@@ -166,7 +166,7 @@ def file_sha256(path: Path) -> str:
 
 def _fetch(url: str | None, path: Path, sha256: str | None, *, size: int | None,
            mirror: str | None, attempts: int, patience: float, progress: bool | None) -> None:
-    """Download to NAME.part, check that, and give it its name."""
+    """Download to NAME.part, check this file, and rename it to NAME."""
     source = mirror or url
     by_hand = f'fetch it by hand{f" from {url}" if mirror and url else ""} and put it at {path}'
     part = path.with_name(path.name + '.part')
@@ -188,7 +188,7 @@ def _fetch(url: str | None, path: Path, sha256: str | None, *, size: int | None,
             if came := _begun(part, source)[0]:
                 kept = f' The {came:,} bytes that came are kept, the next call goes on from there.'
             else:
-                # Without its version no call can go on from it.
+                # A part without a version cannot be continued.
                 _forget(part)
             times = f', tried {tried} times' if tried > 1 else ''
             raise UserError(f'could not download {source} ({trouble}{times}).{kept} Set '
@@ -203,7 +203,7 @@ def _fetch(url: str | None, path: Path, sha256: str | None, *, size: int | None,
         _forget(part)
         raise UserError(f'what {source} gave is not the file: {error}. Set init_cfg=None to begin '
                         f'with random weights, or {by_hand}') from error
-    # The record first: a kill in between leaves no file without one.
+    # Write the record first, so that a kill in between leaves no file without a record.
     _write_record(_record_of(path), origin)
     os.replace(part, path)
     _forget(part)
@@ -211,13 +211,13 @@ def _fetch(url: str | None, path: Path, sha256: str | None, *, size: int | None,
 
 def _transfer(url: str, part: Path, *, size: int | None, patience: float, progress: bool | None
               ) -> None:
-    """Bring NAME.part to its full length, from where it stands if the server has the same file."""
+    """Download the rest of NAME.part; all of it if the server has another version."""
     headers = {'User-Agent': 'visattn-dense', 'Accept-Encoding': 'identity'}
     start, was = _begun(part, url)
     if start:
         if start == was.total:
             return
-        # If-Range: the rest of this very version, or else the whole of the new one.
+        # If-Range asks for the rest of this version, or for the whole file of a new version.
         headers |= {'Range': f'bytes={start}-', 'If-Range': was.validator}
     try:
         response = open_url(url, headers, patience)
@@ -248,7 +248,7 @@ def _transfer(url: str, part: Path, *, size: int | None, patience: float, progre
 
 
 def _check_answer(response: Response, *, resuming: bool) -> None:
-    """Refuse what cannot be the file, or the part of it that was asked for."""
+    """Refuse an answer that cannot be the file, or the requested part of the file."""
     if response.status not in ((200, 203, 206) if resuming else (200, 203)):
         raise Refused(f'HTTP status {response.status}: {response.reason}')
     if response.headers.get_content_type() == 'text/html':
@@ -260,8 +260,10 @@ def _check_answer(response: Response, *, resuming: bool) -> None:
 
 
 def _span(response: Response) -> tuple[int, int | None, int | None]:
-    """First byte of the answer's body, the one after its last, and the length of the whole file;
-    None where the server does not say. A Content-Range that says nothing gives -1."""
+    """(first, end, total): the answer's body is bytes first to end - 1 of a file of `total` bytes.
+
+    end or total is None if the server does not give it. first is -1 for an invalid Content-Range.
+    """
     lengths = {length.strip() for length in response.headers.get_all('Content-Length', [])}
     if any(not re.fullmatch('[0-9]{1,18}', length) for length in lengths) or len(lengths) > 1:
         given = ' and '.join(repr(length[:40]) for length in sorted(lengths))
@@ -280,7 +282,7 @@ def _span(response: Response) -> tuple[int, int | None, int | None]:
 
 
 def _check_length(total: int | None, size: int | None, part: Path, start: int) -> None:
-    """Refuse a file of another length than was published, or one that has no room."""
+    """Refuse a file whose length is not the published one, or that does not fit on the disk."""
     if size is not None and total != size:
         raise Refused(f'it announces {total:,} bytes, published are {size:,}')
     if (total or 0) > LARGEST:
@@ -296,13 +298,13 @@ def _receive(response: Response, part: Path, *, start: int, total: int | None,
              progress: bool | None) -> None:
     from tqdm import tqdm
     name = part.name.removesuffix('.part')
-    # A length that nobody announced leaves some room on the disk.
+    # If the server announced no length, leave some room on the disk.
     limit = total or min(LARGEST, start + shutil.disk_usage(part.parent).free * 9 // 10)
     came = start
     with (open(part, 'ab' if start else 'wb') as file,
           tqdm(desc=name, initial=start, total=total, unit='B', unit_scale=True, unit_divisor=1024,
                disable=None if progress is None else not progress) as bar):
-        # What is there is taken at once: a stall loses nothing.
+        # Bytes are written as soon as they arrive, so that a stall loses nothing.
         while block := response.read_some(CHUNK):
             came += len(block)
             if came > limit:
@@ -318,7 +320,7 @@ def _receive(response: Response, part: Path, *, start: int, total: int | None,
 
 
 def _begun(part: Path, url: str) -> tuple[int, _Version | None]:
-    """How many bytes have come that a transfer from `url` can go on from, and their version."""
+    """How many bytes of an earlier transfer from `url` can be used, and their version."""
     with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
         was = _Version(**json.loads(_version_of(part).read_text()))
         came = part.stat().st_size
@@ -347,7 +349,7 @@ def _name_of(url: str) -> str:
     """The file name at the end of an address.
 
     Raises:
-        UserError: the address is none, or no file can have that name.
+        UserError: the address is not valid, or no file of the cache can have this name.
     """
     advice = 'Download the file by hand and give its path'
     if fault := address_fault(url):
@@ -363,7 +365,7 @@ def _name_of(url: str) -> str:
 
 
 def _published_sum(name: str) -> str | None:
-    # A date is no sum.
+    # Digits that look like a date are not a checksum.
     match = re.search(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.', name)
     return match[1] if match else None
 
@@ -373,7 +375,7 @@ def _record_of(path: Path) -> Path:
 
 
 def _read_record(record: Path) -> Origin | None:
-    """None where there is no record, or none that can be read."""
+    """The record; None if there is no readable record."""
     with suppress(FileNotFoundError, ValueError, TypeError):
         return Origin(**json.loads(record.read_text()))
     return None
@@ -386,7 +388,7 @@ def _write_record(record: Path, origin: Origin) -> None:
 
 
 def _lock_of(path: Path) -> Path:
-    """Apart, because a lock that is deleted after use is none."""
+    """The lock file of a download, in a folder of its own: a lock file must not be deleted."""
     folder = path.parent / '.locks'
     _make_folder(folder)
     return folder / f'{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.lock'

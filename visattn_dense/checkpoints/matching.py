@@ -1,4 +1,4 @@
-"""Finding the weights of a model in somebody's checkpoint: wrapper, prefix, layout, shapes."""
+"""Find the weights of a model in any checkpoint: wrapper, prefix, layout, shapes."""
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,18 +14,18 @@ from .pickled import check_names
 
 StateDict = dict[str, Tensor]
 Layout = Callable[[StateDict], StateDict]
-"""From the tensor names (and forms) of a checkpoint to those of a model here."""
+"""A function from the tensor names (and shapes) of a checkpoint to those of a model here."""
 
-# In the order of preference: authors report the averaged weights. mmengine's EMAHook saves those as
-# `state_dict`, and what was averaged as `ema_state_dict`.
+# In the order of preference: authors publish figures of the averaged weights. mmengine's EMAHook
+# saves the averaged weights as `state_dict`, and the weights of the training as `ema_state_dict`.
 _WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'module', 'ema_state_dict')
 
 
 def rename(*rules: tuple[str, str | Callable[[re.Match], str]]) -> Layout:
-    """A layout that differs by names alone: regular expressions applied in turn to every name.
+    """A layout that changes names only: all regular expressions, in turn, on every name.
 
     Args:
-        rules: (pattern, replacement), the replacement as `re.sub` takes it.
+        rules: (pattern, replacement), as for `re.sub`.
     """
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
@@ -44,11 +44,11 @@ def unwrap(contents: Any) -> StateDict:
     """The state dict inside a checkpoint's contents.
 
     Raises:
-        UserError: there is none (the message says what is there instead), or a tensor in it has no
-            usable name.
+        UserError: there is no state dict (the message says what the contents are), or a tensor in
+            the state dict has an unusable name.
     """
     looked_at = contents
-    # No script wraps more often; contents that hold themselves would have no end.
+    # No script has more wrappers. Contents that contain themselves would have no end.
     for _ in range(8):
         if not isinstance(looked_at, Mapping):
             break
@@ -70,18 +70,19 @@ def unwrap(contents: Any) -> StateDict:
 
 @dataclass
 class MatchReport:
-    """What of a model a checkpoint fills.
+    """Which tensors of a model a checkpoint fills.
 
     Attributes:
-        layout: the layout whose names fitted ('native' is this project's own).
-        prefix: what stood before the names in the file ('backbone.' in a whole segmentor).
-        matched: names that are filled as they are.
-        adapted: names that are filled after a change of shape, and what changed.
+        layout: the layout whose names fit ('native' is this project's own).
+        prefix: the beginning of the names in the file ('backbone.' in a whole segmentor).
+        matched: names that are filled without a change of shape.
+        adapted: name -> change, for names that are filled after a change of shape.
         missing: names that the file does not fill.
-        mismatched: names whose shape or kind of number in the file does not fit, and both.
-        converted: names that are filled after a change of precision, and the file's precision.
-        fresh: missing names that such a file is known not to hold; not counted against it.
-        unused: names in the file that the model has no use for (a classifier, optimizer state).
+        mismatched: name -> difference, for names whose shape or kind of number does not fit.
+        converted: name -> the file's precision, for names that are filled after a change of
+            precision.
+        fresh: names that such files never hold; `fraction` does not count them as missing.
+        unused: names in the file that the model does not use (a classifier, optimizer state).
     """
 
     layout: str
@@ -96,7 +97,7 @@ class MatchReport:
 
     @property
     def fraction(self) -> float:
-        """Part of the model's tensors, the known fresh ones aside, that are filled: 0 to 1."""
+        """The filled fraction of the model's tensors without the fresh ones, from 0 to 1."""
         filled = len(self.matched) + len(self.adapted)
         return filled / max(1, filled + len(self.missing) + len(self.mismatched))
 
@@ -121,15 +122,15 @@ def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str
                      fresh: Iterable[str] = (), prefix: str | None = None,
                      adapt: Callable[[str, Tensor], Tensor | None] | None = None,
                      ) -> tuple[StateDict, MatchReport]:
-    """Find in `state` what fills `model`, whatever the prefix and layout of its names.
+    """Find the tensors of `state` that fill `model`, for any prefix and layout of the names.
 
     Args:
-        model: whose tensors are to be filled; it is not changed.
+        model: the model to fill; it is not changed.
         state: the checkpoint's tensors.
-        layouts: name -> layout of the other namings that such files come in.
-        fresh: patterns of tensors that such files are known not to hold.
-        prefix: take names after this prefix only; by default every prefix in the file is tried.
-        adapt: fits a tensor of another shape to a name, or returns None.
+        layouts: name -> layout, for the other namings of such files.
+        fresh: patterns of tensors that such files never hold.
+        prefix: take only names that begin with this prefix; None: try every prefix in the file.
+        adapt: a function that fits a tensor of another shape to a name, or returns None.
 
     Returns:
         The tensors in the model's naming and shapes, and the report.
@@ -141,7 +142,7 @@ def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str
         stripped = {name[len(candidate):]: state[name] for name in names}
         for layout_name, layout in {**native, **layouts}.items():
             renamed = layout(stripped)
-            # Equal counts: the longer prefix left less behind.
+            # With equal counts, the longer prefix is better: it leaves fewer names unused.
             score = (len(renamed.keys() & target.keys()), len(candidate))
             if best is None or score > best[:2]:
                 best = (*score, candidate, layout_name, renamed)
@@ -153,7 +154,7 @@ def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str
     for name, wanted in target.items():
         tensor = renamed.get(name)
         if tensor is None:
-            # Counters of BatchNorm do no more than count: old files lack them.
+            # The counters of BatchNorm have no effect, and old files lack them.
             optional = fresh_pattern.fullmatch(name) or name.endswith('num_batches_tracked')
             (report.fresh if optional else report.missing).append(name)
             continue
@@ -181,10 +182,10 @@ def match_state_dict(model: nn.Module, state: StateDict, *, layouts: Mapping[str
 
 
 def _adapt_channels(model: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
-    """The kernel of the model's first convolution, from images of another number of channels.
+    """The kernel of the model's first convolution, adapted to another number of image channels.
 
-    As timm does it: one channel is the sum of the three, several are the three in turn, scaled so
-    that the sum over channels keeps its size.
+    The same as in timm: for one channel, the sum of the three channels; for several, the three
+    channels in turn, scaled so that the sum over channels keeps its size.
     """
     first = next(((owner, module) for owner, module in model.named_modules()
                   if isinstance(module, nn.Conv2d)), None)
@@ -202,8 +203,8 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _prefixes(state: StateDict, given: str | None) -> list[tuple[str, list[str]]]:
-    """'' and every beginning of a name, up to a dot, that three levels of wrapping can make, each
-    with the names that begin so. `given` alone where it is not None."""
+    """Each possible prefix with its names: '' and every beginning of a name up to its first, second
+    or third dot. If `given` is not None: only `given` with its names."""
     if given is not None:
         return [(given, [name for name in state if name.startswith(given)])]
     found: dict[str, list[str]] = {'': list(state)}

@@ -1,7 +1,7 @@
-"""Giving back the memory of a mapped file while its tensors are being copied.
+"""Give back the memory of a mapped file while its tensors are being copied.
 
-Pages of a mapped file count as the process's own once they are read, so a copy of a checkpoint
-into a model would peak at twice its size.
+After a read, pages of a mapped file count as the process's memory. So a copy of a checkpoint into a
+model would need twice the size of the checkpoint at the peak.
 """
 import ctypes
 import mmap
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class MappedPages:
-    """The places where a file is mapped into this process, by the kernel's account.
+    """The address ranges at which a file is mapped into this process, from /proc/self/maps.
 
-    On systems without /proc there are none, and nothing is given back.
+    On a system without /proc there are no ranges, and no memory is given back.
 
     Args:
         path: the file.
@@ -35,16 +35,16 @@ class MappedPages:
                 self._ranges.append((start, end))
 
     def release(self, tensors: Iterable[Tensor]) -> None:
-        """Drop the pages of `tensors` that lie in the file; they are read again when needed.
+        """Drop the pages of `tensors` that are mapped from the file. A later access reads the file.
 
-        The tensors must not have been written to: that is lost. Others are left alone.
+        Changes to the tensors would be lost, so do not write to them. Other tensors stay.
         """
         for tensor in tensors:
             storage = tensor.untyped_storage()
             begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
             if not any(low <= begin and end <= high for low, high in self._ranges):
                 continue
-            # Whole pages only: the first and the last may be shared with a neighbour.
+            # Whole pages only: a neighbour may share the first and the last page.
             begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end & -mmap.PAGESIZE
             if begin < end:
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin),

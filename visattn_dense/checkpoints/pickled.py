@@ -1,11 +1,11 @@
-"""A pickle as data: plain values and tensors. Nothing is imported, nothing of the file is called.
+"""Read a pickle as data: plain values and tensors. Nothing is imported or called for the file.
 
 A pickle is a small program. Python's own reader runs that program: it imports what the file names
-and calls it. Here the instructions are carried out on plain values alone. A name in the file is a
-key of the tables below, and what stands there builds one kind of value after it has checked the
-size. Any other name ends the reading.
+and calls it. This reader carries out the instructions on plain values alone. A name in the file has
+to be a key of the tables below. The table's entry checks the size and then builds one kind of
+value. Any other name ends the reading.
 
-Source of the instructions: Python's `pickletools`, which lists and decodes them.
+The instructions come from Python's `pickletools`, which lists and decodes them.
 """
 import math
 import pickletools
@@ -38,15 +38,15 @@ _NUMPY = {code: np.dtype(code) for code in ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 
 
 
 class Refused(Exception):
-    """The file asks for something that no file of weights needs; the message says what."""
+    """The file needs something that no file of weights needs. The message says what."""
 
 
 class NotHeld(Refused):
-    """The file has tensors of a kind that no model here holds; the message says which."""
+    """The file has tensors of a kind that no model here holds. The message names the kind."""
 
 
 class TooLarge(Refused):
-    """The file claims more memory than it may; the message says for what."""
+    """The file claims too much memory. The message says for what."""
 
 
 class Record(dict):
@@ -59,7 +59,7 @@ class Record(dict):
     kind: str = ''
 
     def __reduce__(self) -> tuple:
-        # What is saved again has no class of this project in it.
+        # A file that is saved again holds no class of this project.
         return OrderedDict, (list(self.items()),)
 
 
@@ -67,9 +67,9 @@ class Storage:
     """The bytes that tensors of a file share.
 
     Args:
-        dtype: what the file says that the numbers are.
-        size: bytes.
-        bytes_: the bytes; where they come later in the file they are set once they are read.
+        dtype: the dtype of the numbers, as the file says.
+        size: number of bytes.
+        bytes_: the bytes; None until they are read, if they come later in the file.
     """
 
     def __init__(self, dtype: torch.dtype, size: int,
@@ -78,7 +78,7 @@ class Storage:
 
 
 class _Name(str):
-    """What the file names: 'module.name'."""
+    """A name in the file: 'module.name'."""
 
 
 class _Pending:
@@ -111,7 +111,7 @@ class _Array(_Pending):
 
 
 class _Tensor:
-    """A tensor that is made once the bytes of its storage are there."""
+    """A tensor that is made later, when the bytes of its storage have been read."""
 
     def __init__(self, storage: Storage, dtype: torch.dtype, offset: int, size: tuple,
                  stride: tuple) -> None:
@@ -172,7 +172,7 @@ def _encoded(text: Any, encoding: Any = 'latin1') -> bytes:
 
 def _pairs(kind: type) -> Callable[..., dict]:
     def build(*arguments: Any) -> dict:
-        # A defaultdict's argument is what it makes its values with, and has no use here.
+        # The argument of a defaultdict, which makes its values, is not used here.
         given = arguments[0] if arguments else ()
         out = kind()
         for key, value in (given.items() if isinstance(given, dict) else
@@ -211,7 +211,7 @@ def _device(*parts: Any) -> str:
 
 
 def _method(owner: Any, name: Any) -> None:
-    # mmengine's history of a logged scalar names its own methods. Nothing is looked up.
+    # mmengine's history of a logged scalar contains names of its methods; they are not looked up.
     if owner not in _RECORDS or not isinstance(name, str) or name.startswith('_'):
         raise Refused(f'the attribute {ascii(name)[:60]} of {owner}')
 
@@ -245,17 +245,17 @@ _CALLS: dict[str, Callable[..., Any]] = {
        for name, function in (('_reconstruct', lambda *_: _Array()), ('scalar', _numpy_scalar))},
     **{f'{module}.numeric._frombuffer': _numpy_array for module in ('numpy.core', 'numpy._core')},
 }
-"""What builds a value from arguments, by the name that a file has for it."""
+"""Name in the file -> the function that builds a value from arguments."""
 
 _RECORDS = ('argparse.Namespace', 'yacs.config.CfgNode',
             'mmengine.logging.history_buffer.HistoryBuffer')
-"""Classes whose objects are kept as their attributes."""
+"""Classes whose objects become a `Record` of their attributes."""
 
 _INERT = (*(f'{module}.{name}' for module in ('builtins', '__builtin__')
             for name in ('list', 'dict', 'int', 'float', 'str', 'object')),
           'numpy.ndarray', 'torch.nn.parameter.Parameter', 'torch.Tensor', 'torch._tensor.Tensor',
           'torch.nn.parameter.Buffer')
-"""Names that only stand as arguments of the functions above."""
+"""Names that only occur as arguments of the functions above."""
 
 
 _NOT_HELD = {'_rebuild_qtensor': 'quantised tensors', '_rebuild_sparse': 'sparse tensors',
@@ -273,7 +273,7 @@ def _record(kind: Any) -> Record:
 
 
 def _named(name: str) -> Any:
-    """What a file's global name stands for."""
+    """The value for a global name in the file."""
     module, _, leaf = name.rpartition('.')
     if module == 'torch' and leaf in DTYPES:
         return DTYPES[leaf]
@@ -287,7 +287,7 @@ def _named(name: str) -> Any:
 
 
 def storage_dtype(kind: Any) -> torch.dtype:
-    """The dtype of a storage class, by the name that a file has for it."""
+    """The dtype of a storage class, found by the class's name in the file."""
     leaf = kind.rpartition('.')[2] if isinstance(kind, _Name) else None
     if leaf not in _STORAGES:
         raise Refused(f'a storage of {kind}')
@@ -319,7 +319,7 @@ class PickleReader:
     """Carries out the instructions of pickles on plain values.
 
     Args:
-        persistent: gives the `Storage` for a persistent id, the tuple by which torch names one.
+        persistent: a function from a persistent id, torch's tuple for a storage, to the `Storage`.
         limit: bytes that all tensors together may claim.
     """
 
@@ -330,9 +330,9 @@ class PickleReader:
         self._claims = limit
 
     def read(self, file: BinaryIO) -> Any:
-        """The value of the pickle at the file's position, which is left behind the pickle.
+        """The value of the pickle at the file's position. Afterwards the position is at its end.
 
-        Tensors are not made yet: `finish` does that.
+        Tensors are not made yet: `finish` makes the tensors.
 
         Raises:
             Refused: the pickle asks for more than plain values and tensors.
@@ -441,8 +441,8 @@ class PickleReader:
         """The contents with their tensors and arrays made.
 
         Raises:
-            Refused: they contain themselves, are nested too deeply, or hold a value that is none
-                of plain containers, numbers, text and tensors.
+            Refused: the contents contain themselves, are nested too deeply, or hold a value other
+                than plain containers, numbers, text and tensors.
         """
         done: dict[int, Any] = {}
         # What is replaced has to stay, or another value would get its identity.
@@ -523,10 +523,10 @@ def _set_state(target: Any, state: Any) -> None:
 
 
 def check_names(state: dict[Any, Any]) -> None:
-    """Every key of a state dict is short printable text.
+    """Check that every key of a state dict is a short printable text.
 
     Raises:
-        UserError: names the first one that is something else.
+        UserError: a key is something else. The message has the first such key.
     """
     for name in state:
         if not (isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_NAME):

@@ -1,4 +1,4 @@
-"""load_pretrained: a checkpoint of whatever origin into a backbone, or a clear failure."""
+"""load_pretrained: load any checkpoint into a backbone, or fail with a clear message."""
 import logging
 import os
 from collections.abc import Iterator
@@ -12,31 +12,32 @@ from .matching import MatchReport, StateDict, match_state_dict, unwrap
 from .memory import MappedPages
 from .reading import read_checkpoint, resolve
 
-# Copied at a time: what a load needs beyond the model itself is a small multiple of this.
+# Bytes copied at a time. Besides the model, loading needs a small multiple of this memory.
 _PORTION = 16 << 20
 
 
 def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
                     prefix: str | None = None, min_matched: float = 0.95) -> MatchReport:
-    """Fill a backbone from a checkpoint and say what was matched.
+    """Fill a backbone from a checkpoint and report what was matched.
 
-    The file may wrap its weights (`state_dict`, `state_dict_ema`, `model`, `module.`), be a whole
-    segmentor or detector (`backbone.`), and use the authors' names or this project's. The first
-    convolution is adapted to another number of image channels, position tables to another size.
+    The file may wrap its weights (`state_dict`, `state_dict_ema`, `model`, `module.`), may be a
+    whole segmentor or detector (`backbone.`), and may have the authors' names or this project's
+    names. The first convolution is adapted to another number of image channels. Position tables are
+    adapted to another size.
 
     Args:
-        model: the backbone; changed only if enough is matched.
+        model: the backbone; changed only if enough tensors match.
         checkpoint: path, http(s) URL or 'visattn://NAME'; see `read_checkpoint`.
-        prefix: take only names that begin with it; found by itself when None.
-        min_matched: part of the model's tensors, from 0 to 1, that must be filled.
+        prefix: take only names that begin with this text. None: every prefix is tried.
+        min_matched: fraction of the model's tensors, from 0 to 1, that must be filled.
 
     Returns:
         The report, which is also logged.
 
     Raises:
         FileNotFoundError, UserError: the file cannot be read; see `read_checkpoint`.
-        UserError: less than `min_matched` of the model is in the file, or it holds numbers that
-            are not finite.
+        UserError: less than `min_matched` of the model is in the file, or a number in the file is
+            not finite.
     """
     path = resolve(checkpoint)
     state = unwrap(read_checkpoint(path, mmap=True))
@@ -55,10 +56,10 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
 
 
 def require_finite(filled: StateDict, path: str | os.PathLike) -> None:
-    """Every number of `filled` is finite.
+    """Check that every number of `filled` is finite.
 
     Raises:
-        UserError: names the tensors with other numbers.
+        UserError: a number is not finite. The message names the tensors.
     """
     _report_broken(nonfinite(filled), path)
 
@@ -71,18 +72,18 @@ def _report_broken(broken: list[str], path: str | os.PathLike) -> None:
 
 
 def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:
-    """Copy tensors into a model of the same names and shapes, or leave it as it is.
+    """Copy tensors into a model with the same names and shapes.
 
-    Beyond the model, memory for a small part of it is needed, also while the tensors are mapped
-    from the file: each portion's pages are given back.
+    Besides the model, the copying needs little memory: the tensors are copied in portions, and the
+    pages of each portion that are mapped from the file are given back.
 
     Args:
-        model: what is filled; its precision and device stay.
-        filled: name -> tensor; emptied on the way.
-        path: the file they come from.
+        model: the model to fill; its precision and device stay.
+        filled: name -> tensor; empty afterwards.
+        path: the file of the tensors.
 
     Raises:
-        UserError: there are numbers that are not finite.
+        UserError: a number is not finite; then the model is unchanged.
     """
     pages = MappedPages(path)
     broken = []
@@ -94,7 +95,7 @@ def fill(model: nn.Module, filled: StateDict, path: str | os.PathLike) -> None:
         model.load_state_dict(portion, strict=False)
         pages.release(portion.values())
         for name in portion:
-            # BatchNorm adds its counter to what it is given.
+            # load_state_dict may have added the counter of a BatchNorm to `portion`.
             filled.pop(name, None)
 
 
@@ -105,13 +106,13 @@ def nonfinite(state: StateDict) -> list[str]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # One pass without a copy; a sum that overflows is looked at again.
+    # One pass without a copy. If the sum overflows, look at each number.
     total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
 def _portions(state: StateDict) -> Iterator[dict[str, Tensor]]:
-    """The tensors in groups of `_PORTION` bytes, or one each where they are larger."""
+    """The tensors in groups of at most `_PORTION` bytes; a larger tensor is a group of its own."""
     portion, size = {}, 0
     for name, tensor in list(state.items()):
         if portion and size + tensor.nbytes > _PORTION:
@@ -124,7 +125,7 @@ def _portions(state: StateDict) -> Iterator[dict[str, Tensor]]:
 
 
 def logger() -> logging.Logger:
-    """mmengine's current logger where a run has one, so that the report lands in the run's log."""
+    """mmengine's current logger if mmengine is imported, so that a run's log has the report."""
     import sys
     mmengine_logging = sys.modules.get('mmengine.logging')
     if mmengine_logging is not None:

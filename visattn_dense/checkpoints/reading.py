@@ -1,8 +1,8 @@
-"""Reading a checkpoint file or address without ever executing code from it: the one reader.
+"""The one reader of checkpoints. Reading never executes code from a file.
 
-Every way into the project that takes a checkpoint comes through `read_checkpoint`: load_pretrained
-and init_cfg, load_from, --resume, the tools, the command of the zoo, the Hub, timm, and mmengine's
-own `load_checkpoint`. docs/security.md says what the reader promises.
+All code that takes a checkpoint calls `read_checkpoint`: load_pretrained and init_cfg, load_from,
+--resume, the tools, the command of the zoo, the Hub, timm, and mmengine's own `load_checkpoint`.
+docs/security.md says what the reader promises.
 """
 import os
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ from .download import download
 from .pickled import DTYPES, NotHeld, PickleReader, Refused, Storage, TooLarge, storage_dtype
 
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.safetensors')
-# The first of the pickles of torch.save before 1.6.
+# The first pickle in a file that torch.save wrote before 1.6.
 _LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
-# What tensors may claim beyond the bytes that the file has, by sharing them.
+# Tensors may share bytes: together they may claim this many bytes more than twice the file has.
 _SHARED = 64 << 20
 _TO_TRUST = ('If you trust its origin, `python -m visattn_dense.zoo convert --trust` makes '
              'a file of the weights alone.')
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """The file that a path, an http(s) address or 'visattn://NAME' stands for, downloaded if need.
+    """The file for a path, an http(s) address or 'visattn://NAME', downloaded if necessary.
 
     Raises:
-        MissingFileError: no such file; near names of the folder are given.
+        MissingFileError: no such file. The message has similar names from the folder.
         UserError: the download failed, or the zoo has no such name; see `download`.
     """
     text = os.fspath(source)
@@ -52,29 +52,29 @@ def resolve(source: str | os.PathLike) -> Path:
 
 
 def read_checkpoint(source: str | os.PathLike, *, trust: bool = False, mmap: bool = False) -> Any:
-    """What a checkpoint holds, its tensors on the CPU.
+    """The contents of a checkpoint, with tensors on the CPU.
 
-    The structure of the file, the checksums that it has, and every size in it are checked before
-    memory is taken: reading takes no more than 200 MB beside twice the file. Contents are dicts,
+    The structure of the file, its checksums and every size in the file are checked before memory is
+    allocated. Reading takes at most twice the size of the file and 200 MB more. Contents are dicts,
     lists, tuples, text, numbers, arrays and dense tensors, without cycles.
 
     Args:
         source: a file (torch's zip or legacy format, or safetensors), an http(s) address, which is
             downloaded once into torch's cache (`torch.hub.get_dir()`/checkpoints), or
             'visattn://NAME', an entry of the model zoo.
-        trust: build every object in the file, which executes the code that the file brings.
-        mmap: leave the bytes of the tensors in the file until they are looked at. Such tensors are
-            only good as long as nobody writes to the file.
+        trust: build every object in the file. This executes code from the file.
+        mmap: leave the bytes of the tensors in the file until they are read. Such tensors are valid
+            only while nobody writes to the file.
 
     Returns:
-        The contents: usually a dict of tensors, or a dict that wraps one. Objects of the few
-        classes that authors' training scripts left beside the weights come as `pickled.Record`,
-        their attributes.
+        The contents: usually a dict of tensors, or a dict that contains such a dict. Objects of the
+        few classes that authors' training scripts saved with the weights become `pickled.Record`s
+        with the objects' attributes.
 
     Raises:
         MissingFileError, UserError: see `resolve`.
-        UserError: the file is damaged or no checkpoint, unpacks to more than it is, or holds
-            objects other than tensors and plain containers, which are not built.
+        UserError: the file is damaged, is not a checkpoint, unpacks to more than its size, or holds
+            objects other than tensors and plain containers. Such objects are not built.
     """
     path = resolve(source)
     try:
@@ -96,7 +96,7 @@ def read_checkpoint(source: str | os.PathLike, *, trust: bool = False, mmap: boo
         raise UserError(f'{path} holds more than tensors and plain containers, and nothing of it '
                         f'was executed: {error}. {_TO_TRUST}') from error
     except Exception as error:
-        # Damage shows as ValueError, KeyError, IndexError, ... according to where it is.
+        # Damage raises ValueError, KeyError, IndexError, ..., depending on its place in the file.
         raise UserError(f'{path} is damaged or is no checkpoint ({path.stat().st_size:,} bytes; '
                         f'{type(error).__name__}: {str(error)[:200]}); download or copy it again'
                         ) from error
@@ -128,7 +128,7 @@ def _bytes(file: Any, record: Record) -> bytes:
 
 
 class _ZipStorages:
-    """The storages of a zip file, each made once, when all names are known to be good."""
+    """The storages of a zip file. Each is made once, after all names were checked."""
 
     def __init__(self, path: Path, file: Any, records: Mapping[str, Record], mmap: bool) -> None:
         self._path, self._file, self._records, self._mmap = path, file, records, mmap
@@ -145,7 +145,7 @@ class _ZipStorages:
                  if self._mmap and self._found else None)
         for key, storage in self._found.items():
             start = self._records[key].offset
-            # Numbers have to lie at multiples of their size.
+            # The address of a number has to be a multiple of its size.
             if whole is not None and storage.size and start % 8 == 0:
                 storage.bytes = whole[start:start + storage.size]
             else:
@@ -154,7 +154,8 @@ class _ZipStorages:
 
 
 def _storage_id(persistent: Any) -> tuple[torch.dtype, str, int]:
-    """dtype, key and bytes of what torch calls ('storage', class, key, location, count)."""
+    """dtype, key and bytes of a storage, which torch writes as ('storage', class, key, location,
+    count)."""
     if not (isinstance(persistent, tuple) and len(persistent) >= 5 and persistent[0] == 'storage'
             and isinstance(persistent[2], str) and type(persistent[4]) is int
             and persistent[4] >= 0):

@@ -1,9 +1,9 @@
-"""One http(s) request that ends, whatever the server does.
+"""One http(s) request, which always ends, with any server.
 
-urllib limits each wait for a byte and nothing else. A server that sends a byte a minute, or headers
-without end, holds its client for ever. Here a connection has to stand within `REACH` seconds, and
-the body has to come at `SLOWEST` bytes a second or faster. Bytes of headers, of chunk sizes and of
-trailers do not count.
+urllib limits only the wait for each single byte. A server that sends one byte a minute, or headers
+without end, would keep its client waiting for ever. Here a connection must stand within `REACH`
+seconds, and the body must arrive with at least `SLOWEST` bytes a second. Bytes of headers, of chunk
+sizes and of trailers do not count.
 """
 import http.client
 import io
@@ -22,21 +22,21 @@ from ssl import SSLEOFError, SSLError
 from urllib.parse import quote, urljoin, urlsplit
 
 REACH = 10.
-"""Seconds for everything before the request: looking the name up, all of its addresses, TLS."""
+"""Seconds for everything before the request: the lookup of the name, all its addresses, TLS."""
 SLOWEST = 1024
 """Bytes of a body that have to come each second, on average over `patience` seconds."""
 REDIRECTS = 10
 _REDIRECT = (301, 302, 303, 307, 308)
-# Passing troubles of a server; any other status is final.
+# Temporary troubles of a server; any other status is final.
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Interrupted(Exception):
-    """A transfer stopped before its end. Another attempt may go on."""
+    """A transfer stopped before its end. Another attempt may continue it."""
 
 
 class Unreachable(Interrupted):
-    """There was no connection to the server. One more attempt may help, many do not."""
+    """There was no connection to the server. A few more attempts may help."""
 
 
 class Refused(Exception):
@@ -88,7 +88,7 @@ def open_url(url: str, headers: Mapping[str, str], patience: float) -> 'Response
 
 
 def address_fault(url: str) -> str:
-    """Why `url` is no http(s) address that can be asked for; '' where it is one."""
+    """Why `url` is not a usable http(s) address; '' if it is one."""
     if re.search(r'[^!-~]', url):
         return ('an address has only ASCII characters and no spaces: in a path, write '
                 f'{quote(url, safe=string.punctuation)[:300]!r}; in a host, its xn-- form')
@@ -113,7 +113,7 @@ class Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._paced)
 
     def read_some(self, size: int) -> bytes:
-        """What there is of the body, `size` bytes at most; b'' at its end.
+        """The bytes of the body that have arrived, `size` bytes at most; b'' at the end.
 
         Raises:
             Interrupted, Refused: as in `open_url`.
@@ -125,7 +125,7 @@ class Response(http.client.HTTPResponse):
 
 
 class _Paced(io.RawIOBase):
-    """The bytes of a socket, as long as enough of them count.
+    """The bytes of a socket. Raises TimeoutError if the body arrives too slowly.
 
     Attributes:
         came: bytes of the body since the current span of `patience` seconds began; the reader of
@@ -156,7 +156,7 @@ class _Paced(io.RawIOBase):
 
 
 class _Connecting:
-    """A connection that stands within `REACH` seconds or not at all."""
+    """A connection that stands within `REACH` seconds, or raises."""
 
     response_class = Response
 
@@ -214,7 +214,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 @contextmanager
 def _troubles() -> Iterator[None]:
-    """Sort the errors of the network into those that may pass and those that cannot."""
+    """Turn errors of the network into Interrupted (temporary) or Refused (final)."""
     try:
         yield
     except urllib.error.HTTPError:

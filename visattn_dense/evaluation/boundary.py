@@ -1,11 +1,12 @@
 """The boundary region of boundary IoU (Cheng et al., "Boundary IoU", CVPR 2021, arXiv:2103.16562).
 
-For a mask G the region G_d holds the pixels of G within d pixels of its contour, and
+For a mask G, the region G_d holds the pixels of G that are at most d pixels from the contour of G:
 
     boundary IoU(G, P) = |G_d ∩ P_d| / |G_d ∪ P_d|
 
-As in the authors' boundary-iou-api: d = round(ratio · image diagonal), at least 1; ratio 0.02;
-distances are those of a 3x3 square eroded d times (Chebyshev); the edge of the image is a contour.
+As in the authors' boundary-iou-api: d = round(ratio · image diagonal), at least 1; the ratio is
+0.02; the distance is the Chebyshev distance (d erosions with a 3x3 square); the edge of the image
+is a contour.
 """
 from __future__ import annotations
 
@@ -23,23 +24,23 @@ def boundary_distance(height: int, width: int, ratio: float = DEFAULT_RATIO) -> 
 
 def boundary_region(classes: np.ndarray, distance: int,
                     unknown: np.ndarray | None = None) -> np.ndarray:
-    """The pixels that lie within `distance` of the contour of their own class.
+    """The pixels that are at most `distance` from the contour of their own class.
 
-    One pass for all classes: a pixel is away from its class's contour exactly where the largest
-    and the smallest class in the square around it are its own.
+    One pass serves all classes. A pixel is inside, away from the contour, exactly if the largest
+    and the smallest class in the square around the pixel are both the pixel's class.
 
     Args:
         classes: (H, W) integers in 0..65532.
         distance: d in pixels, at least 1.
-        unknown: (H, W) bool, pixels of no known class. They belong to no region, and no contour
-            runs along them: what lies behind is not known to be another class.
+        unknown: (H, W) bool, pixels of unknown class. Such pixels belong to no region. There is no
+            contour beside them, because they may have the same class.
 
     Returns:
         np.ndarray: (H, W) bool.
     """
     top = int(classes.max(initial=0)) + 2
-    # 0 stays free for pixels that must never be the largest, `top` is where they are never the
-    # smallest, and what stands outside the image.
+    # Unknown pixels are 0 for the maximum and `top` for the minimum, so they are neither the
+    # largest nor the smallest. Pixels outside the image are `top`, which makes a contour.
     codes = classes.astype(np.uint8 if top < 256 else np.uint16) + 1
     outside = [1, 1, 1, 1, cv2.BORDER_CONSTANT]
     upper, lower = codes, codes

@@ -1,4 +1,4 @@
-"""Class names and file conventions of the datasets that the evaluation knows by name."""
+"""Class names and file conventions of the datasets that the evaluation takes by name."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class DatasetFiles:
     pred_suffix: str = '.png'
 
 
-# The dataset classes of mmsegmentation and of this package; suffixes as their files are published.
-# Predictions are named after the image, which is what mmsegmentation's IoUMetric does.
+# The dataset classes of mmsegmentation and of this package, with the suffixes of the published
+# files. Predictions have the name of the image, as in mmsegmentation's IoUMetric.
 DATASETS = {
     'ade20k': DatasetFiles('ADE20KDataset', reduce_zero_label=True),
     'camvid': DatasetFiles('CamVidDataset'),
@@ -42,7 +42,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     """Class names of a text file, one on each line; empty lines are skipped.
 
     Raises:
-        UserError: the file is missing or empty, is no text, or a name comes twice.
+        UserError: the file is missing, empty or not a text, or a name comes twice.
     """
     try:
         text = Path(path).read_text(encoding='utf-8')

@@ -1,14 +1,14 @@
-"""Box, mask and boundary AP as the COCO server counts them.
+"""Box, mask and boundary AP, counted like the COCO server.
 
-The counting is done by faster-coco-eval where it is installed and by pycocotools otherwise; both
-give the same numbers, the first several times sooner. Boundary AP (Cheng et al., CVPR 2021,
-arXiv:2103.16562) replaces the IoU of two masks by min(mask IoU, boundary IoU); crowd regions keep
-the mask IoU, as in the authors' boundary-iou-api. With pycocotools, which does not know it, that
-one matrix is computed here.
+faster-coco-eval counts if it is installed, otherwise pycocotools. Both give the same numbers;
+faster-coco-eval is several times faster. Boundary AP (Cheng et al., CVPR 2021, arXiv:2103.16562)
+replaces the IoU of two masks by min(mask IoU, boundary IoU); crowd regions keep the mask IoU, as in
+the authors' boundary-iou-api. pycocotools has no boundary IoU, so this module computes the matrix
+of boundary IoUs for pycocotools.
 
-Areas (small, medium, large) are box areas for box AP and mask areas for mask and boundary AP.
-pycocotools would take the box area for masks as well where a detection holds both; mmdetection's
-CocoMetric removes the box for that reason, and so does this.
+Areas (small, medium, large) are box areas for box AP, and mask areas for mask and boundary AP. If a
+detection has a box and a mask, pycocotools would take the box area for masks too. Therefore
+mmdetection's CocoMetric removes the box, and so does this module.
 """
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TYPES = tuple(FIELD)
 _USED = ('id', 'image_id', 'category_id', 'bbox', 'area', 'segmentation')
 BACKENDS = ('faster-coco-eval', 'pycocotools')
 # Name: (recall instead of precision, index of the IoU threshold, of the area range, of maxDets),
-# in COCO's order. Thresholds are 0.50:0.05:0.95, maxDets 1, 10 and max_dets, which is 100 at COCO.
+# in COCO's order. Thresholds are 0.50:0.05:0.95; maxDets are 1, 10 and max_dets (100 for COCO).
 _ALL = slice(None)
 MAX_DETS = 100
 _MOST_DETS = 100_000
@@ -50,11 +50,11 @@ class CocoScores:
     """Precision and recall of one evaluation.
 
     Attributes:
-        precision: (10 thresholds, 101 recalls, K categories, 4 area ranges, 3 maxDets), -1 where
-            there is nothing to find.
+        precision: (10 thresholds, 101 recalls, K categories, 4 area ranges, 3 maxDets); -1 if
+            there is no object to find.
         recall: (10, K, 4, 3), likewise.
         categories: the K categories by id: id, name and number of objects without crowds.
-        max_dets: detections of an image and category that count, the last of the 3 maxDets.
+        max_dets: how many detections of each category count in an image; the last of the 3 maxDets.
     """
 
     precision: np.ndarray
@@ -63,8 +63,8 @@ class CocoScores:
     max_dets: int = MAX_DETS
 
     def metrics(self, category: int | None = None) -> dict[str, float]:
-        """The twelve COCO numbers, 0..1, over all categories or of the one at this index; NaN
-        where there is no object to find. AR100 is named after another `max_dets` (AR300)."""
+        """The twelve COCO numbers, 0..1, over all categories or for the category at this index.
+        NaN if there is no object to find. With another `max_dets`, AR100 has its name (AR300)."""
         which = _ALL if category is None else slice(category, category + 1)
         found = {}
         for name, (recall, threshold, area, dets) in METRICS.items():
@@ -82,7 +82,7 @@ def metric_names(max_dets: int = MAX_DETS) -> list[str]:
 
 def crowded_images(items: Iterable[dict[str, Any]], max_dets: int = MAX_DETS) -> tuple[int, int]:
     """How many images hold more than `max_dets` objects or detections of one category, and the
-    largest number of these."""
+    largest number of objects or detections."""
     counts = Counter((item['image_id'], item['category_id']) for item in items
                      if not item.get('iscrowd'))
     above = {image for (image, _), count in counts.items() if count > max_dets}
@@ -100,20 +100,20 @@ def evaluate_coco(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
 
     Args:
         truth: content of an annotation file, from `read_annotations`.
-        results: detections, from `read_results`; none at all give AP 0.
+        results: detections, from `read_results`; an empty list gives AP 0.
         kind: 'bbox', 'segm' or 'boundary'.
-        backend: one of BACKENDS; None takes the faster one that is installed.
-        max_dets: the best detections of an image and category that count, at least 10.
+        backend: one of BACKENDS; None: the faster one of the installed backends.
+        max_dets: how many detections of each category count in an image, at least 10.
 
     Raises:
-        UserError: detections or annotations lack what `kind` needs, or there is no object.
+        UserError: detections or annotations lack an entry that `kind` needs, or there is no object.
     """
     if not 10 <= max_dets <= _MOST_DETS:
         raise UserError(f'max_dets is {max_dets}; it is from 10 to {_MOST_DETS}, 100 at COCO')
     if kind not in TYPES:
         raise UserError(f'unknown kind of AP {kind!r}; it is one of {", ".join(TYPES)}')
     backend = backend or default_backend()
-    # Nothing else of a file reaches the evaluators, which keep all that they are given.
+    # The evaluators keep everything that they get, so they get these entries only.
     objects = [{**{key: annotation[key] for key in _USED if key in annotation},
                 'iscrowd': int(annotation.get('iscrowd', 0))}
                for annotation in truth['annotations']]
@@ -162,12 +162,12 @@ def _as_dataset(truth: dict[str, Any], items: list[dict[str, Any]], kind: str) -
 
 
 def _by_kind(value: int | str) -> tuple[str, int | str]:
-    """Order of ids, of which some may be numbers and some words."""
+    """A sort key for ids, which may be numbers or words."""
     return type(value).__name__, value
 
 
 def _area(item: dict[str, Any], kind: str) -> float:
-    """Square pixels of the box, or of the mask where masks are evaluated."""
+    """Area of the box in square pixels; area of the mask if masks are evaluated."""
     if kind == 'bbox':
         return item['bbox'][2] * item['bbox'][3]
     return float(rle_tools.area(item['segmentation']))
@@ -188,7 +188,7 @@ def _run_faster(truth: dict[str, Any], found: dict[str, Any], kind: str,
 
 def _run_pycocotools(truth: dict[str, Any], found: dict[str, Any], kind: str,
                      max_dets: list[int]) -> dict[str, Any]:
-    # It prints what it does; the caller prints the result.
+    # The evaluator prints its progress; only the caller shall print.
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         for data in (truth, found):

@@ -1,9 +1,9 @@
-"""Reading COCO annotations and results, and saying what is wrong with them before any evaluation.
+"""Read COCO annotations and results, and report their faults before any evaluation.
 
 Results are a list of detections, each with image_id, category_id, score and a bbox
 [x, y, width, height] or a segmentation (RLE, compressed or not, or polygons): the format of the
-COCO server, and what mmdetection's CocoMetric writes with `outfile_prefix` as PREFIX.bbox.json and
-PREFIX.segm.json.
+COCO server. With `outfile_prefix`, mmdetection's CocoMetric writes this format to PREFIX.bbox.json
+and PREFIX.segm.json.
 """
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from visattn_dense.evaluation.coco_format import (
     usable_polygons,
 )
 
-# What a detection has to hold for each kind of AP.
+# The entry that a detection needs for each kind of AP.
 FIELD = {'bbox': 'bbox', 'segm': 'segmentation', 'boundary': 'segmentation'}
 _SHOWN = 5
-# Far above any score, and small enough for what is computed from scores.
+# Far above any score, and small enough that sums of scores stay finite.
 _LARGEST_SCORE = 1e30
 
 
 def read_annotations(path: str | os.PathLike) -> dict[str, Any]:
-    """A COCO annotation file. Missing `annotations` (no object at all) become an empty list.
+    """A COCO annotation file. Missing `annotations` (no objects) become an empty list.
 
-    Masks are looked into by `masks_as_rle`, where they are needed.
+    Masks are not checked here; `masks_as_rle` checks the masks if they are needed.
 
     Raises:
-        UserError: the file is missing or not such a file, or has a fault; names the entry.
+        UserError: the file is missing, is not an annotation file, or has a fault. The message names
+            the entry.
     """
     return read_annotation_file(path, training=False, masks=False)
 
@@ -69,8 +70,8 @@ def read_results(path: str | os.PathLike, truth: dict[str, Any]) -> list[dict[st
     """The detections of one file, checked against the annotations.
 
     Raises:
-        UserError: the file is missing or no list of detections, a detection lacks something or
-            is of an image or a category that the annotations do not have.
+        UserError: the file is missing or is not a list of detections; a detection lacks an entry;
+            or the annotations do not have the image or category of a detection.
     """
     results = read_json(path, 'results')
     if isinstance(results, dict) and 'annotations' in results:

@@ -1,9 +1,9 @@
 """The one validator of COCO-style JSON: annotations, detections and their masks.
 
-The check of the data, tools/eval_ap.py and mmdetection's own loading all read through it, so that
-what one of them accepts the others can work with. pycocotools trusts its input: a coordinate that
-is not a number makes it run without end, a huge one makes it write outside its memory, and runs
-that do not add up give a mask of other pixels. Nothing goes there before `mask_problem` is silent.
+The check of the data, tools/eval_ap.py and mmdetection's own loading all use this validator, so all
+three accept the same files. pycocotools trusts its input. With a coordinate that is NaN, it runs
+without end. With a huge coordinate, it writes outside its memory. Runs that do not add up give a
+wrong mask. So pycocotools gets a mask only if `mask_problem` finds no fault.
 """
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from visattn_dense.images import MOST_PIXELS
 
 # COCO itself nests five deep: file, annotations, annotation, segmentation, polygon.
 MOST_DEPTH = 32
-# Coordinates further away from the image than so many of its longer sides are no rounding.
+# A coordinate that is further than this many image sides away from the image is a fault, not a
+# rounding error.
 REACH = 10
-# The outline of a mask in fifths of a pixel, which is what pycocotools keeps in memory.
+# Length limit of a mask's outline in fifths of a pixel; pycocotools keeps the outline in memory.
 _MOST_OUTLINE = 2**26
 _FAR = 1e9
 _MOST_AREA = 1e18
@@ -53,16 +54,16 @@ class Fault(NamedTuple):
 
 
 def shown(value: Any) -> str:
-    """A value of any size and depth as a short text that every terminal can print."""
+    """A short printable text for a value of any size and depth."""
     return _short.repr(value)
 
 
 def nesting(text: bytes) -> int:
-    """How deep lists and objects of a JSON text lie in one another; linear in its length."""
+    """The nesting depth of lists and objects in a JSON text. The time is linear in the length."""
     if b'\\' in text:
         text = re.sub(rb'\\.', b'', text, flags=re.DOTALL)
     text = text.translate(None, delete=bytes(set(range(256)) - set(b'[]{}"')))
-    # Most strings held no bracket and are empty now.
+    # Most strings had no bracket and are empty now.
     text = re.sub(rb'"[^"]*"', b'', text.replace(b'""', b''))
     steps = np.frombuffer(text, np.uint8)
     ups = np.isin(steps, np.frombuffer(b'[{', np.uint8)).astype(np.int8)
@@ -70,14 +71,15 @@ def nesting(text: bytes) -> int:
 
 
 def read_json(path: str | os.PathLike, what: str) -> Any:
-    """A JSON file.
+    """The contents of a JSON file.
 
     Args:
         path: the file.
-        what: a word for it in messages, for example 'annotations'.
+        what: a word for the file in messages, for example 'annotations'.
 
     Raises:
-        UserError: the file is missing, a folder, no JSON, or nested deeper than `MOST_DEPTH`.
+        UserError: the file is missing, is a folder, is not JSON, or is nested deeper than
+            `MOST_DEPTH`.
     """
     try:
         mode = os.stat(path).st_mode
@@ -109,7 +111,7 @@ def read_annotation_file(path: str | os.PathLike, *, training: bool, masks: bool
         masks: as `annotation_faults`.
 
     Raises:
-        UserError: the file cannot be read, or has a fault; the message names the entries.
+        UserError: the file cannot be read or has a fault. The message names the entries.
     """
     data = read_json(path, 'annotations')
     faults = list(islice(annotation_faults(data, training=training, masks=masks), _SHOWN + 1))
@@ -118,19 +120,19 @@ def read_annotation_file(path: str | os.PathLike, *, training: bool, masks: bool
         more = ', ...' if len(alike) > _SHOWN else ''
         raise UserError(f'{path}: {faults[0].what}: {", ".join(alike[:_SHOWN])}{more}\n'
                         f'    fix: {faults[0].fix}')
-    # mmdetection leaves the key out where there is no object.
+    # mmdetection writes no `annotations` if there are no objects.
     data.setdefault('annotations', [])
     return data
 
 
 def annotation_faults(data: Any, *, training: bool, masks: bool = True) -> Iterator[Fault]:
-    """Everything that a reader of COCO annotations would stumble over.
+    """All faults that would break a reader of COCO annotations.
 
     Args:
         data: content of the JSON file.
-        training: mmdetection reads it. Then images need file_name, annotations id and area, ids
-            are whole numbers, and no two categories share a name. Without it ids may be words.
-        masks: look into segmentations too.
+        training: the rules of mmdetection: images need file_name, annotations need id and area, ids
+            are whole numbers, and each category has a name of its own. False: ids may be words.
+        masks: check segmentations too.
     """
     if not isinstance(data, dict):
         wrong = f'it holds a {type(data).__name__}'
@@ -264,7 +266,7 @@ def _annotation_problem(annotation: Any, keys: tuple[str, ...], images: dict, ca
 
 
 def box_problem(box: Any, reach: float = _FAR) -> str | None:
-    """What is wrong with a box [x, y, width, height]; None where nothing is.
+    """The fault of a box [x, y, width, height]; None if there is no fault.
 
     Args:
         box: any JSON value.
@@ -281,7 +283,7 @@ def box_problem(box: Any, reach: float = _FAR) -> str | None:
 
 
 def mask_problem(mask: Any, height: int, width: int) -> str | None:
-    """What is wrong with a mask of an image; None where pycocotools can work with it.
+    """The fault of a mask of an image; None if pycocotools can read the mask.
 
     Args:
         mask: any JSON value.
@@ -296,7 +298,7 @@ def mask_problem(mask: Any, height: int, width: int) -> str | None:
 
 
 def usable_polygons(mask: list[list[float]]) -> list[list[float]]:
-    """The polygons of three points and more; mmdetection leaves the others out as well."""
+    """The polygons of at least three points. mmdetection also leaves out the other polygons."""
     return [polygon for polygon in mask if len(polygon) >= 6]
 
 
@@ -312,7 +314,7 @@ def _polygon_problem(mask: list, reach: float) -> str | None:
         if not polygon:
             continue
         low, high = min(polygon), max(polygon)
-        # A comparison with NaN is false, but min and max may pass over one.
+        # A comparison with NaN is false, but min and max may ignore a NaN.
         if not (-reach <= low and high <= reach) or any(x != x for x in polygon):
             return (f'has coordinates in polygon {at} that are not finite or lie more than {REACH} '
                     f'image sides away: {shown(low)} to {shown(high)}')
@@ -352,9 +354,10 @@ def _rle_problem(mask: dict, height: int, width: int) -> str | None:
 def _compressed_problem(counts: str | bytes, pixels: int) -> str | None:
     """Whether COCO's compressed runs are complete and add up.
 
-    Each number is a few characters of six bits, the lowest five of them first: bit 5 says that
-    more follow, bit 4 of the last is the sign. From the fourth number on they are differences to
-    the number two places before (maskApi.c, rleToString).
+    Each number is a few characters of six bits. The character with the lowest five bits of the
+    number comes first. Bit 5 says that another character follows; bit 4 of the last character is
+    the sign. From the fourth number on, each number is the difference to the number two places
+    before (maskApi.c, rleToString).
     """
     try:
         raw = counts if isinstance(counts, bytes) else counts.encode('ascii')
@@ -376,7 +379,7 @@ def _compressed_problem(counts: str | bytes, pixels: int) -> str | None:
     values = np.add.reduceat((codes & 31) << (5 * places), starts)
     values -= ((codes[ends] & 16) > 0) * (np.int64(1) << (5 * (ends - starts + 1)))
     for parity in (1, 2):
-        # The first three numbers stand for themselves; 3 is added to 1, 4 to 2, and so on.
+        # The first three numbers are not differences. Add number 3 to number 1, 4 to 2, ...
         values[parity::2] = np.cumsum(values[parity::2])
     if values.min() < 0 or values.max() > pixels:
         return 'has counts that are no lengths'
@@ -395,7 +398,7 @@ def _lacking(entry: Any, keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _is_id(value: Any, whole: bool) -> bool:
-    # JSON's true is an int to Python.
+    # In Python, JSON's true is an int.
     return (type(value) is int and -2**63 <= value < 2**63) or (not whole and _is_text(value))
 
 

@@ -1,6 +1,6 @@
-"""Which prediction belongs to which label, and everything that is wrong with two folders at once.
+"""Pair predictions with labels, and report all faults of the two folders in one message.
 
-Only the heads of the files are read here, so thousands are checked in about a second.
+Only the heads of the files are read here, so a check of thousands of files takes about a second.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pair:
 
 
 def read_index_map(path: str) -> np.ndarray:
-    """The values of a label PNG, (H, W), uint8 or uint16; palette files give their indices.
+    """The values of a label PNG, (H, W), uint8 or uint16. A palette file gives the indices.
 
     Raises:
         UserError: the file cannot be read, or holds colours or values that do not fit 16 bits.
@@ -62,12 +62,13 @@ def match_files(pred_dir: str | os.PathLike, label_dir: str | os.PathLike, *,
 
     Args:
         pred_dir, label_dir: folders of label PNGs.
-        pred_suffix, label_suffix: ending of the file names; other files are not looked at.
+        pred_suffix, label_suffix: ending of the file names; other files are ignored.
         workers: threads that read the heads of the files.
 
     Raises:
-        UserError: a folder is missing or empty, a label has no prediction or the other way
-            round, a pair differs in size, a file is no label picture; all of them at once.
+        UserError: a folder is missing or empty; a label has no prediction; a prediction has no
+            label; the files of a pair differ in size; a file is not a label picture. The message
+            has all faults.
     """
     predictions = _by_name(pred_dir, pred_suffix, 'predictions')
     labels = _by_name(label_dir, label_suffix, 'labels')

@@ -15,13 +15,13 @@ from visattn_dense.errors import UserError
 from visattn_dense.evaluation.segmentation import Scores
 
 PLOT_SUFFIXES = ('.png', '.pdf', '.svg')
-# Numbers fit into the cells up to this many classes.
+# With more classes than this, numbers do not fit into the cells.
 _WRITTEN_CELLS = 25
 _BAR, _BOUNDARY = '#33658a', '#f6ae2d'
 
 
 def check_plot_path(path: str | os.PathLike | None) -> None:
-    """Refuse endings that cannot be written, before the work is done.
+    """Refuse a file name with an unknown ending, before any work is done.
 
     Raises:
         UserError: the ending is not one of PLOT_SUFFIXES.
@@ -33,9 +33,9 @@ def check_plot_path(path: str | os.PathLike | None) -> None:
 def plot_segmentation(scores: Scores, classes: Sequence[str], path: str | os.PathLike) -> None:
     """Write the picture.
 
-    Left, IoU (and boundary IoU) of every class, best first, with the mean as a line; classes
-    without a pixel are left out. Right, the confusion matrix: each row adds up to 100 % of the
-    pixels labelled as that class, in the order of the classes.
+    The left side has the IoU (and boundary IoU) of every class, best first, and the mean as a line.
+    Classes without pixels are left out. The right side has the confusion matrix in the order of the
+    classes. Each row adds up to 100 % of the pixels with the label of its class.
     """
     n = len(classes)
     # Inches: 0.16 for a line of text, and room for the titles.
@@ -75,7 +75,7 @@ def _draw_bars(axes, scores: Scores, classes: Sequence[str]) -> None:
 
 def _draw_matrix(figure: Figure, axes, scores: Scores, classes: Sequence[str]) -> None:
     confusion = scores.counts.confusion
-    # The column "no class" is shown where it holds anything.
+    # The column "no class" is shown only if it holds pixels.
     columns = list(classes) + (['(none)'] if confusion[:, -1].any() else [])
     total = confusion.sum(axis=1, keepdims=True)
     share = np.divide(100. * confusion[:, :len(columns)], total,

@@ -1,7 +1,7 @@
-"""Scores as tables to print, CSV and JSON.
+"""Scores as printed tables, CSV and JSON.
 
-CSV leaves a cell empty and JSON writes null where there is no value (a class without a pixel, an
-area range without an object).
+A class without pixels, or an area range without objects, has no value: the cell of the CSV file is
+empty, and JSON has null.
 """
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Row = Sequence[str | float | int | None]
 
 def check_outputs(outputs: Iterable[str | os.PathLike | None],
                   inputs: Iterable[str | os.PathLike] = ()) -> None:
-    """Create the folders of the files that will be written, before any work is done for them.
+    """Create the folders of the output files, before any other work is done.
 
     Args:
         outputs: files to write; None is skipped.
-        inputs: files and folders that must stay as they are: no output may be one of them or lie
-            inside.
+        inputs: files and folders that must not change: no output may be one of these, or lie inside
+            one.
 
     Raises:
         UserError: a file cannot be written there.
@@ -50,7 +50,7 @@ def check_outputs(outputs: Iterable[str | os.PathLike | None],
 
 
 def as_table(header: Sequence[str], rows: Iterable[Row], digits: int = 2) -> str:
-    """Columns under each other, text to the left and numbers to the right; '-' for no value."""
+    """A table for the screen: text to the left, numbers to the right; '-' for no value."""
     lines = [list(header), *([_shown(cell, digits) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join('  '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -59,7 +59,7 @@ def as_table(header: Sequence[str], rows: Iterable[Row], digits: int = 2) -> str
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Row]) -> str:
-    """The same as comma-separated values, at full precision."""
+    """The table as comma-separated values, at full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(header)
@@ -73,7 +73,7 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def segmentation_rows(scores: Scores, classes: Sequence[str]) -> tuple[list[str], list[Row]]:
-    """Header and one row for each class: IoU, accuracy, boundary IoU where counted, pixels."""
+    """Header and one row for each class: IoU, accuracy, boundary IoU if counted, pixels."""
     header, columns = ['class', 'IoU', 'Acc'], [scores.iou, scores.acc]
     if scores.boundary_iou is not None:
         header.append('BoundaryIoU')
@@ -86,7 +86,7 @@ def segmentation_rows(scores: Scores, classes: Sequence[str]) -> tuple[list[str]
 
 
 def segmentation_summary(scores: Scores) -> dict[str, float]:
-    """The scores over all classes, in per cent, under the names that mmsegmentation uses."""
+    """The scores over all classes, in per cent, with mmsegmentation's names."""
     summary = {'aAcc': scores.aacc, 'mIoU': scores.miou, 'mAcc': scores.macc}
     if scores.boundary_miou is not None:
         summary['mBoundaryIoU'] = scores.boundary_miou

@@ -1,15 +1,15 @@
 """Semantic segmentation scores of label maps: confusion matrix, IoU, accuracy, boundary IoU.
 
-Everything is summed over all images first and divided once, as mmsegmentation's IoUMetric, ADE20K
-and Cityscapes do. With C[i, j] the number of judged pixels of class i predicted as j,
+Counts are first summed over all images and then divided, as in mmsegmentation's IoUMetric, ADE20K
+and Cityscapes. With C[i, j] the number of judged pixels of class i predicted as j:
 
     IoU_i = C[i, i] / (Σ_j C[i, j] + Σ_j C[j, i] - C[i, i])      mIoU: mean over classes seen
     Acc_i = C[i, i] / Σ_j C[i, j]                                mAcc: mean over classes labelled
     aAcc  = Σ_i C[i, i] / Σ_ij C[i, j]
 
-A pixel is judged unless its label is the ignored value. Deviations from IoUMetric: counts are
-integers (it sums float32, which loses single pixels above 2^24), and values that are no class are
-an error that names the file (it drops them).
+A pixel is judged if its label is not the ignored value. Deviations from IoUMetric: counts are
+integers (IoUMetric sums in float32, which loses single pixels above 2^24). A value that is not a
+class is an error that names the file (IoUMetric drops such values).
 """
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ from visattn_dense.errors import UserError
 from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
 from visattn_dense.evaluation.pairs import Pair, read_index_map
 
-# Files for each message between processes: large enough to hide its cost, small enough for a
+# Files for each message between processes: enough to hide the cost of a message, few enough for a
 # steady progress bar.
 _CHUNK = 8
 # The confusion matrix of one image then takes 128 MiB.
 _MOST_CLASSES = 4096
-# Pixels that are counted at once: an image above is taken in strips.
+# Pixels that are counted at once. A larger image is counted in strips.
 _STRIP = 2**24
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the values in the files mean.
+    """The meaning of the values in the files.
 
     Attributes:
-        num_classes: N; classes are 0..N-1 once read.
-        ignore_index: label value that is not judged; in predictions, no class (always wrong).
-        reduce_zero_label: the files hold 0 for "other" and 1..N for the classes (ADE20K). Read
-            like mmsegmentation does: 0 becomes 255, every other value loses 1, 255 stays.
-        pred_zero_based: predictions hold 0..N-1 although the labels hold 1..N.
-        boundary_ratio: also count boundary regions, this share of the diagonal wide.
+        num_classes: N; after reading, classes are 0..N-1.
+        ignore_index: the value of label pixels that are not judged. In predictions this value is no
+            class and always counts as wrong.
+        reduce_zero_label: the files hold 0 for "other" and 1..N for the classes (ADE20K). As in
+            mmsegmentation, 0 becomes 255, 255 stays, and 1 is subtracted from every other value.
+        pred_zero_based: predictions hold 0..N-1, although the labels hold 1..N.
+        boundary_ratio: width of the boundary regions as a share of the image diagonal; None:
+            boundary regions are not counted.
     """
 
     num_classes: int
@@ -94,12 +96,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts of any number of images; they add up.
+    """Pixel counts of any number of images. Counts can be added.
 
     Attributes:
         confusion: (N, N + 1) int64, [label, prediction]; the last column is "no class".
         boundary: (3, N) int64 pixels of boundary regions: in both, of the prediction, of the
-            label. None where they were not asked for.
+            label. None if boundary regions were not counted.
         images: how many images these are.
         pred_zeros: predicted pixels that hold 0 in the file.
     """
@@ -156,19 +158,20 @@ def count_image(pred: np.ndarray, label: np.ndarray, settings: Settings) -> Coun
 
 def count_pairs(pairs: Sequence[Pair], settings: Settings, *, workers: int = 1,
                 progress: bool = False) -> Counts:
-    """Counts of all pairs of files. Memory does not depend on their number.
+    """Counts of all pairs of files. Memory does not depend on the number of pairs.
 
     Args:
-        workers: processes. With more than one, the calling script has to guard its main part
-            with `if __name__ == '__main__'`, as always with multiprocessing.
+        workers: number of processes. With more than one, the calling script needs
+            `if __name__ == '__main__':` before its main part, as always with multiprocessing.
         progress: show a bar on stderr.
 
     Raises:
-        UserError: a file cannot be read, or holds a value that is no class; names the file.
+        UserError: a file cannot be read, or holds a value that is not a class. The message names
+            the file.
     """
     chunks = [pairs[i:i + _CHUNK] for i in range(0, len(pairs), _CHUNK)]
     total = Counts.none(settings)
-    # A log file gets a line now and then, a terminal a moving bar.
+    # A terminal shows a moving bar; a log file gets a line every ten seconds.
     pause = 0.2 if sys.stderr.isatty() else 10.
     with tqdm(total=len(pairs), unit='image', mininterval=pause, disable=not progress) as bar:
         for counts in _count_chunks(chunks, settings, min(workers, len(chunks))):
@@ -183,7 +186,7 @@ def _count_chunks(chunks: Sequence[Sequence[Pair]], settings: Settings,
     if workers <= 1:
         yield from map(count, chunks)
         return
-    # Fresh processes: a fork of one that has started threads (torch, OpenCV) can lock up.
+    # New processes, not forks: a fork of a process with threads (torch, OpenCV) can hang.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'),
                                initializer=cv2.setNumThreads, initargs=(1,))
     try:
@@ -211,10 +214,10 @@ def _strips(height: int, width: int, reach: int) -> Iterator[tuple[slice, slice]
 
     Args:
         height, width: of the image, in pixels.
-        reach: how many rows around a pixel its result depends on.
+        reach: the result for a pixel depends on this many rows above and below the pixel.
 
     Yields:
-        the rows to look at, and which of these to count.
+        The rows to read, and which of these rows to count.
     """
     rows = max(1, _STRIP // width) if width else max(1, height)
     for top in range(0, height, rows):

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what is freed."""
+"""Tell the C library's allocator to keep freed memory."""
 import ctypes
 import sys
 
@@ -10,12 +10,13 @@ _LARGEST_THRESHOLD = 32 * 2**20
 def keep_freed_memory() -> bool:
     """Ask glibc to keep freed memory for the next tensor, in the whole process.
 
-    By itself it returns large blocks to the system at once, and every new tensor of that size costs
-    a page fault for each 4 KiB. With it the CPU needs 5 to 10 % less time (docs/performance.md);
-    the process keeps the highest memory that it had. torch's CUDA allocator is another one.
+    By default glibc returns large blocks to the system at once. Then every new large tensor costs a
+    page fault for each 4 KiB. With freed memory kept, the CPU needs 5 to 10 % less time
+    (docs/notes/performance.md), but the process keeps the highest memory that it had. torch's CUDA
+    allocator is not affected.
 
     Returns:
-        Whether it was done; not where the C library is not glibc.
+        True if glibc was told; False if the C library is not glibc.
     """
     if not sys.platform.startswith('linux'):
         return False

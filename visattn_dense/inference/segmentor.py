@@ -4,9 +4,10 @@
 
 `visattn_dense.openmmlab.inference.open_segmentor` makes one from a config and a checkpoint.
 
-`whole` computes what mmseg's test does. `slide` does too, but the logits of the windows are summed
-where there is memory for them (`gather`), not on the GPU, and brought to the size of the file a few
-classes at a time: with 150 classes a picture of 4000×3000 otherwise needs 7 GB twice.
+`whole` and `slide` give the same result as mmseg's test. But with `slide` the logits of the windows
+are summed on the device `gather`, which has enough memory, and not on the GPU. The logits are
+resized to the size of the file a few classes at a time. Otherwise a picture of 4000×3000 with 150
+classes would need 7 GB twice.
 """
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ _CLASSES_AT_ONCE = 8
 
 @dataclass
 class Segmentor:
-    """A model with what belongs to it: preparation of images, class names, colours.
+    """A model with the preparation of its images, its class names and colours.
 
     Attributes:
         model: mmseg's EncoderDecoder, in evaluation mode on its device.
-        pipeline: from dict(img_path=...) to what the model takes.
+        pipeline: a function from dict(img_path=...) to the model's input.
         classes, palette: name and RGB triple of each class.
         mode: 'whole' or 'slide'.
         crop, stride: (H, W) of the windows and of their steps, in pixels of the prepared image.
@@ -52,12 +53,12 @@ class Segmentor:
         """The class index of each pixel: (H, W), uint8 (uint16 beyond 256 classes).
 
         Raises:
-            UserError: the file is no image, or is damaged.
+            UserError: the file is not an image, or is damaged.
         """
         try:
             prepared = self.pipeline(dict(img_path=os.fspath(path)))
         except (OSError, ValueError, AttributeError) as error:
-            # mmcv gives None for what OpenCV cannot read, and the pipeline stumbles over it.
+            # mmcv returns None for an image that OpenCV cannot read; the pipeline fails on None.
             raise UserError(f'{path} cannot be read as an image: {error}') from error
         sample = prepared['data_samples']
         batch = self.model.data_preprocessor(
@@ -76,7 +77,7 @@ class Segmentor:
         for y1, y2 in window_spans(height, self.crop[0], self.stride[0]):
             for x1, x2 in window_spans(width, self.crop[1], self.stride[1]):
                 window = inputs[:, :, y1:y2, x1:x2]
-                # A torch.Size is how mmseg's heads know the size of a window.
+                # mmseg's heads take the size of a window from `img_shape`, as a torch.Size.
                 logits = self.model.encode_decode(
                     window, [dict(meta, img_shape=window.shape[2:])]).to(self.gather)
                 if total is None:
@@ -87,7 +88,7 @@ class Segmentor:
 
 
 def window_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of windows that cover `length`, the last one flush with the end, as mmseg's."""
+    """(start, end) of windows that cover `length`. The last one ends at `length`, as in mmseg."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, length) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
@@ -97,7 +98,8 @@ def _decide(logits: Tensor, size: tuple[int, int], align_corners: bool,
             threshold: float | None) -> np.ndarray:
     """The best class at each pixel of (H, W) = `size`, from (1, C, h, w) logits.
 
-    A few classes at a time are resized and compared with the best so far: no (C, H, W) is kept.
+    A few classes at a time are resized and compared with the best class so far, so no tensor of
+    (C, H, W) is in memory.
     """
     channels = logits.shape[1]
     best = torch.full(size, -torch.inf, device=logits.device)

@@ -1,17 +1,17 @@
-"""Pieces that every mechanism shares, each written once. torch only.
+"""Pieces that several families share, each written once. torch only.
 
-padding    zero-padding of an NHWC map to multiples, and the crop that undoes it
-windows    cutting an NHWC map in windows or stripes, and merging them
-position   position tables resized to other maps
+padding    zero-padding of an NHWC map to multiples, and the crop that removes the padding
+windows    cuts an NHWC map into windows or stripes, and merges windows
+position   position tables, resized to other maps
 precision  full precision inside autocast
 lepe       locally-enhanced positional encoding: a depthwise convolution on the values
-mbconv     convolution + BatchNorm + activation, mobile blocks of them, folding of BatchNorm
+mbconv     convolution + BatchNorm + activation, mobile blocks, folding of BatchNorm
 mlp        the two-layer perceptron of a transformer block
 drop       stochastic depth
 block      the pre-norm transformer block
 norm       LayerNorm over the channels of an NCHW map
 init       the initialisation that the families share
-packed     a model made ready for inference on a CPU
+packed     prepares a model for inference on a CPU
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast

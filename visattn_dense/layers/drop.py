@@ -1,4 +1,4 @@
-"""Stochastic depth (arXiv 1603.09382): a residual branch is dropped whole, sample by sample."""
+"""Stochastic depth (arXiv 1603.09382): drop a whole residual branch, sample by sample."""
 import itertools
 
 from torch import Tensor, nn

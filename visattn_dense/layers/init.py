@@ -5,8 +5,8 @@ from torch import nn
 def init_vit_weights(module: nn.Module) -> None:
     """Truncated normal (σ = 0.02) for linear layers, zero biases, unit norms; for `Module.apply`.
 
-    It is what the official CSWin, FLatten, BiFormer and T2T-ViT code does; convolutions keep
-    torch's default.
+    The official CSWin, FLatten, BiFormer and T2T-ViT code initialises in the same way. Convolutions
+    keep torch's default.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=.02)

@@ -8,8 +8,8 @@ from visattn_dense.ops.depthwise import depthwise
 class DepthwiseConv(UsesOperators, nn.Conv2d):
     """A k×k convolution of each channel with itself, zero-padded to keep the size, NHWC in and out.
 
-    On the values of an attention it is LePE (CSWin, arXiv 2107.00652, §3.3). Its parameters are
-    those of nn.Conv2d: weight (C, 1, k, k), bias (C,).
+    On the values of an attention this convolution is LePE (CSWin, arXiv 2107.00652, §3.3). The
+    parameters are those of nn.Conv2d: weight (C, 1, k, k), bias (C,).
 
     Args:
         dim: C, number of channels.
@@ -23,7 +23,7 @@ class DepthwiseConv(UsesOperators, nn.Conv2d):
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
 
     def forward(self, x: Tensor, *, onto: Tensor | None = None) -> Tensor:
-        """conv(x), or onto + conv(x), (B, H, W, C) to (B, H, W, C); `onto` may be written to."""
+        """conv(x), or onto + conv(x), (B, H, W, C) to (B, H, W, C); may overwrite `onto`."""
         return depthwise(x, self.weight, self.bias, onto=onto, mode=self.mode)
 
     def add_to(self, x: Tensor) -> Tensor:

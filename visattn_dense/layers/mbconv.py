@@ -1,8 +1,8 @@
 """Convolution, BatchNorm and activation, and the blocks of mobile networks made of them. NCHW.
 
-Inverted residual (MobileNetV2, arXiv 1801.04381) and its fused form (EfficientNetV2, arXiv
-2104.00298) as EfficientViT has them. Parameter names are the official ones
-(mit-han-lab/efficientvit, efficientvit/models/nn/ops.py), which timm uses too.
+The inverted residual (MobileNetV2, arXiv 1801.04381) and its fused form (EfficientNetV2, arXiv
+2104.00298), as in EfficientViT. Parameter names are the official ones (mit-han-lab/efficientvit,
+efficientvit/models/nn/ops.py); timm uses the same names.
 
 Shapes: B batch, C channels in, C' channels out, H×W map, s stride: every block here takes
 (B, C, H, W) to (B, C', ⌈H/s⌉, ⌈W/s⌉).
@@ -18,21 +18,21 @@ from .drop import DropPath
 Activation = Callable[[], nn.Module]
 
 ACTIVATIONS: dict[str, Activation] = {
-    # The convolution or norm before it has written a tensor that nobody else holds.
+    # In place: the input was just written by a convolution or norm, and no other code holds it.
     'hardswish': partial(nn.Hardswish, inplace=True),
     'gelu_tanh': partial(nn.GELU, approximate='tanh'),
 }
 
 
 class ConvNormAct(nn.Module):
-    """act(norm(conv(x))) with an odd kernel, zero-padded by half of it.
+    """act(norm(conv(x))) with an odd kernel, zero-padded by half of the kernel size.
 
     Args:
         in_dim, dim: channels in and out.
         kernel_size, stride, groups: of the convolution.
-        norm_eps: eps of the BatchNorm, or None: no norm.
-        bias: whether the convolution has a bias; by default where no norm follows.
-        act: the activation's name in `ACTIVATIONS`, or None.
+        norm_eps: eps of the BatchNorm; None for no norm.
+        bias: whether the convolution has a bias; by default only if no norm follows.
+        act: the activation's name in `ACTIVATIONS`; None for no activation.
     """
 
     def __init__(self, in_dim: int, dim: int, kernel_size: int = 1, *, stride: int = 1,
@@ -74,7 +74,8 @@ class MBConv(nn.Module):
     Args:
         in_dim, dim, stride: channels in and out, and the stride of the depthwise convolution.
         expand_ratio: hidden channels over `in_dim`.
-        inner_norm: whether a norm follows the two hidden convolutions; without it they have biases.
+        inner_norm: whether a norm follows each of the two hidden convolutions. Without a norm, a
+            hidden convolution has a bias.
         act: activation after the two hidden convolutions.
         norm_eps: eps of the BatchNorms.
     """
@@ -98,7 +99,8 @@ class FusedMBConv(nn.Module):
     Args:
         in_dim, dim, stride: channels in and out, and the stride of the 3×3 convolution.
         expand_ratio: hidden channels over `in_dim`.
-        inner_norm: whether a norm follows the 3×3 convolution; without it, it has a bias.
+        inner_norm: whether a norm follows the 3×3 convolution. Without a norm, the convolution has
+            a bias.
         act: activation after the 3×3 convolution.
         norm_eps: eps of the BatchNorms.
     """
@@ -116,7 +118,7 @@ class FusedMBConv(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """Two 3×3 convolutions, each with a norm, an activation between: ResNet's basic branch.
+    """Two 3×3 convolutions, each with a norm, and an activation between: ResNet's basic branch.
 
     Args:
         in_dim, dim, stride: channels in and out, and the stride of the first convolution.
@@ -135,11 +137,11 @@ class ConvPair(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + DropPath(main(x)), or main(x) where there is no shortcut.
+    """x + DropPath(main(x)); main(x) if there is no shortcut.
 
     Args:
         main: the branch.
-        shortcut: whether x is added; a branch that changes the shape has none.
+        shortcut: whether x is added. A branch that changes the shape has no shortcut.
         drop_path: probability that the branch is dropped.
     """
 
@@ -154,10 +156,10 @@ class Residual(nn.Module):
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """Fold every BatchNorm that follows a convolution into it, in place, for inference alone.
+    """Fold every BatchNorm into the convolution before it, in place. For inference alone.
 
-    It finds the pairs inside `ConvNormAct` and those that stand side by side in an nn.Sequential.
-    The outputs stay the same up to rounding; the state dict does not: load the checkpoint first.
+    Pairs are found inside `ConvNormAct`, and side by side in an nn.Sequential. The outputs stay the
+    same up to rounding. The state dict changes, so load the checkpoint first.
 
     Args:
         model: in evaluation mode.
@@ -166,7 +168,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: the model is in training mode, where a BatchNorm cannot be folded.
+        ValueError: the model is in training mode. Call model.eval() first.
     """
     if model.training:
         raise ValueError('fold_batch_norm needs running statistics: call model.eval() first')

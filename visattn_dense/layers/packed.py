@@ -1,10 +1,10 @@
-"""A model made ready for inference on a CPU: folded norms, packed weights, activations fused, and
-the compiled kernels of its operators.
+"""Prepare a model for inference on a CPU: folded norms, packed weights, fused activations, and the
+compiled kernels of its operators.
 
-A linear layer or convolution and the activation after it are one oneDNN call each: the matrix
-product's blocks get their bias and activation while they are in the caches. Weights of linear
-layers are reordered once, into oneDNN's blocks. The operators are those that torch's own compiler
-(inductor) emits for a frozen model.
+A linear layer and the activation after the layer become one call of oneDNN; so do a convolution and
+its activation. Each block of the matrix product gets bias and activation while the block is in the
+caches. The weights of linear layers are reordered once, into oneDNN's blocks. torch's own compiler
+(inductor) uses the same operators for a frozen model.
 """
 import math
 from typing import Any
@@ -19,17 +19,18 @@ from .mbconv import ConvNormAct, fold_batch_norm
 from .mlp import Mlp
 
 Activation = tuple[str, str]
-"""oneDNN's name of an activation, and its algorithm."""
+"""An activation: oneDNN's name, and oneDNN's name of the algorithm."""
 
 _NONE: Activation = ('none', '')
-# Those that the operator of a depthwise convolution applies.
+# The activations that the operator `depthwise` applies.
 _DEPTHWISE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
-_ERROR = ('optimize_for_inference has packed the weights of this model: they can neither be saved '
-          'nor loaded. Load the checkpoint before it, and keep a copy of the model to save.')
+_ERROR = ('optimize_for_inference has packed the weights of this model: packed weights can neither '
+          'be saved nor loaded. Load the checkpoint before optimize_for_inference, and keep a copy '
+          'of the model to save.')
 
 
 class _Packed(nn.Module):
-    """What both packed layers share: weights that are no parameters, an activation."""
+    """The common part of the packed layers: an activation, and weights outside the parameters."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class _Packed(nn.Module):
         self.bias = None if layer.bias is None else layer.bias.detach()
 
     def __deepcopy__(self, memo: dict) -> '_Packed':
-        """Itself: nothing in it changes, and packed tensors cannot be copied."""
+        """The layer itself: a packed layer never changes, and packed tensors cannot be copied."""
         return self
 
     def __getstate__(self) -> dict:
@@ -52,7 +53,7 @@ class _Packed(nn.Module):
 
 
 class PackedLinear(_Packed):
-    """act(x Wᵀ + b), W in oneDNN's own layout. Inference alone.
+    """act(x Wᵀ + b), with W in oneDNN's own layout. For inference alone.
 
     Args:
         layer: the linear layer (or 1×1 convolution), on the CPU.
@@ -75,7 +76,7 @@ class PackedLinear(_Packed):
 
 
 class PackedPointwiseConv(PackedLinear):
-    """act(conv(x)) of a 1×1 convolution: a linear layer of the channels. Inference alone."""
+    """act(conv(x)) of a 1×1 convolution, as a linear layer of the channels. For inference alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W), NHWC in memory, in the dtype of the weights."""
@@ -83,7 +84,7 @@ class PackedPointwiseConv(PackedLinear):
 
 
 class PackedConv2d(_Packed):
-    """act(conv(x)) as one call. Inference alone.
+    """act(conv(x)) as one call. For inference alone.
 
     Args:
         layer: the convolution, zero-padded, on the CPU.
@@ -104,7 +105,7 @@ class PackedConv2d(_Packed):
 
 
 class PackedDepthwiseConv(_Packed):
-    """act(conv(x)) of a depthwise convolution, by the operator. Inference alone.
+    """act(conv(x)) of a depthwise convolution, by the operator `depthwise`. For inference alone.
 
     Args:
         layer: the convolution, of stride 1, zero-padded to keep the size.
@@ -132,17 +133,19 @@ def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
-    """Make a model fast for inference, in place: what can be computed ahead is.
+    """Make a model fast for inference, in place.
 
-    BatchNorms are folded into the convolutions before them (`fold_batch_norm`). On a CPU with
-    oneDNN, linear layers and 1×1 convolutions get packed weights, and the activations after linear
-    layers and convolutions become part of them. Where there is a C++ compiler, operators in float32
-    are computed by kernels compiled for this processor (mode 'inference' of
-    `visattn_dense.ops.choose`); the first call on a machine takes seconds for that. The outputs
-    stay the same up to rounding. On other devices folding is all. Afterwards the model can no
-    longer be trained, saved, loaded into or moved to another device: load the checkpoint first, and
-    keep a copy if you need one. Packed layers compute in the dtype of their weights, autocast or
-    not.
+    On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
+    On a CPU with oneDNN, linear layers and 1×1 convolutions get packed weights, and each activation
+    becomes a part of the linear layer or convolution before it. On a CPU with a C++ compiler,
+    kernels that are compiled for the processor compute the operators in float32 (mode 'inference'
+    of `visattn_dense.ops.choose`). The first call on a machine compiles the kernels, which takes
+    seconds.
+
+    The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
+    load a checkpoint into the model, or move the model to another device. So load the checkpoint
+    first, and keep a copy if you need one. Packed layers compute in the dtype of their weights,
+    also inside autocast.
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
@@ -155,10 +158,10 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
-    # Packed layers have no gradient; a sum with those of the others would be wrong in silence.
+    # Packed layers have no gradient. Gradients of the other layers alone would be wrong in silence.
     fold_batch_norm(model).requires_grad_(False)
     if any(parameter.device.type == 'cpu' for parameter in model.parameters()):
-        native.available()                       # compiles here and now, not within the first image
+        native.available()                       # compiles now, not during the first image
     for module in list(model.modules()):
         if isinstance(module, UsesOperators) and module.mode == 'auto':
             module.mode = 'inference'
@@ -167,7 +170,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         children = [(name, child) for name, child in parent.named_children()
                     if not isinstance(child, nn.Identity)]
-        # Only here is the next child known to be what the layer's output goes to.
+        # Only in these parents is the next child known to take the output of the layer.
         in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
         for i, (name, layer) in enumerate(children):
             following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
@@ -194,8 +197,8 @@ def _activation(module: nn.Module | None) -> Activation:
 
 
 def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
-    """The layer packed, or None where that is not possible or gains nothing."""
-    # Subclasses may compute something else, or be asked for their weights.
+    """The packed layer, or None if packing is impossible or brings no gain."""
+    # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d):
         return None
     weight = layer.weight

@@ -1,4 +1,4 @@
-"""Position tables: the sinusoid one, and any table on other maps than it was trained on."""
+"""Position tables: the sinusoid table, and the resizing of a table to another map."""
 import torch
 from torch import Tensor
 
@@ -13,18 +13,18 @@ def resize_position_grid(table: Tensor, from_size: tuple[int, int],
     """Resize a table of positions in two dimensions, bicubically.
 
     The kernel is that of `torch.nn.functional.interpolate(mode='bicubic', align_corners=False)`.
-    It is separable, so it is carried out as one small matrix product for each axis that changes:
-    faster than the interpolation on many channels, and with a gradient that is deterministic on
-    every device.
+    The kernel is separable, so each axis that changes takes one small matrix product. This is
+    faster than the interpolation on many channels, and its gradient is deterministic on every
+    device.
 
     Args:
-        table: (1, N, C), position by position, row by row; N = h·w. A class token is the caller's.
-        from_size: (h, w), the table's own grid.
-        to_size: (H, W), the grid that is asked for.
+        table: (1, N, C), position by position, row by row; N = h·w, without a class token.
+        from_size: (h, w), the grid of the table.
+        to_size: (H, W), the new grid.
 
     Returns:
-        (1, H·W, C) of the table's dtype, computed in float32 or wider, autocast or not;
-        `table` itself where the sizes are equal.
+        (1, H·W, C) in the table's dtype, computed in float32 or wider, also inside autocast;
+        `table` itself if the sizes are equal.
 
     Raises:
         ValueError: the table is not of `from_size`.
@@ -47,10 +47,10 @@ def resize_position_grid(table: Tensor, from_size: tuple[int, int],
 
 
 def _bicubic_matrix(like: Tensor, size: int, new_size: int) -> Tensor:
-    """(new_size, size): what each new position takes from each old one; rows sum to 1.
+    """(new_size, size): the weight of each old position in each new position; rows sum to 1.
 
-    Written out, not taken from an interpolated unit matrix: compilers break that up into hundreds
-    of operations for each table.
+    The interpolation of a unit matrix would give the same. But compilers break an interpolation up
+    into hundreds of operations for each table, so the formula is written out.
     """
     new, old = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (new_size, size))
     centre = (new[:, None] + .5) * (size / new_size) - .5
@@ -59,13 +59,13 @@ def _bicubic_matrix(like: Tensor, size: int, new_size: int) -> Tensor:
     near = ((_A + 2) * distance - (_A + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * _A - 4 * _A
     weights = torch.where(distance <= 1, near, far)
-    # Taps beyond the border count for the position at it.
+    # A tap beyond the border counts for the position at the border.
     at = taps.clamp(0, size - 1)[..., None] == old
     return (weights[..., None] * at).sum(1)
 
 
 def sinusoid_table(positions: int, dim: int) -> Tensor:
-    """(1, positions, dim): sin at even channels 2i and cos at odd ones of p / 10000^(2i/dim)."""
+    """(1, positions, dim): of p / 10000^(2i/dim), sin in channel 2i and cos in channel 2i + 1."""
     rate = 10000 ** (-2 * (torch.arange(dim) // 2).double() / dim)
     angles = torch.arange(positions).double()[:, None] * rate
     even = torch.arange(dim) % 2 == 0

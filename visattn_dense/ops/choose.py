@@ -1,13 +1,15 @@
-"""Which form of an operator computes: decided here, said once, and forced by `use_implementation`.
+"""Choose the form of an operator that computes, log the choice once, and force a form.
 
-An operator is one function with several forms: other functions of the same arguments that give the
-same result. A form says with `why_not` what keeps it from taking some arguments. The operator asks
-its forms in order, and the first one without a reason computes. What an operator may use depends on
-the mode of the call:
+An operator is one function with several forms. All forms take the same arguments and give the same
+result. The `why_not` of a form returns the reason why the form cannot compute with some arguments,
+or None. The operator asks its forms in order, and the first form that returns None computes. The
+mode of the call says which forms are asked:
 
-auto       the forms with gradients: Triton on a GPU, torch elsewhere. Every module starts with it.
-inference  before them the compiled kernels: `visattn_dense.layers.optimize_for_inference`.
-reference  the equation alone: `visattn_dense.attention.naive.as_naive`.
+auto       the forms with gradients: Triton on a GPU, torch elsewhere. Every module starts in this
+           mode.
+inference  first the compiled kernels, then the forms of 'auto'.
+           `visattn_dense.layers.optimize_for_inference` sets this mode.
+reference  the equation alone. `visattn_dense.attention.naive.as_naive` sets this mode.
 """
 import logging
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ Mode = Literal['auto', 'inference', 'reference']
 
 
 class UsesOperators:
-    """A module that calls operators, beside nn.Module; it hands `mode` to each of them."""
+    """A second base class, beside nn.Module, of a module that passes `mode` to its operators."""
     mode: Mode = 'auto'
 
 
@@ -29,11 +31,11 @@ class Form(NamedTuple):
 
     Attributes:
         name: unique within the operator.
-        compute: takes the operator's arguments, returns its result.
-        why_not: takes them too; returns what keeps the form from computing, or None. The reasons
-            are few: a reason names no size.
-        modes: in which the operator asks this form.
-        devices: where the operator asks this form, types of devices; None for everywhere.
+        compute: takes the operator's arguments, returns the operator's result.
+        why_not: takes the same arguments; returns why the form cannot compute, or None. A reason
+            names no size, so that there are few different reasons.
+        modes: the modes in which the operator asks this form.
+        devices: the device types on which the operator asks this form; None for all.
     """
     name: str
     compute: Callable[..., Any]
@@ -43,18 +45,18 @@ class Form(NamedTuple):
 
 
 def reference_form(compute: Callable[..., Any]) -> Form:
-    """The form that is the equation itself."""
+    """The form that computes the equation itself."""
     return Form('reference', compute, modes=('reference',))
 
 
 def compiled_form(compute: Callable[..., Any], why_not: Callable[..., str | None],
                   name: str = 'compiled') -> Form:
-    """A form of the kernels in C++, for inference on a CPU."""
+    """A form that calls the kernels in C++, for inference on a CPU."""
     return Form(name, compute, why_not, modes=('inference',), devices=('cpu',))
 
 
 class Decision(NamedTuple):
-    """That a form computed (`reason` is None), or why it did not."""
+    """A form that computed (`reason` is None), or the reason why the form did not compute."""
     operator: str
     form: str
     reason: str | None
@@ -67,11 +69,11 @@ _decisions: dict[Decision, None] = {}
 
 
 class Operator:
-    """A function that one of its forms computes.
+    """A function with several forms. Each call chooses one form.
 
     Args:
-        name: of the operator.
-        forms: in the order in which they are asked; the last one of a mode takes everything.
+        name: name of the operator.
+        forms: the forms, in the order of asking. The last form of each mode takes all arguments.
     """
 
     def __init__(self, name: str, *forms: Form) -> None:
@@ -83,7 +85,7 @@ class Operator:
         """The result of the form that is chosen for these arguments.
 
         Raises:
-            ValueError: `use_implementation` forces a form that cannot take them.
+            ValueError: `use_implementation` forces a form that cannot take these arguments.
         """
         if self.name in _forced:
             form = self.forms[_forced[self.name]]
@@ -106,7 +108,7 @@ class Operator:
 
 
 def _note(operator: str, form: str, reason: str | None) -> None:
-    """Log a decision the first time; a compiler that traces has nothing to log."""
+    """Log a decision the first time. Log nothing while torch.compile traces."""
     if torch.compiler.is_compiling():
         return
     decision = Decision(operator, form, reason)
@@ -117,23 +119,23 @@ def _note(operator: str, form: str, reason: str | None) -> None:
 
 
 def decisions() -> list[Decision]:
-    """What the operators of this process decided so far, each decision once, in order."""
+    """The decisions of all operators in this process so far, each once, in order."""
     return list(_decisions)
 
 
 @contextmanager
 def use_implementation(form: str, *, operator: str | None = None) -> Iterator[None]:
-    """Force a form of one operator, or of all that have it, while the block runs.
+    """Force a form of one operator, or of all operators with such a form, while the block runs.
 
-    It holds for the whole process, whatever the mode of the call. Backward is that of the forward
-    it belongs to, in or out of the block.
+    The form is forced in the whole process and for every mode. Backward always belongs to the form
+    that computed forward, also after the block.
 
     Args:
         form: name of a form; 'auto' for the rule at the top of this file.
-        operator: name of an operator.
+        operator: name of an operator; None for all operators that have the form.
 
     Raises:
-        ValueError: an unknown operator or form; the known ones are named.
+        ValueError: an unknown operator or form. The message names the known ones.
     """
     global _forced
     if operator is not None and operator not in OPERATORS:

@@ -1,4 +1,4 @@
-"""What a form prepares from weights, such as another layout of a kernel, kept from call to call."""
+"""Keep what a form prepares from a weight, such as another layout, from one call to the next."""
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +9,16 @@ _kept = WeakTensorKeyDictionary()
 
 
 def kept(prepare: Callable[[Tensor], Any], weight: Tensor) -> Any:
-    """prepare(weight), computed once as long as the weight stays what it is.
+    """prepare(weight), computed once as long as the weight does not change.
 
-    A weight that was written to, or that has other memory now, is prepared again. The result lives
-    as long as `weight`, so it must not refer to that very tensor.
+    If the weight was written to, or has other memory now, `prepare` runs again. The result lives as
+    long as `weight`, so the result must not refer to `weight`.
 
     Args:
-        prepare: a function, not a lambda made anew for each call.
-        weight: its argument.
+        prepare: always the same function: a new lambda for each call would be computed each time.
+        weight: the argument of `prepare`.
     """
-    # Tensors of torch.inference_mode count no versions.
+    # Tensors made in torch.inference_mode have no version.
     state = weight.data_ptr(), -1 if weight.is_inference() else weight._version
     found = _kept.setdefault(weight, {})
     if prepare not in found or found[prepare][0] != state:

@@ -13,12 +13,12 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], *,
 
     Args:
         x: (B, H, W, ...), any number of trailing dimensions.
-        multiple: (mh, mw), what H and W shall be divisible by.
-        centred: half of the pad before (rounded down) and half after, as CSWin has it; else all of
-            it at the bottom and right, as BiFormer has it.
+        multiple: (mh, mw). The padded H is a multiple of mh, the padded W a multiple of mw.
+        centred: pad on both sides, half of the pad (rounded down) at the top and left, as CSWin
+            does. Else pad only at the bottom and right, as BiFormer does.
 
     Returns:
-        The padded map (`x` itself where nothing is to do) and the pads for `crop`.
+        The padded map, or `x` itself if no padding is necessary; and the pads for `crop`.
     """
     total_h, total_w = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
     top, left = (total_h // 2, total_w // 2) if centred else (0, 0)
@@ -29,7 +29,7 @@ def pad_to_multiple(x: Tensor, multiple: tuple[int, int], *,
 
 
 def crop(x: Tensor, pads: Pads) -> Tensor:
-    """Take the pads off again: (B, H + top + bottom, W + left + right, ...) to (B, H, W, ...)."""
+    """Remove the pads: (B, H + top + bottom, W + left + right, ...) to (B, H, W, ...)."""
     left, right, top, bottom = pads
     if not is_padded(pads):
         return x
@@ -37,7 +37,9 @@ def crop(x: Tensor, pads: Pads) -> Tensor:
 
 
 def is_padded(pads: Pads) -> bool:
-    """Whether there is padding. While a graph is compiled, always: with a branch on the size there
-    would be a graph for each outcome.
+    """Whether there is padding. Returns True while torch.compile traces, for any pads.
+
+    A branch that depends on the size would give one graph for each outcome. With True, one graph
+    serves all sizes: padding by 0 changes nothing.
     """
     return torch.compiler.is_compiling() or any(pads)

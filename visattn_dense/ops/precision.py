@@ -1,4 +1,4 @@
-"""Islands of full precision inside autocast, for products that half precision cannot hold."""
+"""Full precision inside autocast, for products that overflow in half precision."""
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager:
-    """A context with autocast off on the device of `like`; the caller casts its tensors.
+    """A context with autocast off on the device of `like`. The caller casts the tensors.
 
-    Devices that know no autocast (meta, on which shapes and operations are counted) need none.
+    On a device without autocast, such as meta, the context does nothing.
     """
     kind = like.device.type
     if not torch.amp.is_autocast_available(kind):
@@ -17,7 +17,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
 
 
 def is_half(weight: Tensor, x: Tensor) -> bool:
-    """Whether an operator of `weight` on `x` computes in half precision, autocast considered."""
+    """Whether an operator with `weight` on `x` computes in half precision, also by autocast."""
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return autocast or weight.dtype in (torch.float16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Cutting an NHWC map in windows and merging them. A stripe is a window as long as the map."""
+"""Cut an NHWC map into windows, and merge windows. A stripe is a window as long as the map."""
 import torch
 from torch import Tensor
 
@@ -6,14 +6,14 @@ from .padding import pad_to_multiple
 
 
 def partition_windows(x: Tensor, window_size: tuple[int, int]) -> Tensor:
-    """Cut a map in windows, row by row.
+    """Cut a map into windows, row by row.
 
     Args:
         x: (B, H, W, ...) with H and W multiples of the window.
         window_size: (h, w) of a window.
 
     Returns:
-        (B · H/h · W/w, h, w, ...): a view where the window is as wide as the map, else a copy.
+        (B · H/h · W/w, h, w, ...): a view if the window is as wide as the map, else a copy.
 
     Raises:
         ValueError: the window does not divide the map.
@@ -56,14 +56,14 @@ def region_means(x: Tensor, n_win: int) -> Tensor:
 
 
 def tokens_on_map(x: Tensor, window_size: tuple[int, int]) -> Tensor:
-    """Which tokens of the windows stand on the map, not on the padding around it.
+    """Which tokens of the windows are on the map. The other tokens are padding around the map.
 
     Args:
-        x: (B, H, W, ...), the map before it is padded, centred, to whole windows.
+        x: (B, H, W, ...), the map before padding. The padding to whole windows is centred.
         window_size: (h, w) of a window.
 
     Returns:
-        (B·S, N) bool, S windows of N = h·w tokens.
+        (B·S, N) bool, S windows of N = h·w tokens; True for a token on the map.
     """
     inside = x.new_ones(x.shape[:3])
     windows = partition_windows(pad_to_multiple(inside, window_size, centred=True)[0], window_size)

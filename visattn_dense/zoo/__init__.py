@@ -1,9 +1,9 @@
-"""The model zoo: released files by name, and whole models and files of this project from them.
+"""The model zoo: released files by name. Loads whole models from files, and converts files.
 
 table      the released files by name ('visattn://cswin_tiny_224'), as data
-recognise  which family, arch and layout a file is of
-convert    a file in this project's names
-segmentor  load_segmentor: a checkpoint into a whole model, part by part
+recognise  finds the family, arch and layout of a file
+convert    writes a file with this project's names
+segmentor  load_segmentor: loads a checkpoint into a whole model, part by part
 
 `python -m visattn_dense.zoo --help` is the command.
 """

@@ -1,6 +1,6 @@
 """Look at checkpoints and convert them: python -m visattn_dense.zoo --help.
 
-Exit codes: 0 done; 2 bad input, said in one message on stderr before anything is written.
+Exit codes: 0 done; 2 bad input, with one message on stderr before anything is written.
 """
 import argparse
 import json
@@ -24,30 +24,30 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument('file', help=f'file, http(s) address or {SCHEME}NAME')
     source.add_argument('--trust', action='store_true',
-                        help='build every object in the file, which executes code that it brings')
+                        help='build every object in the file; this executes code from the file')
     target = argparse.ArgumentParser(add_help=False)
     target.add_argument('out', type=Path, help='*.safetensors or *.pth')
     target.add_argument('--overwrite', action='store_true', help='replace OUT if it is there')
 
     look = commands.add_parser('inspect', parents=[source],
-                               help='what a file is and which model it fits')
+                               help='say what a file is and which model it fits')
     look.add_argument('--json', action='store_true', help='print JSON')
 
     make = commands.add_parser(
         'convert', parents=[source, target],
-        help="weights alone in this project's names, heads of whole models included")
-    make.add_argument('--family', help='the class of the backbone, where it is not recognised')
-    make.add_argument('--no-heads', action='store_true', help='the backbone alone')
+        help="write only the weights, with this project's names; heads of whole models stay")
+    make.add_argument('--family', help='the class of the backbone, if it is not recognised')
+    make.add_argument('--no-heads', action='store_true', help='write only the backbone')
     make.add_argument('--dtype', choices=list(DTYPES), help='precision of the new file')
 
     part = commands.add_parser('extract', parents=[source, target],
-                               help='one part of a trained detector or segmentor')
+                               help='write one part of a trained detector or segmentor')
     part.add_argument('--part', default='backbone', help='which part (default: %(default)s)')
 
-    zoo = commands.add_parser('zoo', help='the released files that load by name')
+    zoo = commands.add_parser('zoo', help='list the released files that load by name')
     zoo.add_argument('--markdown', type=Path, metavar='FILE', help='write docs/zoo.md')
 
-    fetch = commands.add_parser('download', help='fetch an entry of the zoo into the cache')
+    fetch = commands.add_parser('download', help='download a file of the zoo into the cache')
     fetch.add_argument('name', help=f'{SCHEME}NAME, or NAME alone')
     add_debug(parser)
     return parser.parse_args(arguments)

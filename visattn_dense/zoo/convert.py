@@ -1,4 +1,4 @@
-"""From whatever a checkpoint is to a file of weights alone, in this project's names."""
+"""Convert a checkpoint to a file that has only weights, with this project's names."""
 import os
 import re
 from collections.abc import Mapping
@@ -25,22 +25,23 @@ def native_state(state: StateDict, report: MatchReport, layouts: Mapping[str, An
     """The tensors of `state` in this project's names.
 
     Args:
-        state: the tensors as they are in the file.
-        report: how the backbone in it was matched.
-        layouts: those of the backbone's class.
-        heads: keep what is not the backbone's. In a whole model it keeps its names, which
-            mmsegmentation and mmdetection have not changed since 0.x; EfficientViT's own head gets
-            those that it has here. A classifier is left out all the same: no dense model has one.
+        state: the tensors, as in the file.
+        report: how the file's backbone was matched.
+        layouts: `layouts` of the backbone's class.
+        heads: keep the tensors outside the backbone. In a whole model these tensors keep their
+            names, which mmsegmentation and mmdetection have not changed since 0.x. EfficientViT's
+            own head gets the names of `EfficientViTSegHead`. A classifier is always left out,
+            because no dense model has a classifier.
 
     Returns:
-        The backbone's tensors, under 'backbone.' where there are others.
+        The backbone's tensors; their names begin with 'backbone.' if there are other tensors.
     """
     layout = layouts.get(report.layout, dict)
     ours = {name[len(report.prefix):]: tensor for name, tensor in state.items()
             if name.startswith(report.prefix)}
     backbone = {name: tensor for name, tensor in layout(ours).items()
                 if name not in set(report.unused)}
-    # 'module.backbone.' has 'module.decode_head.' beside it.
+    # Beside 'module.backbone.' stands 'module.decode_head.', so remove 'module.' from both.
     around = report.prefix.removesuffix('backbone.')
     others = _native_heads({name.removeprefix(around): tensor for name, tensor in state.items()
                             if not name.startswith(report.prefix)})
@@ -50,7 +51,8 @@ def native_state(state: StateDict, report: MatchReport, layouts: Mapping[str, An
 
 
 def _native_heads(others: StateDict) -> StateDict:
-    """EfficientViT calls both its classifier and its segmentation head `head`."""
+    """The heads in this project's names. EfficientViT has one name, `head`, for two things: its
+    classifier, which is left out, and its segmentation head."""
     head = {name.removeprefix('head.'): tensor for name, tensor in others.items()
             if name.startswith('head.')}
     named = {name: tensor for name, tensor in others.items() if not name.startswith('head.')}
@@ -60,13 +62,14 @@ def _native_heads(others: StateDict) -> StateDict:
 
 
 def implied_buffers(model: nn.Module, report: MatchReport) -> StateDict:
-    """What a file does not hold and yet decides: buffers that the model's `on_loaded` sets.
+    """The buffers that a file does not hold but implies. The model's `on_loaded` sets them.
 
-    T2T-ViT's released files imply the scale of their attention.
+    For example, T2T-ViT's released files imply the scale of the attention.
 
     Args:
-        model: a backbone without memory for its weights, which is used up.
-        report: how a file was matched with it.
+        model: a backbone without memory for its weights. The function changes the model; do not use
+            the model afterwards.
+        report: how a file was matched with `model`.
     """
     found = {}
     for name, buffer in list(model.named_buffers()):
@@ -80,16 +83,16 @@ def implied_buffers(model: nn.Module, report: MatchReport) -> StateDict:
 
 def convert(contents: Any, *, family: str | None = None, heads: bool = True,
             dtype: str | None = None) -> tuple[StateDict, str]:
-    """The weights in this project's names, and what they were recognised as.
+    """The weights in this project's names, and the recognised model in words.
 
     Args:
-        contents: a checkpoint's; see `read_checkpoint`.
-        family: the class in `BACKBONES`, where recognition is not to be trusted.
+        contents: the contents of a checkpoint; see `read_checkpoint`.
+        family: the class in `BACKBONES`, to overrule the recognition.
         heads: keep the heads of a whole model.
-        dtype: 'float32', 'float16' or 'bfloat16' for floating tensors; None leaves them.
+        dtype: 'float32', 'float16' or 'bfloat16' for floating tensors; None keeps their precision.
 
     Raises:
-        UserError: no family here fits, or some of the numbers are not finite.
+        UserError: no family here fits, or a number is not finite.
     """
     state = unwrap(contents)
     candidates = recognise(state)
@@ -116,14 +119,14 @@ def convert(contents: Any, *, family: str | None = None, heads: bool = True,
 
 
 def extract(contents: Any, part: str = 'backbone') -> StateDict:
-    """The tensors of one part of a trained model, its name taken off theirs.
+    """The tensors of one part of a trained model, without the part's name in their names.
 
     Args:
-        contents: a checkpoint's; see `read_checkpoint`.
-        part: 'backbone', 'decode_head', 'neck', ...; the dotted name of a part of a part also goes.
+        contents: the contents of a checkpoint; see `read_checkpoint`.
+        part: 'backbone', 'decode_head', 'neck', ..., or the dotted name of a part of a part.
 
     Raises:
-        UserError: there is no such part; the message names those that are.
+        UserError: there is no such part. The message names the parts of the file.
     """
     state = {name.removeprefix('module.'): tensor for name, tensor in unwrap(contents).items()}
     found = {name[len(part) + 1:]: tensor for name, tensor in state.items()
@@ -137,23 +140,25 @@ def extract(contents: Any, part: str = 'backbone') -> StateDict:
 
 def save_state(state: StateDict, path: str | os.PathLike, *, metadata: Mapping[str, str],
                overwrite: bool = False) -> None:
-    """Write weights as safetensors or with torch.save, by the suffix, whole or not at all.
+    """Write weights as safetensors or with torch.save; the suffix decides.
+
+    The file appears only when it is complete.
 
     Args:
         state: name -> tensor.
         path: *.safetensors, *.pth, *.pt, *.pth.tar or *.bin.
-        metadata: what to say about them in the file; safetensors keeps it in its header.
-        overwrite: replace a file that is there.
+        metadata: texts about the weights. A safetensors file has these texts in its header.
+        overwrite: replace an existing file.
 
     Raises:
-        UserError: another suffix; or a file is there already.
+        UserError: another suffix, or the file exists already.
     """
     path = Path(path)
     if not re.search(r'\.(safetensors|pth|pt|pth\.tar|bin)$', path.name):
         raise UserError(f'{path} has to end in .safetensors or .pth')
     if path.exists() and not overwrite:
         raise UserError(f'{path} is there already; choose another name or say --overwrite')
-    # One storage for each tensor: parts of others would bring all of their bytes along.
+    # One storage for each tensor: a view would also save all other bytes of its storage.
     state = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
              for name, tensor in state.items()}
     try:

@@ -1,6 +1,6 @@
-"""The heads of released models: from the authors' names of their tensors to those here.
+"""The heads of released models: from the authors' tensor names to the names here.
 
-The heads themselves are mmsegmentation's or `visattn_dense.openmmlab.heads`.
+The heads themselves are in mmsegmentation or in `visattn_dense.openmmlab.heads`.
 """
 from visattn_dense.checkpoints import rename
 from visattn_dense.checkpoints.matching import StateDict
@@ -12,7 +12,7 @@ def efficientvit_seg(state: StateDict) -> StateDict:
     classifier = max(outputs, default='0', key=int)
     count = len({name.split('.')[1] for name in state if name.startswith('input_ops.')})
     return rename(
-        # A map that is not resized is a bare layer, the others are lists.
+        # The input that is not resized is a single layer; the other inputs are lists of layers.
         (r'^input_ops\.(\d+)\.(?:op_list\.0\.)?',
          lambda match: f'inputs.{count - 1 - int(match[1])}.'),
         (r'^middle\.op_list\.', 'blocks.'),

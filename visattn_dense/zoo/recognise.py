@@ -1,4 +1,4 @@
-"""Which model a checkpoint is of: family, arch and layout from its names and shapes alone."""
+"""Find the model of a checkpoint (family, arch, layout) from tensor names and shapes alone."""
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,20 @@ from visattn_dense.checkpoints.pretrained import nonfinite
 from visattn_dense.errors import UserError
 from visattn_dense.registry import BACKBONES
 
-# The parts of models of OpenMMLab 2 by which their kind is known.
+# The parts that tell the kind of an OpenMMLab 2 model.
 _DETECTOR = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head')
 _SEGMENTOR = ('decode_head', 'auxiliary_head')
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model of this project that a checkpoint fills, more or less.
+    """A model of this project that a checkpoint fills, completely or in part.
 
     Attributes:
         family, arch: the class in `BACKBONES` and the name of its variant.
         report: what matches.
-        score: from 0 to 1, the part of the model and of the backbone's tensors in the file that
-            belong together; 1 where nothing is left over on either side.
+        score: from 0 to 1: the filled fraction of the model times the used fraction of the file's
+            backbone. 1 means that model and file match completely.
     """
 
     family: str
@@ -43,15 +43,15 @@ def _skeleton(family: str, arch: str) -> nn.Module:
 
 
 def recognise(state: StateDict) -> list[Candidate]:
-    """The variants that `state` fits best, best first: more than one where it fits them equally.
+    """The variants that `state` fits best. Several if `state` fits them equally.
 
     Raises:
-        UserError: it fits none of them; the message says which names it has.
+        UserError: `state` fits no variant. The message has some names of `state`.
     """
     best: list[Candidate] = []
     for family, cls in BACKBONES.module_dict.items():
         archs = list(getattr(cls, 'archs', ()))
-        # The variants of a family have names in common, another family's few, if any.
+        # Variants of one family share most names; two families share few names or none.
         if archs and _overlap(_match(family, archs[0], state).report) >= .1:
             best += [_match(family, arch, state) for arch in archs]
     top = max((candidate.score for candidate in best), default=0.)
@@ -67,13 +67,13 @@ def _match(family: str, arch: str, state: StateDict) -> Candidate:
     _, report = match_state_dict(model, state, layouts=model.layouts, fresh=model.fresh,
                                  adapt=model.adapt_tensor)
     filled = len(report.matched) + len(report.adapted)
-    # Without a prefix the heads of a whole model count as left over, equally for every variant.
+    # Without a prefix the heads of a whole model count as unused, equally for every variant.
     return Candidate(family, arch, report,
                      report.fraction * filled / max(1, filled + len(report.unused)))
 
 
 def _overlap(report: MatchReport) -> float:
-    """Part of a model's names that the file has, whatever their shapes."""
+    """The fraction of the model's names that the file has, with any shapes."""
     there = len(report.matched) + len(report.adapted) + len(report.mismatched)
     return there / max(1, there + len(report.missing))
 
@@ -84,12 +84,12 @@ class Summary:
 
     Attributes:
         kind: 'backbone', 'classifier', 'segmentor', 'detector' or 'unknown'.
-        candidates: the variants that it fits; see `recognise`.
-        parts: first parts of the names -> number of tensors.
+        candidates: the variants that the checkpoint fits; see `recognise`.
+        parts: first part of the names -> number of tensors.
         parameters: numbers in all tensors.
         dtypes: precision -> number of tensors.
         nonfinite: names of the tensors with NaN or infinity.
-        others: what the file holds beside these weights.
+        others: what the file holds besides the weights.
         problem: why no variant was recognised, or ''.
     """
 
@@ -107,7 +107,7 @@ def summarise(contents: Any) -> Summary:
     """Look at a checkpoint's contents.
 
     Raises:
-        UserError: there are no weights in it.
+        UserError: the contents hold no weights.
     """
     state = unwrap(contents)
     try:
@@ -132,14 +132,14 @@ def _kind(parts: Mapping[str, int], candidates: list[Candidate]) -> str:
         return 'unknown'
     report = candidates[0].report
     if report.prefix.endswith('backbone.') and 'head' in parts:
-        # EfficientViT calls both kinds of head so; that of segmentation has more than its three
-        # layers.
+        # EfficientViT's classifier and its segmentation head are both called `head`. The classifier
+        # has three layers, the segmentation head has more.
         return 'segmentor' if parts['head'] > 20 else 'classifier'
     return 'classifier' if any('head' in name for name in report.unused) else 'backbone'
 
 
 def _others(contents: Any, state: StateDict) -> Iterator[str]:
-    """Top-level entries that do not lead to the weights, and how large they are."""
+    """Names and sizes of the top-level entries that do not contain the weights."""
     if not isinstance(contents, Mapping) or contents.keys() >= state.keys():
         return
     inside = {id(tensor) for tensor in state.values()}

@@ -1,4 +1,4 @@
-"""Whole released models (backbone, heads) into a whole model here, part by part."""
+"""Load a whole released model (backbone and heads) into a whole model here, part by part."""
 import os
 import re
 from collections.abc import Mapping
@@ -11,26 +11,27 @@ from visattn_dense.checkpoints.pretrained import fill, logger, require_finite
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
 from visattn_dense.errors import UserError, few
 
-# The last layers of the heads of mmseg and mmdet, as wide as there are classes.
+# The last layers of mmseg's and mmdet's heads: their width is the number of classes.
 _CLASSIFIER = re.compile(r'(^|\.)(conv_seg|fc_cls|fc_reg|conv_logits|retina_cls)\.(weight|bias)$')
 
 
 def match_parts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[StateDict, MatchReport]:
-    """Find in `state` what fills every part of a model, whatever the names of the parts there.
+    """Find the tensors of `state` that fill each part of a model, under any names of the parts.
 
-    Each child of the model (backbone, decode_head, ...) is looked for by itself, in any of its
-    `layouts`: under its own name, or, where the file does not have that and the part knows other
-    layouts, under any prefix that is no other part's name. So a released EfficientViT-Seg
-    (`backbone.`, `head.`) fills a segmentor with EfficientViTSegHead, and a released UPerNet of
-    mmsegmentation 0.x fills today's with a backbone of another naming.
+    Each part of the model (backbone, decode_head, ...) is searched by itself, in all its `layouts`.
+    First the tensors whose names begin with the part's own name are taken. If the file has no such
+    tensors and the part has other layouts, every other prefix in the file is tried, except the
+    names of the model's other parts. So a released EfficientViT-Seg (`backbone.`, `head.`) fills a
+    segmentor with EfficientViTSegHead. A released UPerNet of mmsegmentation 0.x, whose backbone has
+    other tensor names, fills an UPerNet of today.
 
     Args:
         model: a segmentor or detector; it is not changed.
         state: the checkpoint's tensors.
 
     Returns:
-        The tensors in the model's naming and shapes, and one report. An auxiliary head that the
-        file does not hold counts as fresh: it acts in training only.
+        The tensors in the model's naming and shapes, and one report. If the file has no auxiliary
+        head, the model's auxiliary head counts as fresh, because it acts in training only.
     """
     if all(name.startswith('module.') for name in state):
         state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
@@ -59,7 +60,7 @@ def match_parts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[StateDic
         whole.adapted.update({own + key: what for key, what in report.adapted.items()})
         whole.mismatched.update({own + key: what for key, what in report.mismatched.items()})
         whole.converted.update({own + key: what for key, what in report.converted.items()})
-        # Without a prefix, what one part does not use belongs to the others.
+        # Without a prefix, the tensors that one part does not use belong to the other parts.
         whole.unused += [report.prefix + key for key in report.unused if report.prefix]
     if all(prefixes):
         whole.unused += [key for key in state if not key.startswith(tuple(prefixes))]
@@ -70,23 +71,23 @@ def match_parts(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[StateDic
 def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os.PathLike,
               min_matched: float = 1., new_classes: bool = False, training: bool = False,
               ) -> tuple[StateDict, MatchReport]:
-    """What of a checkpoint's contents fills a whole model: the rule of every tool and hook.
+    """The tensors of a checkpoint that fill a whole model. Every tool and hook uses this rule.
 
     Args:
         model: a segmentor or detector; it is not changed.
-        contents: of a checkpoint file.
-        origin: what the checkpoint is called in an error.
-        min_matched: part of the model's tensors that must be filled.
-        new_classes: the last layers of heads, as wide as there are classes, may have another width
-            in the file. They keep their random weights then, and the report counts them as fresh.
+        contents: the contents of a checkpoint file.
+        origin: the name of the checkpoint in an error message.
+        min_matched: fraction of the model's tensors that must be filled.
+        new_classes: the file may have another number of classes. Then the last layers of the heads
+            keep their random weights, and the report counts these layers as fresh.
         training: auxiliary heads have to fit too. They act in training only.
 
     Returns:
         The tensors in the model's naming and shapes, and the report.
 
     Raises:
-        UserError: less than `min_matched` of the model is in the file; the message gives both
-            numbers of classes where those differ.
+        UserError: less than `min_matched` of the model is in the file. If the numbers of classes
+            differ, the message has both numbers.
     """
     filled, report = match_parts(model, unwrap(contents))
     for name in list(report.mismatched):
@@ -111,12 +112,12 @@ def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os
 
 
 def _class_counts(report: MatchReport) -> str:
-    """A sentence on the numbers of classes of file and model where a classifier does not fit."""
+    """If a classifier does not fit: a sentence with the numbers of classes of file and model."""
     for name, change in report.mismatched.items():
         found = _CLASSIFIER.search(name)
         widths = re.findall(r'\((\d+)', change)
         if found and found[2] in ('conv_seg', 'fc_cls', 'conv_logits') and len(widths) == 2:
-            # The classifier of a box has one more output, for the background.
+            # The classifier of boxes has one more output, for the background.
             there, here = (int(width) - (found[2] == 'fc_cls') for width in widths)
             return (f'The checkpoint was trained with {there} classes, the config has {here} '
                     f'({name}). ')
@@ -125,15 +126,15 @@ def _class_counts(report: MatchReport) -> str:
 
 def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
                    min_matched: float = 1., new_classes: bool = False) -> MatchReport:
-    """Fill a whole model from a checkpoint and say what was matched.
+    """Fill a whole model from a checkpoint and report what was matched.
 
     Args:
-        model: a segmentor (or any model of parts); changed only if enough is matched.
+        model: a segmentor (or any model of parts); changed only if enough tensors match.
         checkpoint: path, http(s) URL or 'visattn://NAME'; see `read_checkpoint`.
-        min_matched: part of the model's tensors that must be filled. All of them by default: a
-            classifier left at random makes every number wrong.
-        new_classes: the model has other classes than the file: its last layers keep their random
-            weights, and the report counts them as fresh.
+        min_matched: fraction of the model's tensors that must be filled. By default all tensors: a
+            classifier with random weights makes every number wrong.
+        new_classes: the model has other classes than the file. Then the last layers keep their
+            random weights, and the report counts these layers as fresh.
 
     Returns:
         The report, which is also logged.
@@ -153,22 +154,22 @@ def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
 
 def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matched: float = 1.,
                          origin: str = 'the checkpoint') -> MatchReport | None:
-    """Put a foreign checkpoint's weights into the names of `model`, inside `contents`.
+    """Rename a foreign checkpoint's weights to the names of `model`, inside `contents`.
 
-    For whoever loads by plain names afterwards, as mmengine's runner does.
+    Afterwards a loader that compares names, such as mmengine's runner, can load `contents`.
 
     Args:
         model: a segmentor or detector; it is not changed.
-        contents: of a checkpoint file; its entry `state_dict` is replaced.
-        min_matched: part of the model's tensors that a foreign checkpoint must fill.
-        origin: what the checkpoint is called in an error.
+        contents: the contents of a checkpoint file; the entry `state_dict` is replaced.
+        min_matched: fraction of the model's tensors that a foreign checkpoint must fill.
+        origin: the name of the checkpoint in an error message.
 
     Returns:
-        The report, or None where the names as they are fill as much: nothing is changed then.
+        The report. None if the checkpoint's own names fill as much of the model; then nothing is
+        changed.
 
     Raises:
-        UserError: the checkpoint fills more under other names than under its own, and yet too
-            little.
+        UserError: renaming fills more of the model, but still less than `min_matched`.
     """
     if is_native(model, contents):
         return None
@@ -180,7 +181,7 @@ def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matc
 
 
 def is_native(model: nn.Module, contents: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint fills as much of a model by its own names as by any other."""
+    """Whether a checkpoint fills a model with its own names as well as with any other names."""
     state = unwrap(contents)
     plain = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
     fitting = sum(plain.get(name) == tensor.shape for name, tensor in model.state_dict().items())

@@ -3,8 +3,8 @@
     load_pretrained(CSWin('tiny'), 'visattn://cswin_tiny_224')
     init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')
 
-The table is zoo.json: facts, each figure its authors' and measured by them. docs/zoo.md is made
-from it: `python -m visattn_dense.zoo zoo --markdown`.
+The table is zoo.json. Every figure in the table was measured and published by the authors of the
+file. `python -m visattn_dense.zoo zoo --markdown docs/zoo.md` makes docs/zoo.md from the table.
 """
 import functools
 import json
@@ -22,7 +22,7 @@ from visattn_dense.registry import BACKBONES
 
 SCHEME = 'visattn://'
 MIRROR = 'VISATTN_MIRROR'
-"""The environment variable that names another place for all of these files."""
+"""The environment variable with the address of a mirror of all these files."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,22 @@ class Release:
     Attributes:
         name: what follows `visattn://`.
         family: the class in `visattn_dense.registry.BACKBONES`.
-        arch, options: the arguments that build the backbone that it fills.
+        arch, options: the arguments for the backbone that the file fills.
         kind: 'classifier' (a backbone with a classifier) or 'segmentor' (with its decode head).
         image_size: side of the training images, or their [height, width], in pixels.
-        layout: whose names its tensors have, an entry of the family's `layouts`.
-        wrappers: where its tensors lie in the file, the first that is there.
-        file: its name in the cache.
-        url: where it is; None where no address that answers is known.
-        announced: the page on which the authors announced it.
-        data, metric, value, figures_from: what it was trained on, and what its authors report.
-        licence, licence_from: of code and weights (None: none is stated), and who says so.
+        layout: the naming of the tensors, an entry of the family's `layouts`.
+        wrappers: the keys of the file that may hold the tensors, in the order of the search.
+        file: the file's name in the cache.
+        url: the file's address; None if no working address is known.
+        announced: the page on which the authors announced the file.
+        data, metric, value, figures_from: the training data, and the authors' figure and its
+            source.
+        licence, licence_from: the licence of code and weights (None if none is stated), and the
+            source of this fact.
         code, paper: the authors' repository and paper.
-        sha256: published sum of the file, where there is one.
-        size: published length of the file in bytes, where there is one.
-        note: what else to know.
+        sha256: the published checksum of the file; None if there is none.
+        size: the published length of the file in bytes; None if there is none.
+        note: anything else to know.
     """
 
     name: str
@@ -73,15 +75,15 @@ class Release:
 
     @property
     def path(self) -> Path:
-        """Where the file lies once it is downloaded, or put there by hand."""
+        """Where the file is after a download. A user may also put the file there by hand."""
         return cache_folder() / self.file
 
     @property
     def mirror(self) -> str | None:
-        """Where VISATTN_MIRROR has the file; None where it names no mirror.
+        """The file's address on the mirror of VISATTN_MIRROR; None without a mirror.
 
         Raises:
-            UserError: it names something else than an address.
+            UserError: VISATTN_MIRROR is not an address.
         """
         base = os.environ.get(MIRROR, '').strip().rstrip('/')
         if base and (fault := address_fault(base)):
@@ -91,10 +93,10 @@ class Release:
         return f'{base}/{quote(self.file)}' if base else None
 
     def fetch(self) -> Path:
-        """The file, downloaded if it is not there, its checksum verified.
+        """The file, downloaded if necessary; its checksum is verified.
 
         Raises:
-            UserError: see `download` and `mirror`; or there is no address to download it from.
+            UserError: see `download` and `mirror`; or the file has no address.
         """
         if not (self.path.exists() or self.url or self.mirror):
             raise UserError(f'{SCHEME}{self.name} cannot be downloaded: {self.note}. It was '
@@ -104,7 +106,7 @@ class Release:
                         mirror=self.mirror)
 
     def build(self, **options: Any):
-        """The backbone that it fills, with random weights; `options` as its class takes them."""
+        """The backbone that the file fills, with random weights; `options` go to its class."""
         return BACKBONES.build(dict(type=self.family, arch=self.arch), **{**self.options,
                                                                           **options})
 
@@ -123,10 +125,10 @@ def releases() -> Mapping[str, Release]:
 
 
 def find_release(source: str | os.PathLike) -> Release:
-    """The entry that 'visattn://NAME', or NAME alone, stands for.
+    """The entry for 'visattn://NAME', or for NAME alone.
 
     Raises:
-        UserError: there is none; the message names the near ones.
+        UserError: there is no such entry. The message has similar names.
     """
     name = os.fspath(source).removeprefix(SCHEME).strip('/')
     if name not in releases():
@@ -136,7 +138,7 @@ def find_release(source: str | os.PathLike) -> Release:
 
 
 def fetch(source: str | os.PathLike) -> Path:
-    """The file of 'visattn://NAME', downloaded if it is not there.
+    """The file of 'visattn://NAME', downloaded if necessary.
 
     Raises:
         UserError: see `find_release` and `Release.fetch`.
@@ -145,7 +147,7 @@ def fetch(source: str | os.PathLike) -> Path:
 
 
 def markdown_table() -> str:
-    """docs/zoo.md."""
+    """The text of docs/zoo.md."""
     lines = [_INTRODUCTION]
     families = dict.fromkeys(release.family for release in releases().values())
     for family in families:
@@ -180,8 +182,8 @@ _INTRODUCTION = """\
 # Model zoo
 
 Made from `visattn_dense/zoo/zoo.json` by
-`python -m visattn_dense.zoo zoo --markdown docs/zoo.md`; a test keeps the two equal.
+`python -m visattn_dense.zoo zoo --markdown docs/zoo.md`. A test checks that the two are equal.
 
-Every figure is the authors' own, measured by them; nothing here was measured by us. The names in
-the first column stand wherever a checkpoint is asked for; [checkpoints.md](checkpoints.md) says
-how they are downloaded, verified and loaded."""
+The authors measured every figure; we measured none. Use a name of the first column wherever a
+command or config takes a checkpoint. [checkpoints.md](checkpoints.md) says how the files are
+downloaded, verified and loaded."""

@@ -1,7 +1,8 @@
-"""Datasets: CamVid, folders of one's own, and the check before any training.
+"""Datasets: CamVid, a folder of the user's own images, and the check before any training.
 
-Importing this package registers the dataset classes with mmsegmentation, without importing it: they
-are defined as soon as `mmseg.datasets` is there, which mmsegmentation's registry sees to.
+The import of this package registers the dataset classes with mmsegmentation, without an import of
+mmsegmentation. The classes are defined as soon as `mmseg.datasets` is imported; mmsegmentation's
+registry imports it.
 """
 import importlib
 from typing import Any

@@ -1,9 +1,9 @@
 """CamVid: street scenes filmed from a car, 11 classes.
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video: a high-definition ground truth
-database", 2009. The 32 classes of the original are merged into the 11 that the literature reports
-on, in the order and with the colours of the SegNet tutorial (Badrinarayanan, Kendall, Cipolla).
-Labels hold 0..10; 255 is unlabelled. docs/datasets.md says how to get from the download to here.
+database", 2009. The 32 original classes are merged into the 11 classes of the literature, in the
+order and with the colours of the SegNet tutorial (Badrinarayanan, Kendall, Cipolla). Labels hold
+0..10; 255 is unlabelled. docs/datasets.md says how to convert the download.
 """
 from typing import Any
 
@@ -16,10 +16,10 @@ class CamVidDataset(BaseSegDataset):
     """CamVid in the layout images/{train,val,test}/*.jpg, annotations/{train,val,test}/*.png.
 
     Args:
-        img_suffix: ending of the image files; '.png' for the frames as they are downloaded.
+        img_suffix: ending of the image files; '.png' for the downloaded frames.
         seg_map_suffix: ending of the label files.
         reduce_zero_label: False, because 0 is a class (sky) here.
-        kwargs: what BaseSegDataset takes (data_root, data_prefix, pipeline, ...).
+        kwargs: arguments of BaseSegDataset (data_root, data_prefix, pipeline, ...).
     """
 
     METAINFO = dict(

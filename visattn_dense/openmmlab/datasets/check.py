@@ -1,7 +1,7 @@
-"""Check of the data that a config names, before any training; the model is read, never built.
+"""Check the data of a config before any training. The model is not built.
 
-`check_config` is the whole check (tools/check_dataset.py), `quick_check` the part of a few seconds
-that the launchers run: all folders and pairs, a sample of the files.
+`check_config` is the whole check (tools/check_dataset.py). `quick_check` takes a few seconds and
+looks at all folders and pairs and at a sample of the files. The launchers run `quick_check`.
 """
 import copy
 import importlib
@@ -21,13 +21,13 @@ from visattn_dense.openmmlab.datasets.check_segmentation import IGNORE, check_se
 SPLITS = ('train', 'val', 'test')
 SEGMENTATION_HEADS = ('decode_head', 'auxiliary_head')
 DETECTION_HEADS = ('bbox_head', 'mask_head')
-# STDC's boundary head tells edge from no edge, whatever the classes are.
+# STDC's boundary head has two outputs, edge and no edge, for any number of classes.
 OWN_CLASSES = ('STDCHead',)
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head as the config has it. path: where, for example 'model.decode_head'."""
+    """A head of the config. path: its place in the config, for example 'model.decode_head'."""
 
     path: str
     num_classes: int
@@ -35,7 +35,7 @@ class Head:
 
 
 def find_heads(model: Any, names: Sequence[str], path: str = 'model') -> Iterator[Head]:
-    """All heads under one of `names` that the config gives num_classes for."""
+    """All heads under one of `names` that have num_classes in the config."""
     if isinstance(model, Mapping):
         key = path.rsplit('.', 1)[-1].split('[')[0]
         if (key in names and isinstance(model.get('num_classes'), int)
@@ -64,14 +64,14 @@ def find_datasets(dataset: Any) -> Iterator[Mapping]:
 
 
 def dataset_class(name: Any, scope: str | None) -> type:
-    """The class that a config means by `type`.
+    """The class for `type` in a config.
 
     Raises:
-        UserError: there is none of that name; the message names near ones.
+        UserError: there is no class of this name. The message has similar names.
     """
     if isinstance(name, type):
         return name
-    # `scope.Name` overrides the config's scope; a dotted module path is the registry's business.
+    # `scope.Name` overrides the config's scope. The registry resolves a dotted module path.
     if isinstance(name, str) and name.count('.') == 1:
         scope, name = name.split('.')
     try:
@@ -90,10 +90,10 @@ def dataset_class(name: Any, scope: str | None) -> type:
 
 
 def build_lazily(leaf: Mapping, scope: str | None) -> Any:
-    """The dataset of a config without its pipeline and without reading any file.
+    """The dataset of a config, without its pipeline. No file is read.
 
     Raises:
-        UserError: unknown type, argument or class name; the message names it.
+        UserError: unknown type, argument or class name. The message has the unknown name.
     """
     settings = copy.deepcopy(dict(leaf))
     cls = dataset_class(settings.pop('type', None), scope)
@@ -110,7 +110,7 @@ def build_lazily(leaf: Mapping, scope: str | None) -> Any:
                                 f'{did_you_mean(str(name), known)}')
     try:
         return cls(**settings)
-    # A dataset's constructor may raise anything; some assert, without a word, that folders exist.
+    # A dataset's constructor may raise anything. Some assert that folders exist, without a text.
     except Exception as error:
         root = settings.get('data_root') or ''
         paths = [settings.get('ann_file'), *(settings.get('data_prefix') or {}).values()]
@@ -121,12 +121,12 @@ def build_lazily(leaf: Mapping, scope: str | None) -> Any:
 
 
 def is_segmentation(cls: type) -> bool:
-    """Whether a dataset has mmsegmentation's interface; told by name, to import neither library."""
+    """Whether a dataset has mmsegmentation's interface, by class names: no imports."""
     return any(base.__name__ == 'BaseSegDataset' for base in cls.__mro__)
 
 
 def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> DatasetReport:
-    """Check one dataset (no wrapper) of a config."""
+    """Check one dataset of a config, not a wrapper."""
     report = DatasetReport(split, str(leaf.get('type')))
     backend = (leaf.get('backend_args') or {}).get('backend', 'local')
     if backend != 'local':
@@ -172,7 +172,7 @@ def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> Da
 
 
 def _label_loading(leaf: Mapping) -> Mapping:
-    """The LoadAnnotations step of a dataset's pipeline, empty where there is none."""
+    """The LoadAnnotations step of a dataset's pipeline; empty if there is none."""
     for step in leaf.get('pipeline') or ():
         if isinstance(step, Mapping) and str(step.get('type')).endswith('LoadAnnotations'):
             return step
@@ -180,7 +180,7 @@ def _label_loading(leaf: Mapping) -> Mapping:
 
 
 def _compare_classes(name: str, report: DatasetReport, heads: Sequence[Head]) -> None:
-    """Number of class names against num_classes of every head."""
+    """Compare the number of class names with num_classes of every head."""
     for head in heads:
         if report.classes and head.num_classes != len(report.classes):
             report.add(f'{head.path}.num_classes is {head.num_classes}, but {name} has '
@@ -191,16 +191,16 @@ def _compare_classes(name: str, report: DatasetReport, heads: Sequence[Head]) ->
 
 def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
                  quick: bool = False) -> list[DatasetReport]:
-    """Check every dataset of a config, each once even where val and test are the same.
+    """Check every dataset of a config. If val and test are the same dataset, it is checked once.
 
     Args:
         cfg: an mmengine Config of mmsegmentation or mmdetection.
-        splits: any of 'train', 'val' and 'test'; those that the config has where None.
+        splits: any of 'train', 'val' and 'test'; None: all splits of the config.
         quick: all folders and pairs, but only about 18 files of each dataset are opened, and one
             image of each kind.
 
     Raises:
-        UserError: the config has no dataset for a split that was asked for.
+        UserError: the config has no dataset for one of `splits`.
     """
     reports, seen = [], []
     for split in splits or SPLITS:
@@ -224,15 +224,15 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
 
 
 def quick_check(cfg: Mapping, splits: Sequence[str] = ('train', 'val')) -> None:
-    """Stop a run whose data cannot be trained on; takes seconds, also for 20 000 images.
+    """Stop a run if its data cannot be used for training. Takes seconds, also for 20 000 images.
 
     Args:
         cfg: the config of the run.
-        splits: what the run reads; a split that the config does not have is passed over.
+        splits: the splits that the run reads; a split that the config does not have is skipped.
 
     Raises:
-        UserError: what is wrong, in which file, and what to do. Faults that only make the data
-            poorer (a label without an image) come as warnings.
+        UserError: the data have a fault. The message has the fault, the file and what to do. Faults
+            that only make the data poorer (a label without an image) are warnings.
     """
     present = [split for split in splits if cfg.get(f'{split}_dataloader')]
     reports = check_config(cfg, present, quick=True) if present else []

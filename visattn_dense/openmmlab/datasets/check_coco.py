@@ -1,4 +1,4 @@
-"""Check of a COCO-format detection dataset: categories, annotations, boxes and images."""
+"""Check a COCO-format detection dataset: categories, annotations, boxes and images."""
 import json
 import mmap
 import os
@@ -13,17 +13,18 @@ from visattn_dense.openmmlab.datasets.check_files import check_folders, source_h
 from visattn_dense.openmmlab.datasets.check_loading import Loading
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
-# What COCO counts in one image.
+# COCO counts this many detections in one image.
 MAX_DETS = 100
-# Above this, parsing all annotations takes seconds: the quick check reads images and categories.
+# To parse the annotations of a larger file takes seconds. There the quick check reads only images
+# and categories.
 QUICK_BYTES = 64 * 2**20
 
 
 def read_lists(path: str, keys: tuple[str, ...]) -> dict[str, list]:
-    """The named top-level lists of a large JSON file, without parsing the rest of it.
+    """The named top-level lists of a large JSON file. The rest of the file is not parsed.
 
     Raises:
-        ValueError: a list is not found, or is no valid JSON.
+        ValueError: a list is not found, or is not valid JSON.
     """
     decoder = json.JSONDecoder()
     found = {}
@@ -39,15 +40,15 @@ def read_lists(path: str, keys: tuple[str, ...]) -> dict[str, list]:
 
 
 def read_annotations(path: str, quick: bool) -> Any:
-    """The JSON file; without 'annotations' where it is large and `quick`.
+    """The contents of the JSON file. With `quick`, a large file gives no 'annotations'.
 
     Raises:
-        UserError: the file cannot be read or is no JSON.
+        UserError: the file cannot be read or is not JSON.
     """
     if quick and os.path.getsize(path) > QUICK_BYTES:
         try:
             return read_lists(path, ('images', 'categories'))
-        # Unusual layout (spaces, nested lists): the slow way always works.
+        # The layout is unusual (spaces, nested lists). The slow way works for every layout.
         except (ValueError, RecursionError):
             pass
     return read_json(path, 'annotations')
@@ -59,11 +60,11 @@ def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: b
 
     Args:
         dataset: CocoDataset or a subclass with its file format, built with lazy_init=True.
-        has_masks: the model has a mask head or the pipeline loads masks, so annotations need a
-            segmentation.
+        has_masks: whether annotations need a segmentation: the model has a mask head, or the
+            pipeline loads masks.
         report: receives sizes, boxes per class, problems and notes.
         quick: list all images but open only a sample of them.
-        loading: the loading steps of the dataset's pipeline, to read a sample of images with.
+        loading: the loading steps of the dataset's pipeline, which read a sample of the images.
     """
     report.unit = 'boxes'
     path, folder = dataset.ann_file, dataset.data_prefix.get('img')
@@ -119,7 +120,7 @@ def _check_categories(path: str, categories: list[dict], report: DatasetReport) 
                             f'their boxes are left out: {", ".join(map(str, unused[:8]))}')
     common = [name for name in names if name in classes]
     if not unknown and common != list(classes):
-        # mmdet numbers the classes in the file's order, whatever the config's order is.
+        # mmdet numbers the classes in the order of the file, not of the config.
         report.add('classes stand in another order than the categories of the file, so results '
                    'would carry wrong names', f'write them as classes={tuple(common)}', path)
     return {category['id']: classes.index(category['name'])
@@ -128,7 +129,7 @@ def _check_categories(path: str, categories: list[dict], report: DatasetReport) 
 
 def _check_boxes(dataset: Any, annotations: list[dict], images: dict, label_of: dict[int, int],
                  report: DatasetReport) -> list[dict]:
-    """Count boxes as mmdetection will, and what it leaves out; `annotations` have no fault.
+    """Count the boxes that mmdetection uses and leaves out. `annotations` have no faults.
 
     Returns:
         list[dict]: the annotations that a training uses.
@@ -187,7 +188,7 @@ def _check_boxes(dataset: Any, annotations: list[dict], images: dict, label_of: 
 
 
 def _note_filtered(dataset: Any, images: dict, report: DatasetReport) -> None:
-    """Say how many images `filter_cfg` takes out of a training, and whether any is left."""
+    """Report how many images `filter_cfg` removes from a training, and whether any is left."""
     chosen = dict(getattr(dataset, 'filter_cfg', None) or {})
     if dataset.test_mode or not chosen or not report.counts:
         return
@@ -205,7 +206,7 @@ def _note_filtered(dataset: Any, images: dict, report: DatasetReport) -> None:
 
 def _check_masks(path: str, annotations: list[dict], has_masks: bool,
                  report: DatasetReport) -> None:
-    """Masks that the model needs and does not get, and parts of masks that nobody draws."""
+    """Report missing masks that the model needs, and parts of masks that are not drawn."""
     dropped = [f'annotation {annotation["id"]}' for annotation in annotations
                if isinstance(annotation.get('segmentation'), list)
                and len(usable_polygons(annotation['segmentation'])) < len(
@@ -224,8 +225,8 @@ def _check_masks(path: str, annotations: list[dict], has_masks: bool,
 
 def _check_images(path: str, folder: str, images: list[dict], report: DatasetReport,
                   quick: bool, loading: Loading | None, has_labels: bool) -> None:
-    """Files that are listed: there, readable, of the size that the file says, and loaded as they
-    are."""
+    """Check the listed images: each exists, can be read, has the size that the JSON file says, and
+    is loaded unchanged."""
     try:
         there = set(list_files(folder)) if folder else set()
     except UserError as error:
@@ -253,7 +254,7 @@ def _check_images(path: str, folder: str, images: list[dict], report: DatasetRep
         file = str(Path(item['img_path']))
         if reading.fault:
             report.add(*loading.unreadable(file, reading))
-        # Nobody could look inside, which `compare` says.
+        # The image could not be decoded; `compare` reports this.
         if reading.size is None:
             continue
         report.sizes.append(reading.size)

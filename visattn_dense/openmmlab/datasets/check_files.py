@@ -1,4 +1,4 @@
-"""Folders and image files: what is there, what should be there, and whether it can be read."""
+"""Check folders and image files: what exists, what should exist, and what can be read."""
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from visattn_dense.files import list_files
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
-# Where the data come from and what they look like once unpacked, by name of the dataset class.
+# For each dataset class: the source of the data, and the layout of the unpacked data.
 SOURCES = {
     'ADE20KDataset': """\
 ADE20K with 150 classes is ADEChallengeData2016 (not the full ADE20K download):
@@ -47,7 +47,7 @@ def looks_like_full_ade20k(data_root: str | None) -> bool:
 
 
 def source_hint(dataset: object) -> str:
-    """Where the data of this dataset come from and the expected layout."""
+    """The source of the data of this dataset, and the expected layout."""
     for cls in type(dataset).__mro__:
         if cls.__name__ in SOURCES:
             return SOURCES[cls.__name__]
@@ -55,7 +55,7 @@ def source_hint(dataset: object) -> str:
 
 
 def _moved_root(data_root: str | None, wanted: str) -> str | None:
-    """A folder one level below or above `data_root` that has what `data_root` lacks."""
+    """A folder one level below or above `data_root` that has the missing folders."""
     root = Path(data_root or '.')
     try:
         relative = Path(wanted).relative_to(root)
@@ -70,13 +70,13 @@ def _moved_root(data_root: str | None, wanted: str) -> str | None:
 
 def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport,
                   files: Iterable[str] = ()) -> bool:
-    """Whether all of the dataset's folders and annotation files exist; reports those that do not.
+    """Whether all folders and annotation files of the dataset exist. Reports the missing ones.
 
     Args:
         dataset: lazily built dataset (for its data_root and class).
-        folders: folders that it needs, joined to its data_root.
+        folders: folders that the dataset needs, joined to its data_root.
         report: problems go here.
-        files: files that it needs.
+        files: files that the dataset needs.
     """
     # With a slash at its end, a file does not even exist.
     wanted = [(path.rstrip(os.sep) or path, folder)
@@ -103,7 +103,7 @@ def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport
 
 
 def report_no_images(dataset: object, folder: str, suffix: str, report: DatasetReport) -> None:
-    """Report a folder without a single image of the expected suffix, naming those it has."""
+    """Report a folder without any image of the expected suffix, and name the found suffixes."""
     others = sorted({os.path.splitext(name)[1] for name in list_files(folder)} - {'', suffix})
     if others:
         fix = f"it has files ending in {', '.join(others)}: set img_suffix='{others[0]}'"

@@ -1,8 +1,8 @@
-"""What the loading steps of a config deliver, against what the files hold.
+"""Compare the result of a config's loading steps with the contents of the files.
 
-Every image is decoded to its end by Pillow, which tells a damaged file best. Whatever the loaders
-of the pipeline may do to it is then asked of these loaders themselves: a few files of each kind
-(format, mode, bits, orientation) go through them, and the two results are compared.
+Pillow, which detects damaged files best, decodes every image completely. Then a few files of each
+kind (format, mode, bits, orientation) go through the loaders of the pipeline. The two results are
+compared, which shows what the loaders change.
 """
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from visattn_dense.images import opened
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
 ORIENTATION = 0x0112
-# Undoes each orientation that keeps the sides.
+# The operation that undoes each EXIF orientation.
 _UNTURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
            6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
            8: Image.Transpose.ROTATE_270}
 _OPENMMLAB = ('mmcv', 'mmseg', 'mmdet')
-# Loading stands at the head of a pipeline.
+# Loading steps are among the first steps of a pipeline.
 _FIRST_STEPS = 4
 _SAMPLE = 3
-# Files whose heads the quick check reads: a second or two.
+# The quick check reads the heads of this many files: a second or two.
 _HEADS = 1000
-# Above, two copies of the pixels are too much to compare.
+# For a larger image, two copies of the pixels take too much memory.
 _MOST_COMPARED = 2**26
 # Mean difference of two decoders of the same JPEG stays below 2.
 _DECODERS_DIFFER = 10
@@ -42,12 +42,12 @@ _DECODERS_DIFFER = 10
 
 @dataclass
 class ImageReading:
-    """One image as read.
+    """The result of reading one image.
 
-    size: (width, height) in pixels as the pipeline sees it; None where nobody looked inside.
-    fault: why it cannot be read. kind: files of one kind are loaded alike. bands: in the file.
-    deep: more than 8 bits. turned: the loader turns it by its EXIF orientation, which its size
-    does not show.
+    size: (width, height) in pixels after loading; None if the image was not decoded. fault: why the
+    image cannot be read. kind: files of one kind are loaded alike. bands: number of bands in the
+    file. deep: more than 8 bits. turned: the loader turns the image by its EXIF orientation, and
+    the size stays the same.
     """
 
     size: tuple[int, int] | None = None
@@ -64,7 +64,7 @@ class ImageReading:
 
 
 class Undelivered(LookupError):
-    """The first steps of a pipeline do not deliver what was asked for."""
+    """The first steps of a pipeline do not give the wanted keys."""
 
 
 class Loading:
@@ -80,12 +80,12 @@ class Loading:
         stock = [step for step in self.steps if type(step).__module__.split('.')[0] in _OPENMMLAB]
         self.own_labels = len(stock) < len(self.steps) and not any(
             type(step).__name__ == 'LoadAnnotations' for step in stock)
-        # A loader of somebody's own may keep what it reads; OpenMMLab's do not.
+        # A loader of the user may keep what it reads; OpenMMLab's loaders keep nothing.
         self._lock = threading.Lock()
 
     @classmethod
     def usual(cls, scope: str | None = None) -> Loading:
-        """What a pipeline begins with where it says nothing else."""
+        """The loading steps of a pipeline that has none of its own."""
         steps = [importlib.import_module('mmcv.transforms').LoadImageFromFile()]
         if scope == 'mmseg':
             steps.append(importlib.import_module('mmseg.datasets.transforms').LoadAnnotations())
@@ -93,7 +93,7 @@ class Loading:
 
     @classmethod
     def of(cls, leaf: Mapping, scope: str | None) -> Loading:
-        """The loading steps of a dataset's config; `problem` says where they cannot be built."""
+        """The loading steps of a dataset's config; `problem` says why steps cannot be built."""
         pipeline = list(leaf.get('pipeline') or ())
         if not pipeline:
             return cls.usual(scope)
@@ -103,22 +103,22 @@ class Loading:
             try:
                 steps.append(registry.build(copy.deepcopy(step)) if isinstance(step, Mapping)
                              else step)
-            # A step may raise anything; only the first ones are about loading.
+            # A step may raise anything; only the first steps load.
             except Exception as error:
                 name = step.get('type')
                 return cls(steps, problem='' if at else f'{name}: {error}')
         return cls(steps)
 
     def deliver(self, item: Mapping, *wanted: str) -> dict:
-        """What the pipeline's head makes of an entry of the dataset.
+        """The result of the pipeline's first steps for an entry of the dataset.
 
         Args:
-            item: img_path and what else the dataset lists.
-            wanted: the keys to go on for, 'img' and perhaps 'gt_seg_map'.
+            item: img_path and the other entries of the dataset's list.
+            wanted: the keys to wait for, 'img' and perhaps 'gt_seg_map'.
 
         Raises:
-            Undelivered: the first steps do not deliver these.
-            Exception: whatever a step raises.
+            Undelivered: the first steps do not give these keys.
+            Exception: any error of a step.
         """
         results = copy.deepcopy(dict(item))
         for step in self.steps:
@@ -134,20 +134,20 @@ class Loading:
         return results
 
     def delivers(self, item: Mapping, wanted: str) -> bool:
-        """Whether any of the first steps is about this key, as far as one item tells."""
+        """Whether one of the first steps gives this key, tried with one item."""
         try:
             self.deliver(item, wanted)
         except Undelivered:
             return False
-        # A damaged file says nothing about the steps.
+        # A damaged file tells nothing about the steps.
         except Exception:
             return True
         return True
 
     def sample(self, items: Sequence[Mapping]) -> list[Mapping]:
-        """Some items for the quick check: spread over all of them, and of each kind one.
+        """Some items for the quick check: some spread over the dataset, and one of each kind.
 
-        Kinds are told by the heads of at most `_HEADS` files.
+        The heads of at most `_HEADS` files tell the kinds.
         """
         chosen = spread(items)
         taken = {item['img_path'] for item in chosen}
@@ -165,7 +165,7 @@ class Loading:
         return list(read_all(self.read_image, items, workers=cores(), progress=progress))
 
     def read_image(self, item: Mapping) -> ImageReading:
-        """Decode the image of one item: its size as the pipeline sees it, and its kind."""
+        """Decode the image of one item. The result has its size after loading, and its kind."""
         path = item['img_path']
         reading = ImageReading()
         try:
@@ -186,13 +186,13 @@ class Loading:
         return reading
 
     def _ask_loader(self, item: Mapping, reading: ImageReading) -> None:
-        """Size and orientation by the loader, where Pillow cannot say them."""
+        """Size and orientation from the loader, if Pillow cannot read the file."""
         try:
             with self._lock:
                 pixels = np.asarray(self.deliver(item, 'img')['img'])
         except Undelivered:
             return
-        # Whatever the loader raises ends the training as well.
+        # Any error of the loader would end the training too.
         except Exception as error:
             reading.fault = f'{self.name}: {_short(error)}'
             return
@@ -271,7 +271,7 @@ def _of_each_kind(items: Sequence[Mapping], readings: Sequence[ImageReading],
 
 
 def _kind_by_head(item: Mapping) -> tuple:
-    """The kind of an image, without its pixels; the suffix where Pillow does not know it."""
+    """The kind of an image, from its head; the suffix if Pillow does not know the format."""
     reading = ImageReading()
     try:
         with opened(item['img_path'], decode=False) as image:
@@ -282,7 +282,7 @@ def _kind_by_head(item: Mapping) -> tuple:
 
 
 def _describe(image: Image.Image, reading: ImageReading) -> None:
-    """Fill in what the head of a file says."""
+    """Fill in the facts from the head of a file."""
     tile = image.tile[0][3] if image.tile else ''
     raw = str(tile[0] if isinstance(tile, tuple) and tile else tile)
     reading.size = image.size
@@ -316,7 +316,7 @@ def _is_turned(path: str, orientation: int, pixels: np.ndarray) -> bool:
 
 
 def _turn(orientation: int) -> Image.Transpose:
-    """The turn that an orientation asks for; only those by a quarter are not their own reverse."""
+    """The turn for an orientation. Every turn is its own reverse, except a quarter turn."""
     return {6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}.get(
         orientation, _UNTURN[orientation])
 
@@ -332,9 +332,9 @@ def _last_band_is_flat(path: str) -> bool:
 
 
 def _changed_values(path: str, reading: ImageReading, pixels: np.ndarray, compared: bool) -> str:
-    """How the loader changes values, in words; empty where it does not, or nobody can say."""
+    """How the loader changes values, in words; empty for no change, or if this is unknown."""
     if reading.deep and reading.bands > 1:
-        # Pillow itself keeps 8 of their bits.
+        # Pillow itself keeps only 8 bits of these.
         return ('' if pixels.dtype != np.uint8 and pixels.max(initial=0) > 255 else
                 f'more than 8 bits, {pixels.min()}..{pixels.max()} arrive')
     if not compared or reading.orientation != 1 or reading.kind[0] == 'unknown':
@@ -351,7 +351,7 @@ def _changed_values(path: str, reading: ImageReading, pixels: np.ndarray, compar
         loaded = loaded.reshape(*loaded.shape[:2], -1)
         difference = np.abs(loaded - held[..., None])
     elif loaded.ndim == 3 and loaded.shape[2] == 3:
-        # OpenMMLab's loaders deliver blue first.
+        # OpenMMLab's loaders give blue first.
         difference = np.abs(loaded[..., ::-1] - held)
     else:
         return ''
@@ -362,7 +362,7 @@ def _changed_values(path: str, reading: ImageReading, pixels: np.ndarray, compar
 
 
 def tiff_bands(path: str) -> int:
-    """Bands of a TIFF file that Pillow cannot open; 0 where this is no TIFF."""
+    """Bands of a TIFF file that Pillow cannot open; 0 if the file is not a TIFF."""
     try:
         with open(path, 'rb') as file:
             directory = ImageFileDirectory_v2(file.read(8))

@@ -1,4 +1,4 @@
-"""What a data set check found, as data, as a table for people and as JSON."""
+"""The findings of a data set check: as data, as a table for people and as JSON."""
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ SHOWN = 5
 
 @dataclass
 class Problem:
-    """One thing that is wrong.
+    """One fault.
 
-    what: the fault, without the file. fix: what to do about it. files: where, one entry a file,
-    with the offending value in parentheses. blocks: training would stop, or learn from wrong
-    labels; without it the data are only poorer than they look.
+    what: the fault, without the file. fix: what to do. files: the files, one entry for each, with
+    the wrong value in parentheses. blocks: True: training would stop, or learn from wrong labels.
+    False: the data are only poorer than they look.
     """
 
     what: str
@@ -32,9 +32,9 @@ class Problem:
 class DatasetReport:
     """The check of one dataset of one split.
 
-    images: number of images. read: how many of them were opened. sizes: (width, height) in pixels
-    of those. classes: names. counts: class index -> pixels (segmentation) or boxes (detection).
-    ignored: pixels that no class takes. notes: facts worth knowing that are not faults.
+    images: number of images. read: number of opened images. sizes: (width, height) in pixels of the
+    opened images. classes: names. counts: class index -> pixels (segmentation) or boxes
+    (detection). ignored: pixels of no class. notes: useful facts that are not faults.
     """
 
     split: str
@@ -79,7 +79,7 @@ class DatasetReport:
         return table
 
     def as_dict(self) -> dict:
-        """Everything that JSON can hold."""
+        """The report as values for JSON."""
         return dict(split=self.split, dataset=self.name, images=self.images, read=self.read,
                     sizes=self.size_summary(), unit=self.unit, histogram=self.histogram(),
                     problems=[dict(what=p.what, fix=p.fix, files=p.files, blocks=p.blocks)

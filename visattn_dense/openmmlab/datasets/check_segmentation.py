@@ -1,4 +1,4 @@
-"""Check of a semantic segmentation dataset: image/label pairs, sizes and every label value."""
+"""Check a semantic segmentation dataset: image/label pairs, sizes and every label value."""
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from visattn_dense.openmmlab.datasets.check_files import (
 from visattn_dense.openmmlab.datasets.check_loading import ImageReading, Loading, Undelivered
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
-# Labels above take too long to compare pixel by pixel.
+# To compare a larger label pixel by pixel takes too long.
 MOST_COMPARED = 2**26
-# What mmsegmentation writes for label 0 under reduce_zero_label, and for classes left out.
+# mmsegmentation's value for label 0 with reduce_zero_label, and for classes that are left out.
 IGNORE = 255
 
 
 @dataclass
 class Reading:
-    """One image/label pair as read; `faults` are (what, fix, file) that ended the reading.
+    """The result of reading one image/label pair; `faults` (what, fix, file) ended the reading.
 
-    values: raw value -> pixels; final values where the label comes from a loader of the user's own.
+    values: raw value -> pixels. If the user's own loader reads the label: final value -> pixels.
     """
 
     label: str | None
@@ -49,10 +49,10 @@ class Reading:
 
 @dataclass
 class LabelRule:
-    """How a raw label value becomes a class.
+    """The rules from a raw label value to a class.
 
-    num_classes: 0..num_classes-1 are classes. ignore: values left out of the loss.
-    reduce_zero_label and label_map: as mmsegmentation's LoadAnnotations applies them, in its order.
+    num_classes: 0..num_classes-1 are classes. ignore: values that the loss ignores.
+    reduce_zero_label and label_map: applied as in mmsegmentation's LoadAnnotations, in its order.
     """
 
     num_classes: int
@@ -61,7 +61,7 @@ class LabelRule:
     label_map: dict[int, int] | None = None
 
     def target(self, raw: int) -> int:
-        """The value that the loss sees."""
+        """The value that the loss gets."""
         value = raw
         if self.reduce_zero_label:
             value = IGNORE if raw in (0, IGNORE) else raw - 1
@@ -80,7 +80,7 @@ class LabelRule:
 
 
 def read_pair(item: Mapping, loading: Loading) -> Reading:
-    """Decode one image and its label to their ends."""
+    """Decode one image and its label completely."""
     label_path = item.get('seg_map_path')
     reading = Reading(label_path, loading.read_image(item))
     if reading.image.fault:
@@ -106,10 +106,10 @@ def read_pair(item: Mapping, loading: Loading) -> Reading:
 
 
 def _read_by_loader(item: Mapping, loading: Loading, reading: Reading) -> None:
-    """Read the label as a loader of the user's own delivers it."""
+    """Read the label with the user's own loader."""
     try:
         label = np.asarray(loading.deliver(item, 'gt_seg_map')['gt_seg_map'])
-    # Whatever it raises ends the training as well.
+    # Any error of the loader would end the training too.
     except Exception as error:
         reading.faults.append(('label cannot be loaded', 'correct the loader, or the file',
                                f'{reading.label} ({type(error).__name__}: {error})'))
@@ -127,7 +127,7 @@ def _read_by_loader(item: Mapping, loading: Loading, reading: Reading) -> None:
 def count_values(label: Image.Image) -> Counter[int]:
     """Value -> pixels of an image of one band."""
     if label.mode in ('1', 'L', 'P'):
-        # A bit that is set counts as 255 in Pillow's histogram, and as 1 in an array.
+        # A bit of 1 counts as 255 in Pillow's histogram, and as 1 in an array.
         found = {1 if label.mode == '1' and i else i: n
                  for i, n in enumerate(label.histogram()) if n}
         return Counter(found)
@@ -150,11 +150,11 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
     Args:
         dataset: subclass of BaseSegDataset, built with lazy_init=True.
         num_classes: classes that labels may take.
-        head_ignore: ignore_index of the decode head, None where the config has no head.
+        head_ignore: ignore_index of the decode head; None if the config has no head.
         report: receives sizes, histogram, problems and notes.
         quick: list all files but open only a sample of them.
         palette_decoded: the pipeline decodes labels with OpenCV, which turns palettes to colours.
-        loading: the loading steps of the dataset's pipeline; the usual ones where None.
+        loading: the loading steps of the dataset's pipeline; None for the usual steps.
     """
     prefix = dataset.data_prefix
     image_dir, label_dir = prefix.get('img_path'), prefix.get('seg_map_path')
@@ -168,11 +168,11 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
             path for path in [dataset.ann_file] if not os.path.isdir(path)]):
         return
     try:
-        # mmengine follows a link that leads in a circle forty times; this refuses it.
+        # mmengine follows a circular link forty times; this check refuses such a link.
         for folder in filter(None, (image_dir, label_dir)):
             list_files(folder)
         items = dataset.load_data_list()
-    # A list of names may be anything, for example no text.
+    # The file of names may hold anything, for example binary data.
     except Exception as error:
         report.add('the files cannot be listed', 'repair the folder, or the list in ann_file',
                    f'{dataset.ann_file or image_dir} ({error})')
@@ -212,7 +212,7 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
 
 def _compare_labels(items: Sequence[Mapping], readings: Sequence[Reading], rule: LabelRule,
                     loading: Loading, report: DatasetReport) -> None:
-    """Load a few labels of each kind and compare them with what the files hold."""
+    """Load a few labels of each kind, and compare these with the contents of the files."""
     kinds: dict[tuple, list[tuple[Mapping, Reading]]] = {}
     for item, reading in zip(items, readings, strict=True):
         if reading.values and not reading.faults and all(map(rule.allows, reading.values)):
@@ -244,7 +244,7 @@ def _compare_labels(items: Sequence[Mapping], readings: Sequence[Reading], rule:
 
 def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: bool,
                     report: DatasetReport) -> list[tuple[str, str | None]]:
-    """Report orphans on both sides; return the pairs whose files exist."""
+    """Report images without label and labels without image; return the pairs whose files exist."""
     image_dir, label_dir = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
     if listed:
         there = {os.path.join(image_dir, name)
@@ -269,7 +269,7 @@ def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: b
                'image')
         report.add('image without a label', fix, bare)
     used = {label for _, label in pairs}
-    # A list takes a part of the files by intention; the rest of them are no orphans.
+    # A list of names takes a part of the files by intention, so the rest is not a fault.
     same_files = (image_dir, dataset.img_suffix) == (label_dir, dataset.seg_map_suffix)
     if not listed and not same_files and (orphans := sorted(labels - used)):
         report.add('label without an image', f'add a {dataset.img_suffix} of the same name to '
@@ -279,9 +279,9 @@ def _complete_pairs(dataset: Any, pairs: list[tuple[str, str | None]], listed: b
 
 
 def _other_label(dataset: Any, image: str) -> str:
-    """What to do where the label of an image lies there under another suffix; else nothing."""
+    """What to do if the label of an image exists with another suffix; else ''."""
     image_dir, label_dir = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
-    # The suffix that matched may be another than the first of several.
+    # With several suffixes, the matching one may not be the first.
     stem = os.path.relpath(image, image_dir)
     stem = stem.removesuffix(dataset.img_suffix) if stem.endswith(dataset.img_suffix) else (
         os.path.splitext(stem)[0])
@@ -302,7 +302,7 @@ def _other_label(dataset: Any, image: str) -> str:
 
 def _report_readings(items: Sequence[Mapping], readings: Sequence[Reading],
                      rule: LabelRule, report: DatasetReport, palette_decoded: bool) -> None:
-    """Faults of single files, sizes and the histogram."""
+    """Report faults of single files, sizes and the histogram."""
     constant = []
     report.read = len(readings)
     lossy = [reading.label for reading in readings if reading.format in LOSSY]
@@ -338,7 +338,7 @@ def _report_readings(items: Sequence[Mapping], readings: Sequence[Reading],
 
 def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
                    report: DatasetReport) -> None:
-    """Faults that show in the values of all labels together."""
+    """Report faults that only the values of all labels together show."""
     ade = 'ADE' in type(dataset).__name__
     grey = [r.label for r in readings if r.mode.endswith('equal channels')]
     if grey:
@@ -351,7 +351,7 @@ def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
         report.add('label is a colour picture, not class indices', FULL_ADE20K if full else
                    'replace each colour by its class index and save one channel (PNG of mode L '
                    'or P)', coloured)
-    # JPEG has changed the values; they say nothing more.
+    # JPEG has changed the values, so the values tell nothing more.
     readings = [reading for reading in readings if reading.format not in LOSSY]
     seen = {raw for reading in readings for raw in reading.values}
     bad = {raw for raw in seen if not rule.allows(raw)}
@@ -371,7 +371,7 @@ def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
                 f'every label read holds only class {single}, apart from ignored pixels')
         first = next(reading for reading in readings if reading.values)
         binary = seen <= {0, IGNORE} and not rule.reduce_zero_label
-        # In a sample, or in a small validation set, a single class may be the truth.
+        # A sample, or a small validation set, may really have a single class.
         sure = report.split == 'train' and report.read == report.images
         report.add(what, 'a mask saved as 0/255? Save it as 0/1: 255 is ignored' if binary else
                    'check that seg_map_path names the class labels, and reduce_zero_label',
@@ -380,7 +380,7 @@ def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
 
 
 def _range_fix(dataset: Any, rule: LabelRule, seen: set[int], bad: set[int]) -> str:
-    """What most probably went wrong where `bad` are the values out of range among `seen`."""
+    """The most probable mistake, if `bad` are the values out of range among `seen`."""
     names = [cls.__name__ for cls in type(dataset).__mro__]
     n = rule.num_classes
     if 'CamVidDataset' in names and bad == {n}:

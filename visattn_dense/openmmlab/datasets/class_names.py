@@ -9,7 +9,7 @@ def dataset_classes(name: str) -> tuple[str, ...]:
         UserError: the name is unknown.
     """
     kind = dataset_files(name).dataset
-    # Slow imports, and only the names are wanted: not before somebody asks for them.
+    # These imports are slow, so they come with the first call.
     import mmseg.datasets
 
     import visattn_dense.openmmlab.datasets

@@ -1,8 +1,8 @@
-"""mmdetection's own loading of COCO files, checked before pycocotools sees them.
+"""Check COCO files in mmdetection's own loading, before pycocotools reads them.
 
-A run may meet a file that nobody has checked: from another launcher, or too large for the quick
-check. `import visattn_dense` therefore puts three checks into mmdetection as its modules are
-imported, all by `visattn_dense.evaluation.coco_format`:
+A run may load a file that was not checked: with another launcher, or if the file is too large for
+the quick check. Therefore `import visattn_dense` adds three checks to mmdetection when its modules
+are imported. All three use `visattn_dense.evaluation.coco_format`:
 
     CocoDataset.COCOAPI               the annotation file of a dataset
     evaluation.metrics.CocoMetric     the annotation file of the metric
@@ -18,18 +18,18 @@ from visattn_dense.evaluation.coco_format import mask_problem, read_annotation_f
 
 
 def guard(module: ModuleType) -> None:
-    """Put the check into one of the three modules, right after its import."""
+    """Add the check to one of the three modules, right after the import of the module."""
     _GUARDS[module.__name__](module)
 
 
 def _checked_coco(base: type, training: bool) -> type:
-    """`base` (mmdetection's COCO) whose file has been validated."""
+    """A subclass of `base` (mmdetection's COCO) that validates its file."""
 
     class CheckedCOCO(base):
         """COCO annotations without a fault.
 
         Raises:
-            UserError: the file has one; the message names the entries.
+            UserError: the file has a fault. The message names the entries.
         """
 
         def __init__(self, annotation_file: str | None = None) -> None:
@@ -61,7 +61,7 @@ def _guard_dataset(module: ModuleType) -> None:
 
 
 def _guard_metric(module: ModuleType) -> None:
-    # Annotations that mmdetection makes of another dataset may have words for ids.
+    # mmdetection converts other datasets to annotations, whose ids may be words.
     module.COCO = _checked_coco(module.COCO, training=False)
 
 

@@ -1,4 +1,4 @@
-"""Anybody's images and masks: two folders with files of the same names.
+"""The user's own images and masks: two folders with files of the same names.
 
     images/train/a.jpg  ->  masks/train/a.png
 
@@ -23,17 +23,17 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 @DATASETS.register_module()
 class FolderSegDataset(BaseSegDataset):
-    """Images of any usual format, and PNG masks of class indices: 0..N−1, 255 where none.
+    """Images of any usual format, and PNG masks of class indices: 0..N−1, 255 for no class.
 
     Args:
-        metainfo: dict(classes=[...]), the names of the indices in their order, at least two; a
-            palette is made up where it has none.
-        img_suffix: ending of the images, or several; upper and lower case are the same.
-        kwargs: what BaseSegDataset takes (data_root, data_prefix, pipeline, ...).
+        metainfo: dict(classes=[...]), the names of the indices in their order, at least two. If
+            there is no palette, colours are chosen.
+        img_suffix: ending of the images, or several endings; upper and lower case are the same.
+        kwargs: arguments of BaseSegDataset (data_root, data_prefix, pipeline, ...).
 
     Raises:
-        UserError: no class names, fewer than two, or one twice; two images for one mask; a folder
-            that cannot be searched.
+        UserError: there are fewer than two class names, or a name comes twice; two images have the
+            same mask; a folder cannot be searched.
     """
 
     def __init__(self, metainfo: dict[str, Any] | None = None,
@@ -49,7 +49,7 @@ class FolderSegDataset(BaseSegDataset):
         metainfo.setdefault('palette', [list(c) for c in distinct_palette(len(classes))])
         suffixes = (img_suffix,) if isinstance(img_suffix, str) else tuple(img_suffix)
         self.suffixes = tuple(suffix.lower() for suffix in suffixes)
-        # The first stands for all of them where one is shown.
+        # Messages show the first suffix only.
         super().__init__(metainfo=metainfo, img_suffix=self.suffixes[0], **kwargs)
 
     def _with_its_suffix(self, item: dict) -> dict:
@@ -77,6 +77,6 @@ class FolderSegDataset(BaseSegDataset):
                 img_path=str(path), label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label, seg_fields=[])
             if masks is not None:
-                # A dot in the name is no suffix: with_suffix would cut it off.
+                # with_suffix would cut the name at a dot that does not begin a suffix.
                 items[stem]['seg_map_path'] = str(Path(masks, stem + self.seg_map_suffix))
         return list(items.values())

@@ -1,4 +1,4 @@
-"""mmengine's CheckpointHook in an order in which no moment is without a whole checkpoint."""
+"""mmengine's CheckpointHook in another order: at every moment there is a complete checkpoint."""
 from __future__ import annotations
 
 import os.path as osp
@@ -17,11 +17,12 @@ from visattn_dense.atomic import remove_leftovers, write_text_whole
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """Saves first, then points `last_checkpoint` to the new file, then removes outdated ones.
+    """Saves first, then writes `last_checkpoint`, then removes outdated checkpoints.
 
-    mmengine removes first (with `max_keep_ckpts=1`, or for the best checkpoint, the only one there
-    is) and writes `last_checkpoint` in place. Arguments are those of `CheckpointHook`. That the
-    checkpoint itself is written whole is `DenseRunner.save_checkpoint`'s doing.
+    mmengine removes first: with `max_keep_ckpts=1`, and for the best checkpoint, it removes the
+    only one. mmengine also overwrites `last_checkpoint` in place. The arguments are those of
+    `CheckpointHook`. `DenseRunner.save_checkpoint` makes the checkpoint file itself appear only
+    when it is complete.
     """
 
     def before_train(self, runner) -> None:
@@ -32,17 +33,17 @@ class AtomicCheckpointHook(CheckpointHook):
                 runner.logger.info(f'Removed {leftover}, which an interrupted save left behind.')
 
     def _keep_own_names(self, runner) -> None:
-        """Forget names of files, taken over from a checkpoint, that this run did not make.
+        """Forget file names from a checkpoint that are not names of this run's files.
 
-        The best checkpoint and the outdated ones are removed by these names. A run that was moved
-        to another folder, or a file from somebody else, brings names that mean other files here.
+        mmengine removes the best and the outdated checkpoints by these names. After a move of the
+        run to another folder, or in a file from somebody else, the names mean other files.
         """
         info = runner.message_hub.runtime_info
         out_dir = runner.work_dir if self.out_dir in (None, runner.work_dir) else osp.join(
             self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
         for key in [key for key in info if key.startswith('best_ckpt')]:
             name = osp.basename(info[key]) if isinstance(info[key], str) else ''
-            # The work directory may have been moved since.
+            # The work directory may have been moved since the save.
             own = osp.join(out_dir, name)
             if self._is_best_name(name) and osp.isfile(own) and not osp.islink(own):
                 info[key] = own
@@ -97,7 +98,7 @@ class AtomicCheckpointHook(CheckpointHook):
         finally:
             self.file_backend = backend
         for path in deferred.removed:
-            # The new best one may have the name of the old: it has replaced it already.
+            # If the new best checkpoint has the name of the old one, it has replaced the old one.
             if path not in self._best_paths() and backend.isfile(path):
                 backend.remove(path)
 
@@ -107,7 +108,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 class _DeferredRemoval:
-    """A file backend that notes what it is asked to remove."""
+    """A file backend that records the files to remove, and removes nothing."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any training, and said in one line."""
+"""Find mistakes before a training begins, and report each in one message."""
 from __future__ import annotations
 
 import os
@@ -18,10 +18,10 @@ _NEEDED = {'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
 
 
 def check_entries(cfg: Config, task: str) -> None:
-    """Every entry that `task` ('train', 'test') needs is there.
+    """Check that the config has every entry that `task` ('train', 'test') needs.
 
     Raises:
-        UserError: names the missing ones and what looks like them.
+        UserError: entries are missing. The message names these and similar entries of the config.
     """
     missing = [name for name in _NEEDED[task] if cfg.get(name) is None]
     if missing:
@@ -31,10 +31,10 @@ def check_entries(cfg: Config, task: str) -> None:
 
 
 def check_work_dir(path: str) -> None:
-    """The work directory exists or can be made, and takes files.
+    """Check that the work directory exists or can be made, and that files can be written there.
 
     Raises:
-        UserError: it does not.
+        UserError: the work directory cannot be used.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -46,17 +46,17 @@ def check_work_dir(path: str) -> None:
 
 
 def check_weights(cfg: Config) -> None:
-    """The files of pretrained weights that the config names are there.
+    """Check that the files of pretrained weights in the config exist.
 
     Raises:
-        UserError: names the entry and the file.
+        UserError: a file is missing. The message names the entry and the file.
     """
     named = list(_pretrained('model', cfg.model))
-    # With resume=True it is the file to resume from, which is read, and judged, by the runner.
+    # With resume=True, load_from is the file to resume from; the runner checks this file.
     if isinstance(cfg.get('load_from'), str) and cfg.get('resume') is not True:
         named.append(('load_from', cfg.load_from))
     for entry, source in named:
-        # Addresses (https://, torchvision://, ...) are looked up when they are loaded.
+        # An address (https://, torchvision://, ...) is checked when the run loads it.
         if '://' in source or Path(source).expanduser().exists():
             continue
         raise UserError(f'{entry} names the file {source}, which does not exist')
@@ -76,10 +76,10 @@ def _pretrained(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_class_weights(cfg: Config) -> None:
-    """Every list of class weights has one weight for each class that its loss sees.
+    """Check that every list of class weights has one weight for each output of its loss.
 
     Raises:
-        UserError: names the entry, its length and the length that it needs.
+        UserError: a list is too short or too long. The message has the entry and both lengths.
     """
     _class_weights('model', cfg.model)
 
@@ -100,8 +100,8 @@ def _class_weights(path: str, node: Any) -> None:
 
 
 def _compare_weights(entry: str, found: int, head: Mapping, loss: Mapping, key: str) -> None:
-    # Over boxes or queries a softmax has one output more: nothing is there. mmseg's SAN has such a
-    # loss in loss_decode, by the name loss_cls_ce.
+    # A softmax over boxes or queries has one more output, for "no object". mmseg's SAN has such a
+    # loss in loss_decode, with the name loss_cls_ce.
     of_objects = key == 'loss_cls' or 'loss_cls' in loss.get('loss_name', '')
     needed = head['num_classes'] + int(of_objects and not loss.get('use_sigmoid'))
     if not of_objects:
@@ -113,7 +113,7 @@ def _compare_weights(entry: str, found: int, head: Mapping, loss: Mapping, key: 
 
 
 def learning_rate_message(cfg: Config, world_size: int) -> str | None:
-    """A line about the learning rate where the real batch is not the one that it was made for."""
+    """A line about the learning rate if the real batch differs from the config's; else None."""
     scale = cfg.get('auto_scale_lr') or {}
     base = scale.get('base_batch_size')
     loader = cfg.train_dataloader
@@ -140,7 +140,7 @@ def _times(factor: float) -> str:
 
 
 def accumulation_message(cfg: Config) -> str | None:
-    """A line where checkpoints fall between the batches of one accumulated step."""
+    """A line if checkpoints fall between the batches of one accumulated step; else None."""
     steps = cfg.optim_wrapper.get('accumulative_counts', 1)
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     interval = saving.get('interval', 1)
@@ -151,7 +151,7 @@ def accumulation_message(cfg: Config) -> str | None:
 
 
 def count_sync_bn(node: Any) -> int:
-    """How many entries of a model config ask for synchronized batch norm."""
+    """How many entries of a model config are synchronized batch norms."""
     if isinstance(node, Mapping):
         own = int(str(node.get('type')).split('.')[-1] in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN'))
         return own + sum(count_sync_bn(value) for value in node.values())
@@ -161,7 +161,7 @@ def count_sync_bn(node: Any) -> int:
 
 
 def unused_parameters_message(model: nn.Module, error: str) -> str | None:
-    """What DDP's error about parameters without a gradient means here; None for another error."""
+    """Explain DDP's error about parameters without a gradient; None for another error."""
     found = re.search(r'did not receive grad for rank \d+: ([\d ]+)', error)
     if found is None:
         return None
@@ -174,17 +174,16 @@ def unused_parameters_message(model: nn.Module, error: str) -> str | None:
 
 
 def check_batch_norm(model: nn.Module, batch_size: int) -> None:
-    """No BatchNorm would have a single value for each channel.
+    """Check that every BatchNorm in training gets at least two values for each channel.
 
-    Batch norm in training needs two. Behind a pool to 1×1 an image gives one, as in the heads of
-    PSPNet, UPerNet and DeepLab.
+    After a pool to 1×1, as in the heads of PSPNet, UPerNet and DeepLab, one image gives one value.
 
     Args:
         model: in training mode.
         batch_size: images of one process.
 
     Raises:
-        UserError: names the first such module.
+        UserError: a BatchNorm gets one value. The message names the first such module.
     """
     if batch_size != 1:
         return
@@ -207,7 +206,7 @@ def _lone_value(name: str) -> str:
 
 
 def lone_value_message(model: nn.Module, error: BaseException) -> str | None:
-    """What torch's error about one value for each channel means here; None for another error."""
+    """Explain torch's error about one value for each channel; None for another error."""
     if 'Expected more than 1 value per channel' not in str(error):
         return None
     names = {id(module): name for name, module in model.named_modules()}
@@ -220,7 +219,7 @@ def lone_value_message(model: nn.Module, error: BaseException) -> str | None:
 
 
 def root_cause(error: BaseException) -> str:
-    """What went wrong in a failed build, without mmengine's chain of wrapping messages."""
+    """The cause of a failed build, without mmengine's chain of wrapping messages."""
     cause = error
     while cause.__cause__ is not None or (cause.__context__ is not None
                                           and not cause.__suppress_context__):
@@ -231,7 +230,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """An error's message; of one from a data worker, the worker's message without its traceback."""
+    """The message of an error; without the traceback if the error comes from a data worker."""
     text = str(error)
     if 'Original Traceback' in text:
         text = text.rstrip().rpartition('UserError: ')[2]

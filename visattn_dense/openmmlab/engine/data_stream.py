@@ -1,11 +1,11 @@
-"""The training data as a stream that can be entered at any batch.
+"""The training data as a stream that can begin at any batch.
 
-    sampler (the user's) -> DrawBatchSampler -> indices that know their draw -> dataset
+    sampler (the user's) -> DrawBatchSampler -> indices with their draw -> dataset
 
-`DrawBatchSampler` numbers the batches over the whole run and writes (batch, slot) on each index.
-`fetch_seeded` seeds the random generators by that number before the dataset loads the sample, so
-the augmentation of a sample does not depend on which worker loads it, on how many there are or on
-what was loaded before. Skipping to batch n is counting indices: no image is read.
+`DrawBatchSampler` numbers the batches of the whole run. Each index gets its draw: (batch, slot).
+`fetch_seeded` seeds the random generators by the draw before the dataset loads the sample. So the
+augmentation of a sample does not depend on the worker that loads the sample, on the number of
+workers, or on earlier samples. To begin at batch n, indices are counted; no image is read.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from visattn_dense.openmmlab.engine.seeding import derive_seed, generators_kept,
 
 
 class Draw(int):
-    """An index into a dataset that also says which draw of the run it is."""
+    """An index into a dataset, with its draw: the number of the batch, and the slot in it."""
 
     batch: int
     slot: int
@@ -39,17 +39,17 @@ class Draw(int):
 
 @DATA_SAMPLERS.register_module()
 class DrawBatchSampler:
-    """Numbers the batches of another batch sampler, and can begin at a later one.
+    """Numbers the batches of another batch sampler, and can begin at a later batch.
 
     Args:
         sampler: yields indices.
         batch_size: samples per batch.
-        batch_sampler: config of the batch sampler to number; torch's `BatchSampler` where None.
+        batch_sampler: config of the other batch sampler; None for torch's `BatchSampler`.
         drop_last: for torch's `BatchSampler`: leave out a last, smaller batch.
 
     Attributes:
-        count: batches taken from the wrapped sampler so far in this process, over all passes.
-        first: batches numbered below it are passed over.
+        count: batches taken from the other sampler so far in this process, in all passes.
+        first: batches with a lower number are skipped.
     """
 
     def __init__(self, sampler: Sampler, batch_size: int, batch_sampler: Mapping | None = None,
@@ -69,7 +69,7 @@ class DrawBatchSampler:
         return len(self.inner)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        # The loop counts the passes since it was started; those before a resume come on top.
+        # The loop counts the passes since its start. Passes before a resume are added.
         epoch = getattr(self.sampler, 'epoch', 0)
         while True:
             self._set_epoch(epoch)
@@ -90,7 +90,8 @@ class DrawBatchSampler:
 def numbered(dataloader: Any) -> Any:
     """The config of a train dataloader with its batch sampler wrapped in `DrawBatchSampler`.
 
-    What is no config, or has a batch sampler built already, comes back as it is.
+    A dataloader that is not a config, or whose batch sampler is already built, is returned
+    unchanged.
     """
     if not isinstance(dataloader, Mapping):
         return dataloader
@@ -106,22 +107,22 @@ def numbered(dataloader: Any) -> Any:
 
 
 def seed_draws(dataloader: DataLoader, seed: int | None) -> None:
-    """Let the dataset of a numbered dataloader load each draw under its own seed."""
+    """Let the dataset of a numbered dataloader load each draw with a seed of its own."""
     if isinstance(dataloader.batch_sampler, DrawBatchSampler) and seed is not None:
-        # torch's loader asks the dataset for whole batches where it has this method. An attribute
-        # of the instance leaves the dataset's class, and all that samplers and hooks ask of it.
+        # If the dataset has this method, torch's loader calls it for whole batches. An attribute of
+        # the instance changes neither the dataset's class nor its other attributes.
         dataloader.dataset.__getitems__ = partial(
             fetch_seeded, dataloader.dataset, derive_seed(seed, get_rank()))
 
 
 def fetch_seeded(dataset: Dataset, seed: int, indices: Iterable[int]) -> list[Any]:
-    """The samples of a batch, each loaded under the seed of its draw.
+    """The samples of a batch, each loaded with the seed of its draw.
 
     Raises:
         UserError: a sample cannot be loaded; the message names its files.
     """
     samples = []
-    # A worker process has its generators to itself; the main process shares them with the model.
+    # In a worker process only the data use the generators; in the main process the model does too.
     with generators_kept() if get_worker_info() is None else nullcontext():
         for index in indices:
             if isinstance(index, Draw):
@@ -141,42 +142,43 @@ def _files(dataset: Any, index: int) -> str:
         files = [str(value) for key, value in info.items()
                  if key.endswith('_path') and isinstance(value, (str, os.PathLike))]
     except Exception:
-        # Not every dataset can say; the index alone has to do.
+        # Not every dataset knows its files. Then the message has only the index.
         return ''
     return f' ({", ".join(files)})' if files else ''
 
 
-class _Trained:
-    """An iterator over batches that answers its first `behind` calls with None.
+class _NoneForPastBatches:
+    """An iterator over batches. It returns None for the first `past` calls.
 
-    mmengine's iteration loop, once resumed, asks for every batch that was trained before and drops
-    it. Reading them would take as long as loading for the whole run so far.
+    After a resume, mmengine's iteration loop calls for every past batch and drops the batch. To
+    read these batches would take as long as to load the data of the whole run so far.
     """
 
-    def __init__(self, batches: Iterator, behind: int) -> None:
+    def __init__(self, batches: Iterator, past: int) -> None:
         self._batches = batches
-        self._behind = behind
+        self._past = past
 
-    def __iter__(self) -> _Trained:
+    def __iter__(self) -> _NoneForPastBatches:
         return self
 
     def __next__(self) -> Any:
-        if self._behind:
-            self._behind -= 1
+        if self._past:
+            self._past -= 1
             return None
         return next(self._batches)
 
 
 def enter_at(loop: BaseLoop) -> None:
-    """Let a train loop that has just been resumed go on with the batch after its last one."""
+    """Let a train loop that was just resumed continue with the batch after its last batch."""
     draws = loop.dataloader.batch_sampler
     if not isinstance(draws, DrawBatchSampler):
         return
     done = loop.iter
     if hasattr(loop, 'dataloader_iterator'):
-        # Batches that workers began to load when the loop was built arrive first and are dropped.
+        # Workers began to load batches when the loop was built. These arrive first, and the loop
+        # drops them.
         in_flight = min(draws.count, done)
-        loop.dataloader_iterator = _Trained(loop.dataloader_iterator, done - in_flight)
+        loop.dataloader_iterator = _NoneForPastBatches(loop.dataloader_iterator, done - in_flight)
         draws.first = done
     else:
         draws.count = loop.epoch * len(loop.dataloader)

@@ -13,7 +13,7 @@ from mmengine.dist import broadcast_object_list, get_rank, init_dist, is_distrib
 
 from visattn_dense.errors import UserError
 
-# Where each launcher says who a process is.
+# The environment variables in which each launcher gives the rank of a process.
 _ENVIRONMENT = {
     'slurm': dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
     'mpi': dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
@@ -23,12 +23,12 @@ _ENVIRONMENT = {
 
 
 def rank_from_environment(launcher: str) -> int:
-    """This process's rank as its launcher tells it, before there is a process group; 0 alone."""
+    """The rank of this process by its launcher, before there is a process group; 0 without one."""
     return int(os.environ.get(_ENVIRONMENT.get(launcher, {}).get('RANK', ''), 0))
 
 
 def start(launcher: str, dist_cfg: Mapping | None = None) -> None:
-    """Join the process group: nccl where there are GPUs, gloo on the CPU where there are none.
+    """Join the process group: nccl with GPUs, gloo on the CPU without GPUs.
 
     Args:
         launcher: 'none' does nothing; 'pytorch' (torchrun), 'slurm', 'mpi'.
@@ -78,8 +78,9 @@ def _first_slurm_host() -> str:
 def stop() -> None:
     """Leave the process group, if there is one, and end its threads.
 
-    The model and what trained it hold the group in cycles, so its threads would outlive it. One
-    that lets go of a tensor while Python shuts down aborts the process, whose work was done.
+    The model and its training objects refer to the group in cycles, so the threads of the group
+    would live longer than the group. A thread that frees a tensor while Python shuts down aborts
+    the process, after its work was done. So the cycles are collected here.
     """
     if is_distributed():
         torch.distributed.destroy_process_group()
@@ -87,7 +88,7 @@ def stop() -> None:
 
 
 def on_first_rank(check: Callable[[], Any]) -> None:
-    """Run `check` on rank 0; what it raises as `UserError` is raised on every rank."""
+    """Run `check` on rank 0. If it raises a `UserError`, every rank raises this error."""
     error: list[str | None] = [None]
     if get_rank() == 0:
         try:

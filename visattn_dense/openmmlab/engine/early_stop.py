@@ -1,4 +1,4 @@
-"""Ending a training whose metric no longer improves."""
+"""End a training whose metric no longer improves."""
 from __future__ import annotations
 
 from mmengine.hooks import EarlyStoppingHook
@@ -11,12 +11,12 @@ _STATE = 'early_stop'
 class EarlyStopHook(EarlyStoppingHook):
     """mmengine's EarlyStoppingHook for configs that are also tested, and for runs that are resumed.
 
-    mmengine's refuses every run without a training loop, so tools/test.py would not take the
-    config, and forgets in a resumed run how long it has been waiting. Arguments are those of
-    `EarlyStoppingHook`; `patience` counts validations.
+    mmengine's hook refuses every run without a training loop, so tools/test.py could not take the
+    config. In a resumed run it also forgets how many validations it has waited. The arguments are
+    those of `EarlyStoppingHook`; `patience` counts validations.
 
-    A checkpoint is written before the validation of its iteration: a run that is resumed from it
-    knows of the validations before.
+    A checkpoint is written before the validation of its iteration. So a resumed run knows all
+    validations before this one.
     """
 
     def before_run(self, runner) -> None:

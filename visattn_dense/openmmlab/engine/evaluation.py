@@ -1,4 +1,4 @@
-"""Turning a training config into one run of evaluation on a checkpoint."""
+"""Turn a training config into one run of evaluation on a checkpoint."""
 from __future__ import annotations
 
 import os
@@ -12,12 +12,12 @@ from visattn_dense.errors import UserError
 
 
 def check_checkpoint(source: str) -> None:
-    """`source` is a checkpoint that loads without executing anything.
+    """Check that `source` is a checkpoint that can be read. Executes nothing from the file.
 
     Raises:
-        FileNotFoundError, UserError: the file is not there, is damaged, or holds no weights.
+        FileNotFoundError, UserError: the file does not exist, is damaged, or holds no weights.
     """
-    # Addresses are looked up when they are loaded.
+    # An address is checked when the run loads it.
     if '://' not in source:
         unwrap(read_checkpoint(source, mmap=True))
 

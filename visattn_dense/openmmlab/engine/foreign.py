@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that a run is about to fill with it."""
+"""Check that a checkpoint belongs to the model before a run loads the checkpoint."""
 from __future__ import annotations
 
 from mmengine.hooks import Hook
@@ -11,28 +11,30 @@ from visattn_dense.openmmlab.engine.resume import check_training_state
 from visattn_dense.openmmlab.engine.resumed_config import compare
 from visattn_dense.zoo.segmentor import fit_whole, is_native
 
-# Of a model's tensors, as with init_cfg: what a new training may begin without.
+# The fraction of a model's tensors that a new training needs from load_from, as with init_cfg.
 _LEAST_OF_OUR_OWN = 0.95
 
 
 @HOOKS.register_module()
 class ForeignCheckpointHook(Hook):
-    """Lets `load_from` and tools/test.py take a released model in its authors' names, and refuses
+    """Lets `load_from` and tools/test.py load a released model with its authors' names, and refuses
     a checkpoint that does not belong to the model.
 
-    Every run has one. mmengine loads by name and goes on with random weights where nothing fits.
+    Every run has this hook. mmengine alone loads by name; if no name fits, mmengine continues with
+    random weights.
 
-    - A test needs every tensor of the model, auxiliary heads excepted.
-    - A training that begins from `load_from` needs 95 % of them. The last layers of heads may have
-      another number of classes; they begin anew, and the log names them.
+    - A test needs every tensor of the model, except auxiliary heads.
+    - A training that begins from `load_from` needs 95 % of the tensors. The last layers of heads
+      may have another number of classes; then these layers begin anew, and the log names them.
     - A resumed training needs every tensor, and state that belongs to the run (see
       `visattn_dense.openmmlab.engine.resume.check_training_state`).
     - All numbers have to be finite.
 
     Args:
-        min_matched: part of the model's tensors that a checkpoint with other names must fill: all,
-            since a classifier left at random makes every number wrong. To train on from a released
-            model with other classes, name the hook in `custom_hooks` with less.
+        min_matched: fraction of the model's tensors that a checkpoint with other names must fill.
+            By default all tensors: a classifier with random weights makes every number wrong. To
+            train from a released model with other classes, list the hook in `custom_hooks` with a
+            smaller fraction.
     """
 
     # Before every hook that looks at what is loaded.
@@ -43,9 +45,9 @@ class ForeignCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # A test-time augmentation model keeps the real one inside and loads into that.
+        # A model for test-time augmentation holds the real model, and the real model is loaded.
         model = getattr(model, 'module', model)
-        # Built by train() alone; before that it is the loop's config.
+        # Only train() builds the training loop; otherwise `_train_loop` is the loop's config.
         training = isinstance(runner._train_loop, BaseLoop)
         origin = runner._load_from or 'the checkpoint'
         native = is_native(model, checkpoint)

@@ -1,11 +1,11 @@
-"""Layer-wise learning-rate decay: the deeper a layer lies below the heads, the slower it learns.
+"""Layer-wise learning-rate decay: lower layers learn more slowly.
 
     rate(layer) = rate · layer_decay^(D − depth(layer))
 
-depth: 0 for the stem, then one more for each block (`DenseBackbone.layer_depths`); D, one more than
-the last block's, is the depth of the heads, the neck and the backbone's output norms, which
-therefore learn at the full rate. So in BEiT (arXiv 2106.08254) and, for what leads from stage to
-stage, ConvNeXt (arXiv 2201.03545), which groups its blocks by three where here each is a layer.
+The depth is 0 for the stem, and one more for each block (`DenseBackbone.layer_depths`). D is one
+more than the depth of the last block. Heads, neck and the backbone's output norms have depth D, so
+they learn at the full rate. BEiT (arXiv 2106.08254) counts in the same way. ConvNeXt (arXiv
+2201.03545) gives downsampling the same depth as here, but counts three blocks as one layer.
 """
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ from visattn_dense.errors import UserError
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor with one entry more in `paramwise_cfg`:
+    """mmengine's constructor with one more entry in `paramwise_cfg`:
 
         optim_wrapper = dict(
             constructor='LayerDecayConstructor',
             optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
             paramwise_cfg=dict(layer_decay=0.9, norm_decay_mult=0.))
 
-    The other entries mean what they mean there; `lr_mult` multiplies the decayed rate. Parameters
-    of equal settings share a group of the optimizer. Frozen parameters are in none.
+    The other entries have the same meaning as in mmengine; `lr_mult` multiplies the decayed rate.
+    Parameters with equal settings share a group of the optimizer. Frozen parameters are in no
+    group.
 
     Args:
-        optim_wrapper_cfg, paramwise_cfg: as mmengine's. `layer_decay` is the factor between
+        optim_wrapper_cfg, paramwise_cfg: as in mmengine. `layer_decay` is the factor between
             neighbouring layers, in (0, 1].
 
     Raises:
-        UserError: no such factor, no `lr`, or a model without a backbone of this project.
+        UserError: `layer_decay` is missing or out of range, there is no `lr`, or the model has no
+            backbone of this project.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -55,9 +57,9 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '',
                    is_dcn_module: int | float | None = None) -> None:
-        """mmengine's groups, one for each parameter, decayed and put together.
+        """Add the groups: mmengine's, one for each parameter, with decayed rates, then merged.
 
-        The base class walks down the modules by calling this; `prefix` is empty for the model.
+        The base class calls this method for every module; `prefix` is empty for the model.
         """
         if prefix:
             super().add_params(params, module, prefix, is_dcn_module)
@@ -93,7 +95,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 @contextmanager
 def _without_parameter_lines() -> Iterator[None]:
-    """mmengine writes a line for each parameter: hundreds, half of them as warnings."""
+    """While the block runs, drop mmengine's line for each parameter: hundreds of lines."""
     logger = MMLogger.get_current_instance()
 
     def keep(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Stop at the first non-finite loss, before it reaches the weights, and say where it came from."""
+"""Stop at the first non-finite loss, before it reaches the weights, and name its source."""
 from __future__ import annotations
 
 import functools
@@ -25,12 +25,12 @@ class NonFiniteLossError(RuntimeError):
 class NonFiniteLossHook(Hook):
     """Checks the loss of every iteration between backward and the optimizer's step.
 
-    The normal path copies one flag to the host (and, in a distributed run, reduces it over the
-    ranks), asynchronously and while the backward pass runs. Only a non-finite loss makes it run
-    the batch once more, under the same seeds and precision and with a hook on every module. The
-    weights are still those that produced the loss, on every rank; none of them takes the step.
+    In a normal iteration the hook copies one flag to the host, asynchronously during the backward
+    pass. In a distributed run the flag is first reduced over the ranks. Only after a non-finite
+    loss does the hook run the batch once more, with the same seeds and precision and with a hook on
+    every module. No rank has taken the step, so the weights are still those that gave the loss.
 
-    Infinite gradients under a loss scaler are its business: only the loss counts.
+    Only the loss is checked. A loss scaler handles infinite gradients itself.
     """
 
     priority = 'VERY_HIGH'
@@ -46,8 +46,8 @@ class NonFiniteLossHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None,
                          outputs: Mapping | None = None) -> None:
-        # A model with a train_step of its own may step without update_params. Too late for the
-        # weights then, but not for the checkpoint.
+        # A model with a train_step of its own may step without update_params. Then the check is too
+        # late for the weights, but in time for the checkpoint.
         if not self._checked and outputs:
             values = [value.detach().float().sum() for value in tensors_in(outputs)]
             if values and _Flag(torch.stack(values)).is_set():
@@ -79,7 +79,7 @@ class NonFiniteLossHook(Hook):
 
 
 class _Flag:
-    """Whether the loss of any rank is non-finite, on its way to the host."""
+    """A flag, copied to the host: whether the loss of any rank is non-finite."""
 
     def __init__(self, loss: Tensor) -> None:
         flag = (~torch.isfinite(loss.detach()).all()).to(torch.uint8)
@@ -101,7 +101,7 @@ class _Flag:
 
 
 def describe(runner, data_batch: Any) -> str:
-    """What is known about a non-finite loss, from all ranks; to be called on every one of them."""
+    """A report on a non-finite loss, from all ranks. Every rank has to call this function."""
     own = _describe_rank(runner, data_batch)
     reports = [report for report in all_gather_object(own) if report is not None]
     if get_world_size() > 1:
@@ -142,7 +142,8 @@ def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
 
 
 class _first_nonfinite:
-    """Context in which every module of a model is watched; gives a list with the first culprit."""
+    """A context that checks the output of every module; gives a list with the first non-finite one.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -160,7 +161,7 @@ class _first_nonfinite:
 
     def _hook(self, name: str) -> Any:
         def check(module: nn.Module, inputs: tuple, output: Any) -> None:
-            # A module finishes before the one around it: the first is the innermost.
+            # A module ends before the module around it, so the first one found is the innermost.
             if not self._found and not all_finite(output):
                 got = 'finite' if all_finite(inputs) else 'non-finite'
                 self._found.append(f'{name} ({type(module).__name__}), from {got} inputs')
@@ -186,7 +187,7 @@ def all_finite(value: Any) -> bool:
 
 
 def image_names(data_batch: Any) -> list[str]:
-    """The files of a batch's images, as far as its data samples know them."""
+    """The files of a batch's images, if its data samples name them."""
     samples = data_batch.get('data_samples', []) if isinstance(data_batch, Mapping) else []
     names = []
     for number, sample in enumerate(samples):
@@ -196,7 +197,7 @@ def image_names(data_batch: Any) -> list[str]:
 
 
 def _bad_images(data_batch: Any) -> list[str]:
-    """The files of the images that are not finite before the model has seen them."""
+    """The files of the images that are not finite before the model computes with them."""
     inputs = data_batch.get('inputs') if isinstance(data_batch, Mapping) else None
     images = list(inputs) if isinstance(inputs, (Tensor, list, tuple)) else []
     names = image_names(data_batch)

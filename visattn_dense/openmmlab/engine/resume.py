@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, the newest one that loads, and whether it may."""
+"""Find the newest checkpoint that a run can continue from, and check that it belongs to the run."""
 from __future__ import annotations
 
 import math
@@ -18,20 +18,20 @@ from visattn_dense.errors import UserError
 
 # Longer than any path that a file system takes.
 _LONGEST_PATH = 4096
-# Counts of iterations and epochs, in any run.
+# More iterations or epochs than any run has.
 _MOST_STEPS = 1 << 48
-# Arguments by which one kind of optimizer is told from another.
+# Arguments that distinguish the kinds of optimizers.
 _MARKS = ('betas', 'momentum', 'alpha', 'rho', 'etas', 'lambd', 'max_iter')
-# State with one number for each of its parameter's.
+# Entries of the optimizer's state that have the shape of their parameter.
 _LIKE_PARAMETER = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer', 'square_avg',
                    'grad_avg', 'exp_inf', 'sum')
 
 
 def load_resumable(path: str | os.PathLike) -> dict[str, Any]:
-    """The contents of a checkpoint that a training run can go on from.
+    """The contents of a checkpoint that a training run can continue from.
 
     Raises:
-        UserError: missing, damaged, or no training checkpoint.
+        UserError: the file is missing, damaged, or not a training checkpoint.
     """
     contents = read_checkpoint(path, mmap=True)
     _require_resumable(contents, path)
@@ -55,7 +55,7 @@ def _require_resumable(contents: Any, path: str | os.PathLike) -> None:
 
 
 def _pointer(work_dir: Path) -> tuple[Path | None, str]:
-    """What `last_checkpoint` names, and what is wrong with the file; (None, '') without one."""
+    """The path in `last_checkpoint`, and a problem with it or ''. (None, '') without the file."""
     pointer = work_dir / 'last_checkpoint'
     if not os.path.lexists(pointer):
         return None, ''
@@ -75,9 +75,9 @@ def _pointer(work_dir: Path) -> tuple[Path | None, str]:
 def candidates(work_dir: str | os.PathLike) -> list[Path]:
     """The training checkpoints of a work directory, in the order in which to try them.
 
-    First what `last_checkpoint` names, unless a file both newer and further along is there (a kill
-    may come between the two); then the others, newest first. Best checkpoints have no optimizer
-    state and are left out.
+    The first is the file that `last_checkpoint` names. A file that is both newer and of a later
+    step comes before it: a kill may fall between the save and the writing of `last_checkpoint`. The
+    others follow, newest first. Best checkpoints have no optimizer state and are left out.
     """
     work_dir = Path(work_dir)
     named, _ = _pointer(work_dir)
@@ -85,7 +85,7 @@ def candidates(work_dir: str | os.PathLike) -> list[Path]:
     if named is not None and named.name:
         if named.parent != work_dir and named.parent.is_dir():
             folders.append(named.parent)
-        # The work directory may have been moved since.
+        # The work directory may have been moved since the save.
         if not named.is_file():
             named = work_dir / named.name
     found = {path for folder in folders for path in folder.glob('*.pth')
@@ -106,14 +106,17 @@ def _step(path: Path) -> int:
 
 def find_resumable(work_dir: str | os.PathLike, say: Callable[[str], None]
                    ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of `work_dir` that loads, with its meta entry; None without any.
+    """The newest checkpoint of `work_dir` that can be loaded, with its meta entry.
 
     Args:
-        work_dir: where the run saves.
-        say: gets one line for each file that was passed over, and why.
+        work_dir: the folder of the run's checkpoints.
+        say: called with one line, with the reason, for each file that was passed over.
+
+    Returns:
+        None if there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints and none of them loads.
+        UserError: there are checkpoints, but none can be loaded.
     """
     _, trouble = _pointer(Path(work_dir))
     if trouble:
@@ -132,18 +135,19 @@ def find_resumable(work_dir: str | os.PathLike, say: Callable[[str], None]
 
 
 def check_training_state(runner: Any, contents: dict[str, Any], origin: str | os.PathLike) -> None:
-    """What a checkpoint holds beside its weights belongs to this run. Runs before mmengine reads.
+    """Check that a checkpoint's training state belongs to this run, before mmengine reads it.
 
-    Entries that mmengine would interpret and that nothing here needs are taken out, with a line.
+    Entries that mmengine would interpret, but that a run does not need, are removed. The log has a
+    line for each.
 
     Args:
-        runner: mmengine's, with its loop, optimizer and schedulers built.
-        contents: of the checkpoint; cleaned in place.
-        origin: what the checkpoint is called in an error.
+        runner: mmengine's runner, with its loop, optimizer and schedulers built.
+        contents: the contents of the checkpoint; changed in place.
+        origin: the name of the checkpoint in an error message.
 
     Raises:
-        UserError: the iteration is outside the run, or optimizer or schedulers are those of another
-            model or another config, or hold numbers that are not finite.
+        UserError: the iteration is outside the run; or optimizer or schedulers belong to another
+            model or config; or a number is not finite.
     """
     _require_resumable(contents, origin)
     problem = (_steps_problem(runner, contents['meta'])
@@ -254,7 +258,7 @@ def _schedulers_problem(own: Any, stored: Any) -> str:
 
 
 def _is_like(value: Any, own: Any) -> bool:
-    """Whether a stored setting can stand in for one of the scheduler's own."""
+    """Whether a stored setting can replace the scheduler's own setting."""
     if isinstance(own, dict):
         return isinstance(value, dict) and all(_is_finite_value(v) for v in value.values())
     if isinstance(own, (list, tuple)):
@@ -284,10 +288,13 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def clean_message_hub(contents: dict[str, Any]) -> list[str]:
-    """Leave in the message hub what a run of mmengine leaves there; what was taken out, as lines.
+    """Remove from the message hub all entries that a run of mmengine never writes.
 
-    The hub keeps logged numbers and settings of hooks. Those become attributes of the running hub,
-    so each has to be of the kind that its hook expects.
+    The hub keeps logged numbers and settings of hooks. These become attributes of the running hub,
+    so each entry has to be of the kind that its hook expects.
+
+    Returns:
+        One line for each removed entry.
     """
     hub = contents.get('message_hub')
     if not isinstance(hub, dict):

@@ -1,4 +1,4 @@
-"""mmengine's Runner with what a long training needs: nothing is lost, and a CPU will do."""
+"""mmengine's Runner for long trainings: nothing is lost, and training works on a CPU too."""
 from __future__ import annotations
 
 import logging
@@ -32,18 +32,18 @@ from visattn_dense.openmmlab.engine.seeding import IterationSeedHook
 
 
 class ResilientMixin:
-    """What `DenseRunner` adds, for any subclass of mmengine's Runner (`cfg.runner_type`).
+    """The additions of `DenseRunner`, for any subclass of mmengine's Runner (`cfg.runner_type`).
 
-    - checkpoints are written whole or not at all;
-    - resume goes on from the newest checkpoint that loads, with the batches, augmentations and
-      dropout that the uninterrupted run would have had, without reading past data again;
-    - the loss is watched (`NonFiniteLossHook`);
+    - a checkpoint file appears only when it is complete;
+    - resume continues from the newest checkpoint that can be loaded. The batches, augmentations and
+      dropout are those of an uninterrupted run, and past data are not read again;
+    - `NonFiniteLossHook` checks every loss;
     - distributed runs work on CPUs (gloo), where SyncBN becomes BN;
     - `auto_scale_lr` counts gradient accumulation.
     """
 
     started = False
-    """Whether training or testing has come to its first batch."""
+    """Whether training or testing has begun its first batch."""
     schedule_changed = False
     """Whether a resumed run has other rates in its config than its checkpoint."""
 
@@ -56,7 +56,7 @@ class ResilientMixin:
         return super().train()
 
     def _choose_resume(self) -> None:
-        """Settle which file to resume from, and take over its seed before any data is drawn."""
+        """Choose the file to resume from, and take its seed before any data is drawn."""
         choice: list[Any] = [None]
         if self.rank == 0:
             try:
@@ -69,7 +69,7 @@ class ResilientMixin:
         if choice[0] is None:
             self.logger.info(f'No checkpoint in {self.work_dir} to resume from: '
                              'starting from the beginning.')
-            # mmengine would read last_checkpoint, whatever it names. load_from stays a start.
+            # mmengine would load any file that last_checkpoint names. load_from is still loaded.
             self._resume = False
             return
         path, seed = choice[0]
@@ -77,13 +77,13 @@ class ResilientMixin:
         self._load_from = path
         if seed is not None and seed != self._randomness_cfg.get('seed'):
             if self._randomness_cfg.get('seed') is not None:
-                self.logger.warning(f'The run began with seed {seed}; it goes on with that one.')
+                self.logger.warning(f'The run began with seed {seed} and goes on with this seed.')
             self._randomness_cfg.update(seed=seed)
             self.set_randomness(**self._randomness_cfg)
 
     def _find_resume(self) -> tuple[str, int | None] | None:
-        # 'auto' (tools/train.py --resume) looks in the work directory alone; load_from is where
-        # the run then begins if there is nothing yet.
+        # 'auto' (tools/train.py --resume) searches only the work directory. If there is no
+        # checkpoint yet, the run begins from load_from.
         where = None if self._resume == 'auto' else self._load_from
         if where is not None and not Path(where).is_dir():
             if urlparse(str(where)).scheme not in ('', 'http', 'https', 'visattn'):
@@ -122,12 +122,12 @@ class ResilientMixin:
                 super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
         except OSError as error:
             raise UserError(f'cannot write the checkpoint {filename} into {out_dir}: {error}. '
-                            'Those written before are untouched; make room and use --resume'
+                            'Earlier checkpoints are untouched; make room and use --resume'
                             ) from error
 
     @contextmanager
-    def _off_the_screen(self) -> Iterator[None]:
-        """Hundreds of lines: into the log file with them, a screen is for what happens."""
+    def _only_in_the_log_file(self) -> Iterator[None]:
+        """While the block runs, write lines below a warning to the log file, not to the screen."""
         screens = [handler for handler in self.logger.handlers
                    if type(handler) is logging.StreamHandler]
         levels = [handler.level for handler in screens]
@@ -140,12 +140,12 @@ class ResilientMixin:
                 handler.setLevel(level)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
-        # mmengine names every parameter with settings of its own.
-        with self._off_the_screen():
+        # mmengine writes a line for every parameter with settings of its own: hundreds of lines.
+        with self._only_in_the_log_file():
             return super().build_optim_wrapper(optim_wrapper)
 
     def _log_env(self, env_cfg: dict) -> None:
-        with self._off_the_screen():
+        with self._only_in_the_log_file():
             super()._log_env(env_cfg)
         self.logger.info(f'Environment and config are in {self._log_dir}/{self.timestamp}.log')
 
@@ -172,7 +172,7 @@ class ResilientMixin:
                         find_unused_parameters=self.cfg.get('find_unused_parameters', False))
         settings.update(model_wrapper_cfg or {})
         settings.pop('type', None)
-        # gloo has no SyncBatchNorm, and DDP takes no device_ids for a model on the CPU.
+        # gloo has no SyncBatchNorm, and DDP accepts no device_ids for a model on the CPU.
         return MMDistributedDataParallel(module=revert_sync_batchnorm(model), **settings)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
@@ -185,7 +185,7 @@ class ResilientMixin:
 
 
 class _StartedHook(Hook):
-    """Marks the moment from which on an error is no longer one of building the run."""
+    """Sets `started` at the first batch: errors before it are errors in building the run."""
 
     priority = 'HIGHEST'
 
@@ -195,14 +195,14 @@ class _StartedHook(Hook):
 
 @RUNNERS.register_module()
 class DenseRunner(ResilientMixin, Runner):
-    """mmengine's Runner with `ResilientMixin`; `runner_type='DenseRunner'` in a config asks any
-    OpenMMLab launcher for it."""
+    """mmengine's Runner with `ResilientMixin`. With `runner_type='DenseRunner'` in a config, any
+    OpenMMLab launcher uses this runner."""
 
 
 def runner_class(base: type | None) -> type:
-    """`DenseRunner`, or the mixin put before another subclass of mmengine's Runner.
+    """`DenseRunner`; or a class that joins `ResilientMixin` and another subclass of Runner.
 
-    A runner that is no such subclass (mmengine's FlexibleRunner) comes back as it is.
+    A runner that is not a subclass of Runner (mmengine's FlexibleRunner) is returned unchanged.
     """
     if base is None or base is Runner:
         return DenseRunner

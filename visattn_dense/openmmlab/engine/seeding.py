@@ -1,10 +1,9 @@
-"""Random numbers as a function of where the run is, not of how it got there.
+"""Random numbers that depend only on the position in the run, not on the run's history.
 
 Every training iteration seeds the generators of its process with a number derived from (seed, rank,
-iteration); every sample is augmented under one derived from (seed, rank, iteration, place in the
-batch), see `data_stream`. A resumed run therefore draws what the uninterrupted one would have
-drawn, whatever happened in between (a validation, another number of workers, a kill), and no
-generator state has to be saved.
+iteration). The augmentation of every sample has a seed derived from (seed, rank, iteration, place
+in the batch); see `data_stream`. So a resumed run draws the same numbers as an uninterrupted run,
+also after a validation, a kill, or with another number of workers. No generator state is saved.
 """
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ from mmengine.registry import HOOKS
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed in [0, 2^63) that any change of `numbers` changes completely."""
+    """A seed in [0, 2^63). Any change of `numbers` gives an unrelated seed."""
     text = '/'.join(str(int(number)) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1
 
 
 def seed_process(seed: int, *, devices: bool = True) -> None:
-    """Seed Python's, NumPy's and torch's generators; `devices=False` leaves the GPUs' alone."""
+    """Seed Python's, NumPy's and torch's generators; not those of GPUs if `devices` is False."""
     random.seed(seed)
     # NumPy's legacy generator, which OpenMMLab's transforms use, takes 32-bit words.
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
@@ -38,7 +37,7 @@ def seed_process(seed: int, *, devices: bool = True) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """What is drawn inside does not move the CPU generators outside."""
+    """Restore the states of the CPU generators after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

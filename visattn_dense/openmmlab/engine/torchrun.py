@@ -1,4 +1,4 @@
-"""torchrun that ends with its workers' exit code and leaves the talking to them.
+"""torchrun that ends with its workers' exit code and prints no report of its own.
 
 Run as a file by tools/dist_train.sh and tools/dist_test.sh, with torchrun's own arguments.
 """
@@ -15,7 +15,7 @@ from torch.distributed.run import main  # noqa: E402
 
 def run() -> int:
     """The exit code of the first worker that failed, else 0."""
-    # One thread per process is torchrun's default too; where it is set, nobody warns of it.
+    # torchrun's default is one thread per process too, but it prints a warning if none is set.
     for variable in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         os.environ.setdefault(variable, '1')
     for name in ('torch.distributed.elastic', 'torch.distributed.run'):
@@ -24,7 +24,7 @@ def run() -> int:
         main()
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
-        # A signal comes as its negative number; shells add 128.
+        # A signal is a negative number here; a shell reports 128 plus the signal.
         return code if code > 0 else 128 - code
     return 0
 

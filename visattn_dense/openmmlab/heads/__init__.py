@@ -1,6 +1,6 @@
-"""Decode heads for mmsegmentation. Importing this package enters them in its registry of models.
+"""Decode heads for mmsegmentation. The import of this package registers them in mmseg's `MODELS`.
 
-`import visattn_dense` does that as soon as `mmseg.models` is there.
+`import visattn_dense` imports this package as soon as `mmseg.models` is imported.
 """
 from .efficientvit_seg import EfficientViTSegHead
 

@@ -4,8 +4,8 @@
     x += block(x), depth times;  [x = act(BN(conv1×1(x))), wider];  logits = conv1×1(x)
 
 Official code: mit-han-lab/efficientvit, efficientvit/models/efficientvit/seg.py (`SegHead`).
-Deviations: maps are resized to the size of the finest, not by a fixed factor, so every image size
-works (at multiples of 32 it is the same); the classifier is mmseg's `conv_seg`.
+Deviations: maps are resized to the size of the finest map, not by a fixed factor, so every image
+size works (the results are the same at multiples of 32); the classifier is mmseg's `conv_seg`.
 """
 from collections.abc import Sequence
 
@@ -28,16 +28,16 @@ class EfficientViTSegHead(BaseDecodeHead):
 
     Args:
         in_channels: channels of the maps, finest first.
-        in_index: which of the backbone's outputs they are, finest first.
+        in_index: the indices of these maps among the backbone's outputs, finest first.
         width: channels of the head (official `head_width`).
         depth: number of blocks (`head_depth`).
         block: 'mbconv' (B) or 'fused' (L): inverted residuals or their fused form (`middle_op`).
         expand_ratio: hidden channels of a block over `width`.
-        final_expand: channels before the classifier over `width`; None: no such layer.
+        final_expand: channels before the classifier over `width`; None: no layer widens them.
         act: 'hardswish' (B) or 'gelu_tanh' (L).
         norm_eps: eps of the BatchNorms; 1e-7 in the released L models.
-        dropout_ratio, num_classes, loss_decode, ...: as every mmseg head's; no dropout by default,
-            as in the official code.
+        dropout_ratio, num_classes, loss_decode, ...: as in every head of mmseg. By default there is
+            no dropout, as in the official code.
 
     Raises:
         UserError: an unknown block.
@@ -67,7 +67,7 @@ class EfficientViTSegHead(BaseDecodeHead):
         maps = [conv(x) for conv, x in zip(self.inputs, self._transform_inputs(inputs),
                                            strict=True)]
         x = maps[0]
-        # Bicubic weights lose too much in half precision.
+        # Bicubic resizing loses too much precision in half precision.
         with torch.autocast(device_type=x.device.type, enabled=False):
             for coarse in maps[1:]:
                 up = F.interpolate(coarse.float(), size=maps[0].shape[2:], mode='bicubic',

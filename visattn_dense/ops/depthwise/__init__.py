@@ -1,9 +1,9 @@
-"""Depthwise convolution of an NHWC map: LePE, positional convolutions, those of mobile blocks.
+"""Depthwise convolution of an NHWC map: for LePE, positional convolutions and mobile blocks.
 
-    out = act(onto + x + conv(x)),   onto and x where they are asked for
+    out = act(onto + x + conv(x)),   onto and x are optional
 
-conv takes each channel with itself, stride 1, zero-padded to keep the size. The arguments are those
-of `reference.depthwise`, and `mode` (see `visattn_dense.ops.choose`).
+conv is a convolution of each channel alone, with stride 1, zero-padded so that the map keeps its
+size. The arguments are those of `reference.depthwise`, and `mode` (see `visattn_dense.ops.choose`).
 
 reference   the equation: a sum over the places of the kernel
 torch_form  torch's convolution

@@ -1,4 +1,4 @@
-"""Depthwise convolution by the kernel in C++: channels side by side, inside windows if need be."""
+"""Depthwise convolution by the kernel in C++."""
 from torch import Tensor
 
 from .. import native
@@ -10,7 +10,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, **_: object) 
 
 
 def why_not_kernel(weight: Tensor) -> str | None:
-    """What keeps the kernel from taking such weights, or None."""
+    """Why the kernel cannot take such weights, or None."""
     return None if weight.shape[-1] in (3, 5) else 'the kernel is neither 3x3 nor 5x5'
 
 
@@ -24,7 +24,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
 
 
 def taps(weight: Tensor) -> Tensor:
-    """(C, 1, k, k) to (k², C), position by position, as the kernel wants them."""
+    """(C, 1, k, k) to (k², C), position by position, as the kernel reads the weights."""
     return weight.detach().flatten(1).t().contiguous()
 
 

@@ -13,9 +13,10 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
         x: (B, H, W, C).
         weight: (C, 1, k, k), k odd.
         bias: (C,) or None.
-        plus_input: add x.
-        onto: (B, H, W, C), added too, or None. The operator may write its result there.
-        activation: 'none', 'relu' or 'hardswish', of the sum.
+        plus_input: add x to the result.
+        onto: (B, H, W, C), also added to the result, or None. The operator may overwrite `onto`
+            with the result.
+        activation: 'none', 'relu' or 'hardswish', applied to the sum.
 
     Returns:
         (B, H, W, C).

@@ -1,4 +1,4 @@
-"""Depthwise convolution by torch's own."""
+"""Depthwise convolution by torch's own convolution."""
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_input: bool = False,
               onto: Tensor | None = None, activation: str = 'none') -> Tensor:
-    # x + conv(x) is one convolution with 1 added to its centre, but in half precision that 1 would
-    # drown the weights.
+    # x + conv(x) is one convolution with 1 added to the centre of the kernel. In half precision
+    # the sum of 1 and a small weight would lose the weight's digits, so there x is added itself.
     added = plus_input and is_half(weight, x)
     if plus_input and not added:
         weight = weight + F.pad(weight.new_ones(1, 1, 1, 1), (weight.shape[-1] // 2,) * 4)

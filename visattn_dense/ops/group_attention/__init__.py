@@ -4,8 +4,8 @@
 
 full_attention    every token attends to every token of its image
 window_attention  the tokens of a window or stripe attend to each other; LePE of v is added
-region_attention  the tokens of a region of a map attend to those of the regions it is routed to
-routed_attention  the same of regions that are cut already
+region_attention  the tokens of a region of a map attend to the tokens of its routed regions
+routed_attention  the same for regions that are already cut
 
 The arguments are those of the functions in `reference`, and `mode` (see
 `visattn_dense.ops.choose`).

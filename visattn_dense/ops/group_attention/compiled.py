@@ -1,4 +1,4 @@
-"""Softmax attention by the kernel in C++, which reads and writes tokens where they lie in a map."""
+"""Softmax attention by the kernel in C++. The kernel reads and writes rows of the map."""
 from collections.abc import Callable
 
 import torch

@@ -9,7 +9,7 @@ from ..depthwise.reference import depthwise
 
 
 def rearrange(t: Tensor, pattern: str, **sizes: int) -> Tensor:
-    """einops' own, imported when an equation is computed: nothing else here needs einops."""
+    """einops.rearrange. Only the equations need einops, so einops is imported on the first call."""
     import einops
     return einops.rearrange(t, pattern, **sizes)
 
@@ -21,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None,
     Args:
         q, k, v: (..., n, d), (..., m, d) and (..., m, e).
         scale: factor of the logits, d^-½ for None.
-        counted: (..., 1, m) bool, the keys that take part; all for None.
+        counted: (..., 1, m) bool, True for the keys that take part; None for all keys.
     """
     logits = einsum('... q d, ... k d -> ... q k', q, k)
     logits = logits * (q.shape[-1] ** -.5 if scale is None else scale)
@@ -32,7 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None,
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                    scale: float | None = None) -> Tensor:
-    """Every token attends to all: (B, N, h·d), (B, N, h·d) and (B, N, h·e) to (B, N, h·e)."""
+    """All tokens attend to all: (B, N, h·d), (B, N, h·d) and (B, N, h·e) to (B, N, h·e)."""
     q, k, v = (rearrange(t, 'b n (m d) -> b m n d', m=num_heads) for t in (q, k, v))
     return rearrange(attention(q, k, v, scale), 'b m n d -> b n (m d)')
 
@@ -49,7 +49,8 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
         kernel, bias: (C, 1, k, k) and (C,), of the depthwise convolution of v (LePE), which is
             zero-padded around each window.
         scale: factor of the logits, (C / heads)^-½ by default.
-        padding_counts: the padding takes part as keys and values of zero, else not at all.
+        padding_counts: True: the padding takes part, with keys and values of zero. False: the
+            padding takes no part.
 
     Returns:
         (B, H, W, C).
@@ -63,7 +64,13 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
 
 
 def cut(qkv: Tensor, window: tuple[int, int]):
-    """q, k and v in windows of the padded map, which tokens are no padding, and the way back."""
+    """Cut a map into windows.
+
+    Returns:
+        q, k, v: (windows, h, w, C) each, of the padded map.
+        real: (windows, h, w) bool, False for padding.
+        whole: a function that merges windows into the map again, without the padding.
+    """
     (batch, height, width), (h, w) = qkv.shape[:3], window
     pad_h, pad_w = -height % h, -width % w
     top, left = pad_h // 2, pad_w // 2
@@ -85,14 +92,14 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: f
     """softmax(q_r [k_i]ᵀ · scale) [v_i], i in index_r, with k and v gathered for every region.
 
     Args:
-        q, k, v: (B, R, N, h, d), (B, R, M, h, d) and (B, R, M, h, e), region by region; or both
-            R and the tokens in two dimensions, as parts of a map lie: (B, r, r', n, n', h, d).
+        q, k, v: (B, R, N, h, d), (B, R, M, h, d) and (B, R, M, h, e), region by region. Or with
+            rows and columns: r × r' regions of n × n' tokens, (B, r, r', n, n', h, d).
         index: (B, R, K), the regions that each region attends to.
         scale: factor of the logits.
         weight: (B, R, K), multiplies k and v of each routed region, or None.
 
     Returns:
-        (B, R, N, h, e), or in as many dimensions as q.
+        (B, R, N, h, e), or (B, r, r', n, n', h, e) if q has rows and columns.
     """
     shape = q.shape[:-1]
     q, k, v = (flat_regions(t) for t in (q, k, v))
@@ -123,8 +130,8 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
         n_win: regions along each side.
         scale: factor of the logits.
         weight: see `routed_attention`.
-        pool: makes fewer tokens of the keys and of the values of a region, (C, h, w) to
-            (C, h', w') each, many at a time; None for all tokens.
+        pool: reduces the keys, and the values, of each region: (batch, C, h, w) to
+            (batch, C, h', w'). None: all tokens stay.
 
     Returns:
         (B, H, W, h·e).

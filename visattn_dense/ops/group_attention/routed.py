@@ -1,24 +1,24 @@
-"""Attention from the tokens of each region to those of the regions it is routed to.
+"""Attention from the tokens of each region to the tokens of its routed regions.
 
     out_r = softmax(q_r [k_i]ᵀ · scale) [v_i],   i in index_r
 
-Gathering [k_i] and [v_i] for all regions at once copies k and v top-k times, and autograd keeps the
-copies and the attention matrix. There are two ways around that, each one operator to torch, so that
-torch.compile and export see no loop:
+A gather of [k_i] and [v_i] for all regions at once makes K copies of k and v, and autograd keeps
+the copies and the attention matrix. Two forms need less memory. Each form is one operator of torch,
+so torch.compile and export see no loop:
 
-- `visattn::routed_attention`, below, on any device: the pairs of a region and a head are worked
-  through in chunks whose gathered copies and matrices stay under a fixed number of bytes, and
-  backward computes them again. Memory is that of q, k, v, out and one chunk, whatever the map.
-- `visattn::routed_attention_triton`, see `routed_triton` beside this file: nothing is gathered.
+- chunked: `visattn::routed_attention`, below, on any device. The pairs of a region and a head are
+  computed in chunks. The gathered copies and matrices of a chunk take at most a fixed number of
+  bytes, and backward computes them again. Only q, k, v, out and one chunk are in memory.
+- triton: `visattn::routed_attention_triton` in `routed_triton` beside this file. Nothing is
+  gathered.
 
-CUDA tensors of float32, bfloat16 or float16 with at most 128 channels a head go to Triton if it is
-installed and the GPU has compute capability 8.0 or more; everything else goes the first way.
-`use_implementation('chunked')`, `('triton')` or `('reference')` takes one of them instead.
+The Triton form takes CUDA tensors of float32, bfloat16 or float16 with at most 128 channels in a
+head, if Triton is installed and the GPU has compute capability 8.0 or later. The chunked form takes
+everything else. `use_implementation('chunked')`, `('triton')` or `('reference')` forces a form.
 
-Shapes: B batch, R regions, N query tokens and M key tokens of a region (R, N and M may be two
-dimensions each, as the parts of a map lie), h heads, d and e channels
-of a head in q/k and v, K routed regions; P = B·R·h pairs of a region and a head, c and n pairs and
-queries of a chunk.
+Shapes: B batch, R regions, N query tokens and M key tokens of a region, h heads, d channels of a
+head in q and k, e channels of a head in v, K routed regions. R, N and M may each be two dimensions,
+rows and columns. P = B·R·h pairs of a region and a head; a chunk has c pairs and n queries of each.
 """
 from collections.abc import Iterator
 from functools import partial
@@ -33,24 +33,24 @@ from ..choose import Form, Operator, reference_form
 from . import reference, routed_triton
 
 CHUNK_BYTES = 4 * 2**20
-"""About the bytes that a chunk needs on a CPU: few enough to stay in its caches. Elsewhere, eight
-times as many. A chunk has at least one head of one region and 16 of its queries."""
+"""The approximate bytes of a chunk on a CPU: few enough for the caches. On other devices a chunk
+has eight times as many. A chunk has at least one head of one region, and 16 queries."""
 
 
 class _Chunk(NamedTuple):
-    """Some pairs of a region and a head, and how their queries are cut."""
+    """Some pairs of a region and a head, and the tiles of their queries."""
     pairs: slice
     tiles: list[slice]
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, *, copies: int,
             matrices: int) -> Iterator[_Chunk]:
-    """Cut the work so that what exists at a time is about `CHUNK_BYTES`.
+    """Cut the work into chunks of about `CHUNK_BYTES`.
 
     Args:
-        q, k, v, rows: of all pairs; see `_pairs`.
-        copies: of the gathered k and v that exist at a time.
-        matrices: attention matrices that exist at a time.
+        q, k, v, rows: of all pairs; see `_pairs` and `_pair_rows`.
+        copies: how many copies of the gathered k and v exist at the same time.
+        matrices: how many attention matrices exist at the same time.
     """
     budget = CHUNK_BYTES * (1 if q.device.type == 'cpu' else 8)
     keys = rows.shape[1] * k.shape[1]
@@ -70,12 +70,12 @@ def _pairs(t: Tensor) -> Tensor:
 
 
 def _sides(t: Tensor) -> int:
-    """In how many dimensions the regions lie, and their tokens."""
+    """The number of dimensions of the regions, which is also that of their tokens: 1 or 2."""
     return (t.ndim - 3) // 2
 
 
 def _from_pairs(t: Tensor, like: Tensor) -> Tensor:
-    """Undo `_pairs`: a view of (P, N, d) as (B, R, N, h, d), the sizes but d those of `like`."""
+    """Undo `_pairs`: view (P, N, d) as (B, R, N, h, d). All sizes except d are those of `like`."""
     batch, *where, heads, _ = like.shape
     sides = _sides(like)
     t = t.view(batch, *where[:sides], heads, *where[sides:], t.shape[-1])
@@ -96,7 +96,7 @@ def _gather(t: Tensor, rows: Tensor) -> Tensor:
 
 
 def _token_factor(weight: Tensor, heads: int, pairs: slice, tokens: int) -> Tensor:
-    """(B, R, K) weights to (c, K·M, 1), what multiplies the gathered k and v of a chunk."""
+    """(B, R, K) weights to (c, K·M, 1), the factor of the gathered k and v of a chunk."""
     weight = weight.flatten(0, 1).repeat_interleave(heads, 0)[pairs]
     return weight.repeat_interleave(tokens, 1)[..., None]
 
@@ -117,10 +117,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
 
 
 def _fused(q: Tensor) -> bool:
-    """Whether torch's fused attention is the better one for a chunk.
+    """Whether torch's fused attention is the faster way to compute a chunk.
 
-    On a CPU in full precision it is not: with few queries and a matrix that stays in the caches,
-    two batched products and a softmax take less time (docs/performance.md).
+    On a CPU in full precision, two batched products and a softmax take less time: a chunk has few
+    queries, and its matrix stays in the caches (docs/notes/performance.md).
     """
     return q.device.type != 'cpu' or q.dtype in (torch.float16, torch.bfloat16)
 
@@ -134,12 +134,12 @@ def _routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Te
     for pairs, tiles in _chunks(q, k, v, rows, copies=1, matrices=0 if _fused(q) else 1):
         keys, values = _gather(k, rows[pairs]), _gather(v, rows[pairs])
         if weight is not None:
-            # Autocast leaves the weights, a softmax, in float32.
+            # The weights come from a softmax, which autocast computes in float32.
             factor = _token_factor(weight, heads, pairs, k.shape[1]).to(keys.dtype)
             keys, values = keys * factor, values * factor
         for tile in tiles:
             _attend(q[pairs, tile], keys, values, scale, out[pairs, tile])
-        # Not beside the next chunk's.
+        # Free these before the next chunk gathers its own.
         del keys, values
     return _from_pairs(out, like)
 
@@ -170,7 +170,7 @@ def _routed_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, in
     grad, q, k, v = _pairs(grad), _pairs(q), _pairs(k), _pairs(v)
     grad_q, grad_k, grad_v = (torch.zeros_like(t, dtype=kind) for t in (q, k, v))
     grad_weight = rows.new_zeros(rows.shape, dtype=kind) if weight is not None else None
-    # At a time: k and v gathered, and their gradients; P, dP and dS.
+    # At the same time exist: gathered k and v and their gradients (2 copies); P, dP and dS.
     for pairs, tiles in _chunks(q.to(kind), k, v, rows, copies=2, matrices=3):
         picked = rows[pairs]
         keys, values = _gather(k, picked).to(kind), _gather(v, picked).to(kind)

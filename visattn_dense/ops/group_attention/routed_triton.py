@@ -1,11 +1,12 @@
 """`routed_attention` on the GPU: the operators around the Triton kernels.
 
-The kernels read q, k, v by their strides and keep, for backward, the output and the logarithm of
-the softmax's sum: memory is that of the tensors themselves. k's and v's gradients are summed by
-walking the routing's transpose (for each key region, the query regions that look at it) in a fixed
-order, so there are no atomic additions and the gradients are the same at every run.
+The kernels read q, k and v by their strides. For backward they keep the output and the logarithm of
+the softmax's sum, so nothing larger than the tensors is in memory. The gradients of k and v are
+sums over the transpose of the routing: for each key region, the query regions that attend to the
+key region. The sums run in a fixed order without atomic additions, so every run gives the same
+gradients.
 
-Inputs of float32 are multiplied in float32 ('ieee'), not TF32, whatever torch's own setting is.
+Products of float32 inputs are in float32 ('ieee'), never in TF32, whatever torch's own setting is.
 
 Shapes: as in `visattn_dense.ops.group_attention.routed`.
 """
@@ -22,14 +23,15 @@ from .reference import flat_regions
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-"""Whether the kernels run in Triton's interpreter, on CPU tensors; set before Triton's import."""
+"""Whether the kernels run in Triton's interpreter, on CPU tensors. Triton reads the variable when
+it is imported."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 128
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> str | None:
-    """What keeps the kernels from taking these, or None."""
+    """Why the kernels cannot take these tensors, or None."""
     if not HAS_TRITON:
         return 'Triton is not installed'
     if q.device.type != 'cuda' and not (INTERPRETED and q.device.type == 'cpu'):
@@ -51,7 +53,7 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: f
 
 
 class _Regions(NamedTuple):
-    """How the regions of a tensor lie, and the tokens of a region."""
+    """The layout of a tensor: its regions, and the tokens of a region."""
     regions: int
     region_columns: int
     tokens: int
@@ -69,7 +71,10 @@ class _Regions(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A tile of a program's own side, and how the other side is walked (see `triton_kernels`)."""
+    """The tile of a program, and the tiles of the other side that the program goes through.
+
+    See `triton_kernels`.
+    """
     block: int
     slots: int
     tokens: int
@@ -78,10 +83,10 @@ class Tile(NamedTuple):
     @classmethod
     def of(cls, own: int, other: int, regions: int, dtype: torch.dtype, width: int, *,
            forward: bool) -> 'Tile':
-        """For `own` tokens, and `other` tokens of each of about `regions` regions.
+        """The tile for `own` tokens, and `other` tokens in each of about `regions` regions.
 
-        `width` is the larger head dim. The sizes are the largest whose sums stay in registers by
-        the compiler's report (docs/performance.md); they were not chosen by timing.
+        `width` is the larger head dim. The sizes are the largest sizes whose sums stay in registers
+        by the compiler's report (docs/notes/performance.md). The sizes were not chosen by timing.
         """
         narrow = width <= 64
         if dtype == torch.float32:
@@ -89,12 +94,12 @@ class Tile(NamedTuple):
         else:
             most = 128 if forward and narrow else 64
             walked = 64 if forward or narrow else 32
-        # tl.dot wants at least 16 of each.
+        # tl.dot needs at least 16 rows and columns.
         block = min(most, max(16, _power_of_two(own)))
         tokens = min(walked, _power_of_two(other))
         slots = min(walked // tokens, _power_of_two(regions))
-        # A warp's matrix product has 16 rows, and the softmax of a row stays in one warp. float32
-        # is multiplied without the matrix units.
+        # The matrix product of a warp has 16 rows, and the softmax of a row stays in one warp.
+        # Products of float32 do not use the matrix units.
         warps = 4 if dtype == torch.float32 else min(4, block // 16)
         return cls(block, slots, max(tokens, 16 // slots), warps)
 
@@ -105,7 +110,7 @@ def _power_of_two(n: int) -> int:
 
 
 def transpose_routing(index: Tensor) -> tuple[Tensor, Tensor]:
-    """The query regions that look at each key region, without waiting for the device.
+    """The query regions that attend to each key region, computed without a wait for the device.
 
     Rows count the regions of all images: image · R + region.
 
@@ -113,9 +118,9 @@ def transpose_routing(index: Tensor) -> tuple[Tensor, Tensor]:
         index: (B, R, K).
 
     Returns:
-        pairs: (B·R·K,), positions in index.flatten(), those with the same key row together, each
-            group in rising order; position // K is the query row.
-        offsets: (B·R + 1,), where the group of each key row starts in `pairs`.
+        pairs: (B·R·K,), positions in index.flatten(). Positions with the same key row form a group,
+            in rising order. position // K is the query row.
+        offsets: (B·R + 1,), where the group of each key row starts in `pairs`, and the end.
     """
     first = torch.arange(index.shape[0], device=index.device) * index.shape[1]
     rows, pairs = (index + first[:, None, None]).flatten().sort(stable=True)
@@ -131,10 +136,10 @@ def _launch_options(tile: Tile, q: Tensor, v: Tensor, weight: Tensor | None) -> 
 
 
 def _laid_out(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """As the kernels read them: regions of a map where they lie if the heads are narrow.
+    """The tensors in the layout that the kernels read. Narrow heads: unchanged. Wide heads: cut.
 
-    With wider heads the two steps to a place cost registers that the sums need (a spill of up to
-    0.8 KB by ptxas), so there the regions are cut first.
+    In an uncut map the address of a token needs two steps. With wide heads these steps take
+    registers that the sums need (ptxas reports a spill of up to 0.8 KB), so the regions are cut.
     """
     if max(t.shape[-1] for t in tensors) <= 32:
         return tensors
@@ -146,7 +151,7 @@ def _grid(q: Tensor, regions: int, tokens: int, tile: Tile) -> tuple[int]:
 
 
 def _on(tensor: Tensor):
-    """Triton launches on the current device."""
+    """A context with the device of `tensor` as current device, where Triton launches kernels."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 

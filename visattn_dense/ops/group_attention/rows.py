@@ -1,6 +1,6 @@
 """The tokens of stripes, windows, regions and whole maps as rows, for `visattn_dense.ops.native`.
 
-A map of (B, H, W) has B·H·W rows. The lists of a shape are kept from one call to the next.
+A map of (B, H, W) has B·H·W rows. The lists for a shape are kept from one call to the next.
 """
 from functools import lru_cache
 
@@ -20,10 +20,10 @@ def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
     Args:
         batch, height, width: of the map.
         window: (h, w).
-        zero_keys: the padding takes part, as keys and values of zero.
+        zero_keys: whether the padding takes part, with keys and values of zero.
 
     Returns:
-        The groups, and the rows and columns of padding above and left of the map.
+        The groups; and how many rows of padding are above the map, and columns left of the map.
     """
     rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)
     padded, (left, _, top, _) = pad_to_multiple(rows + 1, window, centred=True)
@@ -39,7 +39,7 @@ def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
 
 @lru_cache(maxsize=64)
 def region_groups(batch: int, height: int, width: int, n_win: int) -> Groups:
-    """The n_win × n_win regions of a map whose sides n_win divides, row by row, image by image."""
+    """The n_win × n_win regions of a map, row by row, image by image; n_win divides both sides."""
     rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)
     regions = partition_windows(rows, (height // n_win, width // n_win)).flatten(1)
     counts = torch.full((regions.shape[0],), regions.shape[1])

@@ -1,4 +1,4 @@
-"""Softmax attention by torch's fused operator, on windows that are cut and on whole maps."""
+"""Softmax attention by torch's fused operator: inside windows, and on whole maps."""
 from collections.abc import Callable
 
 import torch
@@ -38,7 +38,7 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
 def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,
                      n_win: int, scale: float, weight: Tensor | None = None,
                      pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    # Views as (B, n_win, n_win, h, w, heads, d): the form of routed attention cuts them.
+    # Views of (B, n_win, n_win, h, w, heads, d). The form of routed attention cuts the regions.
     q, k, v = (regions_of(t, n_win) for t in (q, k, v))
     if pool is not None:
         kv = torch.cat([k, v], -1).flatten(0, 2).permute(0, 3, 1, 2)

@@ -12,13 +12,15 @@ The softmax runs over the key tiles with a running maximum (Milakov and Gimelshe
 arXiv 1805.02867; the tiling is FlashAttention-2's, arXiv 2307.08691). Sums are float32; the
 operands of the products have the inputs' dtype.
 
-A program owns one tile of one region and head. Row: a region of an image, image · R + region.
-Regions of few tokens share a tile of the other side: a tile is SLOTS regions × TOKENS tokens of
-each, both powers of two. N, M tokens of a region on the query and the key side, K routed regions,
-R regions of an image, D and E channels of a head. Regions, and the tokens of one, may lie in rows
-of RC, NC and MC columns, as the parts of a map do: `q_b, q_r, q_c, q_y, q_x, q_h, q_d` are q's
-strides by image, row and column of the region, row and column of the token, head and channel.
-`out`, `lse`, `delta` and the gradients are contiguous.
+A program owns one tile of one region and head. "Row" is the number of a region among all images:
+image · R + region. Small regions share a tile of the other side: such a tile has SLOTS regions with
+TOKENS tokens each; both numbers are powers of two.
+
+N query tokens and M key tokens of a region, K routed regions, R regions of an image, D channels of
+a head in q and k, E in v. An uncut map has rows of RC regions; a region has rows of NC query tokens
+or MC key tokens. `q_b, q_r, q_c, q_y, q_x, q_h, q_d` are the strides of q by image, row and column
+of the region, row and column of the token, head and channel. `out`, `lse`, `delta` and the
+gradients are contiguous.
 """
 import os
 
@@ -32,25 +34,26 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def _place(length, HEADS, R, BLOCK: tl.constexpr):
-    """Row, its image and region, head and first token of this program's tile."""
+    """Row, image, region, head and first token of this program's tile."""
     tiles = tl.cdiv(length, BLOCK)
     program = tl.program_id(0)
-    # Offsets of a large batch pass 2³¹.
+    # Offsets in a large batch are larger than 2³¹.
     row = (program // (tiles * HEADS)).to(tl.int64)
     return row, row // R, row % R, program // tiles % HEADS, program % tiles * BLOCK
 
 
 @triton.jit
 def _at(nth, columns, row_stride, column_stride):
-    """Offset of what is the nth, counted row by row."""
+    """Offset of the nth item of a grid, counted row by row."""
     return nth // columns * row_stride + nth % columns * column_stride
 
 
 @triton.jit
 def _load(base, token, valid, channel_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """(tokens, BLOCK) of a tensor, zeros where there is no token or channel.
+    """(tokens, BLOCK) of a tensor; zero where a token or channel does not exist.
 
-    `base` is a pointer, or a column of one pointer for each token; `token` are their offsets.
+    `base` is a pointer, or a column with one pointer for each token. `token` has the offset of each
+    token.
     """
     channel = tl.arange(0, BLOCK)
     return tl.load(base + token[:, None] + channel[None, :] * channel_stride,
@@ -67,9 +70,9 @@ def _store(base, token, valid, token_stride, value, WIDTH: tl.constexpr, BLOCK: 
 
 @triton.jit
 def _entry(table, first, last, SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """Entries first, first + 1, ... of `table`, each for the TOKENS rows of the tile it owns.
+    """Entries first, first + 1, ... of `table`, each repeated for its TOKENS rows of the tile.
 
-    One entry for the whole tile is a scalar: addresses then differ by token only.
+    If the whole tile has one entry, the result is a scalar: addresses then differ by token only.
     """
     if SLOTS == 1:
         found = tl.load(table + first)
@@ -81,21 +84,21 @@ def _entry(table, first, last, SLOTS: tl.constexpr, TOKENS: tl.constexpr):
 
 @triton.jit
 def _column(value, SLOTS: tl.constexpr):
-    """What `_entry` gave, to be added to (tokens, channels) of offsets."""
+    """The result of `_entry` in a shape that can be added to (tokens, channels) of offsets."""
     return value if SLOTS == 1 else value[:, None]
 
 
 @triton.jit
 def _row(value, SLOTS: tl.constexpr):
-    """What `_entry` gave, to be multiplied with (tokens of this program, tokens of the tile)."""
+    """The result of `_entry` in a shape that multiplies (tokens of the program, of the tile)."""
     return value if SLOTS == 1 else value[None, :]
 
 
 @triton.jit
 def _product(a, b, total, PRECISION: tl.constexpr):
-    """a b, added to `total` if that is not None, in float32."""
+    """a b + total in float32; a b if `total` is None."""
     if INTERPRETED:
-        # The interpreter keeps bfloat16 as integers and would multiply those.
+        # The interpreter stores bfloat16 as integers and would multiply the integers.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)
@@ -137,7 +140,7 @@ def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
         if WEIGHTED:
             factor = _row(_entry(weight, first, K, SLOTS, TOKENS).to(tl.float32), SLOTS)
             logits *= factor
-        # Every tile has a valid key, so `top` is finite from the first one on.
+        # Every tile has a valid key, so `top` is finite after the first tile.
         logits = tl.where(valid[None, :], logits, float('-inf'))
         new_top = tl.maximum(top, tl.max(logits, 1))
         p = tl.exp2(logits - new_top[:, None])
@@ -216,12 +219,12 @@ def key_gradient_kernel(
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
         SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """grad_k and grad_v of one key tile, over the query regions that are routed to its region.
+    """grad_k and grad_v of one key tile: sums over the query regions routed to its key region.
 
-    `askers` holds the rows of the query regions, those of one key region together from
-    `offsets[row]` to `offsets[row + 1]`; `weight` is in their order. So no two programs write to
-    one place. `grad_w` (askers, HEADS, key tiles, query tiles) takes the shares of the gradient
-    of the weights, in that order too.
+    `askers[offsets[row]:offsets[row + 1]]` are the rows of the query regions that are routed to key
+    region `row`. `weight` and `grad_w` have the order of `askers`. `grad_w` (askers, HEADS, key
+    tiles, query tiles) takes the shares of the gradient of the weights. Each place is written by
+    one program.
     """
     row, image, region, head, start = _place(M, HEADS, R, BLOCK)
     m = start + tl.arange(0, BLOCK)

@@ -1,4 +1,4 @@
-"""Linear attention: the softmax's matrix is replaced by products of features, summed once for all.
+"""Linear attention: products of features replace the softmax. Sums over keys serve all queries.
 
     out_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) · Σ_j φ(k_j) + ε),   for each head
 
@@ -7,7 +7,7 @@ relu_attention       φ = relu (EfficientViT)
 performer_attention  φ by random features of the exponential function (T2T-ViT)
 
 The arguments are those of the functions in `reference`, and `mode` (see
-`visattn_dense.ops.choose`). All sums and divisions are float32 or wider, autocast or not.
+`visattn_dense.ops.choose`). All sums and divisions are float32 or wider, also inside autocast.
 
 reference   the equations, with the matrices of weights in memory
 torch_form  torch's products, linear in the number of tokens

@@ -1,4 +1,4 @@
-"""Focused linear attention by the kernel in C++, which reads and writes tokens where they lie."""
+"""Focused linear attention by the kernel in C++. The kernel reads and writes rows of the map."""
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from . import torch_form
 def why_not(qkv: Tensor, window: tuple[int, int], *, power: float, kernel: Tensor,
             **_: object) -> str | None:
     if power not in range(1, 9):
-        return 'the focusing factor is no whole number from 1 to 8'
+        return 'the focusing factor is not a whole number from 1 to 8'
     return why_not_convolution(qkv, window, kernel=kernel)
 
 
@@ -23,7 +23,7 @@ def why_not_convolution(qkv: Tensor, window: tuple[int, int], *, kernel: Tensor,
 
 
 def convolution_alone(*args: Any, **kwargs: Any) -> Tensor:
-    """The form of torch with the compiled convolution of v."""
+    """The torch form, with the compiled convolution of v."""
     return torch_form.focused_attention(*args, **kwargs, convolve=depthwise)
 
 

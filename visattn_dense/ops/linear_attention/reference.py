@@ -15,7 +15,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, epsilon: float,
     Args:
         q, k, v: (..., n, d), (..., m, d) and (..., m, e); q and k are features.
         epsilon: ε.
-        counted: (..., 1, m) bool, the keys that take part; all for None.
+        counted: (..., 1, m) bool, True for the keys that take part; None for all keys.
     """
     weights = einsum('... q d, ... k d -> ... q k', q, k)
     if counted is not None:
@@ -34,14 +34,14 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     The norms run over all C channels of a token, the products over those of a head.
 
     Args:
-        qkv: (B, H, W, 3, C): q, k and v. Windows may reach beyond the map (they are centred on
-            it); what lies there takes no part.
+        qkv: (B, H, W, 3, C): q, k and v. The windows are centred on the map and may reach beyond
+            the map; positions beyond the map take no part.
         window: (h, w).
         num_heads: heads; divides C.
         position: (1, h·w, C), added to the keys of each window.
         scale: (1, 1, C).
         power: p.
-        epsilon: ε, also in the denominator.
+        epsilon: ε, in φ and in the denominator.
         kernel, bias: (C, 1, k, k) and (C,), of the depthwise convolution of v, which is
             zero-padded around each window.
 

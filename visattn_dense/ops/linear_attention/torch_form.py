@@ -1,4 +1,4 @@
-"""Linear attention by torch's products: the sums over the keys are taken once for all queries."""
+"""Linear attention by torch's products. Sums over the keys are computed once for all queries."""
 import math
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
         q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         summary = k.transpose(-2, -1) @ v                           # (B·S, heads, d, d)
         weight = k.sum(-2, keepdim=True).transpose(-2, -1)          # (B·S, heads, d, 1)
-        # q's factor stands above and below the line, so it is divided out of both.
+        # The factor of q is in the numerator and in the denominator, so both omit the factor.
         norm = q @ weight + (epsilon / q_factor)[:, None]           # (B·S, heads, N, 1)
         out = ((q @ summary) / norm).transpose(1, 2)                # (B·S, N, heads, d)
 
@@ -65,7 +65,7 @@ def _positive(t: Tensor, inverse_scale: Tensor, epsilon: float) -> Tensor:
 
 
 def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
-    # In half precision both sums overflow: float32 for the products and the division.
+    # Both sums overflow in half precision, so products and division are in float32.
     with without_autocast(qkv):
         q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(2)
         q, k = q.relu(), k.relu()                                   # each (B, h, d, N)
@@ -83,6 +83,6 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: 
 
 
 def performer_features(t: Tensor, w: Tensor) -> Tensor:
-    """φ: (B, N, D) to (B, N, m), positive. ‖t‖² goes through the exponent with W t."""
+    """φ(t) = exp(W t − ‖t‖²/2) / √m, positive: (B, N, D) to (B, N, m)."""
     half_norm = t.square().sum(-1, keepdim=True) / 2
     return (F.linear(t, w) - half_norm).exp() / math.sqrt(w.shape[0])

@@ -2,12 +2,12 @@
 
 kernels.cpp  the code: softmax and focused linear attention between groups of tokens, depthwise
              convolution inside windows
-build        compiles it, once for a processor, where there is a compiler
-operators    the operators that torch sees
+build        compiles kernels.cpp once for each processor, if there is a compiler
+operators    the kernels as operators of torch
 
-Nothing here is needed: where there is no compiler, or `VISATTN_NATIVE=0` is set, every operator
-is computed by torch. `visattn_dense.layers.optimize_for_inference` is what turns
-them on; in training they have no part.
+The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
+operator. `visattn_dense.layers.optimize_for_inference` turns the kernels on. Training never uses
+the kernels.
 """
 from .build import available
 from .operators import Groups, attend, depthwise, focused, why_not

@@ -1,9 +1,9 @@
-"""Compile kernels.cpp for this processor and keep what comes out.
+"""Compile kernels.cpp for this processor and keep the library.
 
-The library is a file of the cache folder, `$XDG_CACHE_HOME/visattn_dense` or
-`~/.cache/visattn_dense`, named after the source, the compiler and the processor: a folder that
-several kinds of machines share holds one for each. `$CXX` names the compiler; without it the first
-of g++ and c++ is taken. It has to be GCC 8 or later.
+The library is a file in the cache folder, `$XDG_CACHE_HOME/visattn_dense` or
+`~/.cache/visattn_dense`. Its name depends on the source, the compiler and the processor. So several
+kinds of machines can share a cache folder, which then holds one library for each kind. `$CXX` names
+the compiler. Without `$CXX`, g++ is taken, else c++. The compiler has to be GCC 8 or later.
 """
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ import torch  # its OpenMP runtime is the one that the kernels use
 SOURCE = Path(__file__).with_name('kernels.cpp')
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
-# Without -fopenmp: torch's runtime is loaded already, and one more would bring its own threads.
+# Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
 LINK_FLAGS = ['-shared']
 _SECONDS = 300
 
 
 class _Unavailable(Exception):
-    """There will be no kernels; the message says why."""
+    """The kernels cannot be had; the message says why."""
 
 
 @functools.cache
@@ -42,17 +42,17 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None; the first call of a process compiles or finds them."""
+    """The compiled kernels, or None. The first call of a process finds or compiles the kernels."""
     return _load()[0]
 
 
 def available() -> bool:
-    """Whether there are compiled kernels; the first call compiles them if need be."""
+    """Whether there are compiled kernels. The first call compiles the kernels if necessary."""
     return library() is not None
 
 
 def why_not() -> str | None:
-    """Why there are no kernels, or None where there are."""
+    """Why there are no kernels, or None if there are kernels."""
     return _load()[1]
 
 
@@ -66,11 +66,11 @@ def _library() -> ctypes.CDLL:
             try:
                 return _open(path)
             except OSError:
-                pass                            # cut off by a full disk, say: made anew
+                pass                  # damaged, for example by a full disk: compile again
         logging.getLogger('visattn_dense').info(
             'compiling the inference kernels for this processor: %s', path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Processes of one run may all compile: each in a folder of its own.
+        # All processes of a run may compile at once: each process has a folder of its own.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             os.replace(_compile(compiler, Path(folder)), path)
         return _open(path)
@@ -79,7 +79,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """The library with the types of its functions, which are those at the end of kernels.cpp."""
+    """The library, with the types of its functions as at the end of kernels.cpp."""
     opened = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     pointer, stride, integer, real = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
                                       ctypes.c_float)
@@ -114,7 +114,7 @@ def _folder() -> Path:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Of all that the machine code depends on."""
+    """A hash of everything that the machine code depends on."""
     version = _output([*compiler, '--version']).partition('\n')[0]
     parts = [SOURCE.read_text(encoding='utf-8'), *FLAGS, *LINK_FLAGS, version, _processor(),
              torch.__version__]
@@ -122,7 +122,7 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """Model and instruction sets."""
+    """Model and instruction sets of the processor."""
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').split('\n\n')[0].splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """The compiled kernels as operators of torch: float32, on the CPU, without a gradient.
 
-A map of shape (B, H, W, C) is a matrix of B·H·W rows here; the channels of a row lie side by side,
-the rows at one distance from each other, so q, k and v may be parts of one tensor, and what is
-written may be a part of the channels of another.
+The kernels see a map of shape (B, H, W, C) as a matrix of B·H·W rows. The channels of a row lie
+side by side in memory. The distance from one row to the next is constant, but may be larger than C.
+So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
 """
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from .build import library
 from .build import why_not as why_no_kernels
 
 ACTIVATIONS = 'none', 'relu', 'hardswish'
-"""What `depthwise` can do to its result."""
+"""The activations that `depthwise` can apply to its result."""
 
 
 class Groups(NamedTuple):
-    """Which rows attend to which. All int32, on the CPU.
+    """Which rows attend to which rows. Row numbers and starts are int32, on the CPU.
 
-    Group g has the queries `q_rows[q_starts[g]:q_starts[g + 1]]`. Its keys and values are those of
-    the key groups `routed[g]`, or of key group g alone; `k_rows` and `k_starts` are of those as
-    `q_rows` and `q_starts` are of the queries.
+    Query group g has the queries in the rows `q_rows[q_starts[g]:q_starts[g + 1]]`.
+    Key group g has the keys and values in the rows `k_rows[k_starts[g]:k_starts[g + 1]]`.
+    Query group g attends to key group g; with `routed`, to the key groups `routed[g]`.
 
     Attributes:
-        q_rows, q_starts: (queries,) rows, (G + 1,) where each group starts among them.
-        k_rows, k_starts: the same of the key groups.
-        absent: (G,) float32, keys that are zeros with values that are zeros, on top of the others;
-            or None.
-        places: (keys,) where each of `k_rows` stands in its window, counting the padding.
+        q_rows: (queries,), the rows of all query groups, group by group.
+        q_starts: (G + 1,), where each query group starts in `q_rows`, and the end of the last one.
+        k_rows: (keys,), the rows of all key groups, group by group.
+        k_starts: (G + 1,), where each key group starts in `k_rows`, and the end of the last one.
+        absent: (G,) float32, how many more keys each group has that are zero and have the value
+            zero (padding); or None.
+        places: (keys,), the position of each row of `k_rows` in its padded window; or None.
     """
     q_rows: Tensor
     q_starts: Tensor
@@ -41,9 +43,10 @@ class Groups(NamedTuple):
 
 
 def why_not(x: Tensor | None = None) -> str | None:
-    """What keeps the kernels from computing with x, or None; without x, why there are no kernels.
+    """Why the kernels cannot compute with x, or None. Without x: why there are no kernels, or None.
 
-    They take float32 on a CPU, in rows at one distance (see above), without a gradient.
+    The kernels take float32 on a CPU, in rows at a constant distance (see above), and give no
+    gradient.
     """
     if x is None:
         return why_no_kernels()
@@ -60,16 +63,18 @@ def why_not(x: Tensor | None = None) -> str | None:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
            scale: float | None, routed: Tensor | None = None) -> None:
-    """out = softmax(q kᵀ · scale) v, for each head, inside groups of rows; rows of `out` that are
-    no query stay as they are.
+    """out = softmax(q kᵀ · scale) v, for each head, inside groups of rows.
+
+    A row of `out` that belongs to no query group stays unchanged.
 
     Args:
         q, k: (..., h·d) each, viewed as rows.
         v, out: (..., h·e) each, viewed as rows; `out` is written.
-        groups: rows within q, k, v and out, which is not checked.
+        groups: rows of q, k, v and out. Whether the tensors have these rows is not checked.
         heads: h.
         scale: factor of the logits; None for d^-½.
-        routed: (G, K) integers, key groups of each group; None for the one of its own number.
+        routed: (G, K) integers, the key groups of each query group; None: group g attends to key
+            group g.
 
     Raises:
         RuntimeError: a tensor cannot be viewed as rows.
@@ -86,9 +91,10 @@ def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, hea
 
     Args:
         q, k, v, out: (..., C) each, viewed as rows.
-        groups: rows within them, the keys of a group those of its queries, with `places`.
+        groups: rows of q, k, v and out, with `places`; only the key groups count, and the queries
+            of a group are in the same rows as its keys.
         heads: h.
-        position: (1, N, C), added to the keys by their places.
+        position: (1, N, C), added to the keys: entry n to the keys with place n.
         inverse_scale: (C,), multiplies relu(t) + ε.
         power: p, a whole number of at least 1.
         epsilon: ε.
@@ -103,20 +109,22 @@ def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, hea
 def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
               window: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0),
               accumulate: bool = False, activation: str = 'none') -> None:
-    """out = act(conv(x)), or act(out + conv(x)), each channel with itself, zero-padded around each
-    window.
+    """out = act(conv(x)), or act(out + conv(x)), channel by channel and window by window.
+
+    Each window is zero-padded.
 
     Args:
         x, out: (B, H, W, C), viewed as rows; `out` is written.
         weight: (k², C), the kernel of each channel; k is 3 or 5.
         bias: (C,) or None.
         window: (h, w) of a window, the whole map by default.
-        corner: rows and columns of the first window that lie above and left of the map.
-        accumulate: add to what is in `out`.
+        corner: how many rows of the first window lie above the map, and how many columns left of
+            the map.
+        accumulate: act(out + conv(x)), else act(conv(x)).
         activation: one of `ACTIVATIONS`.
 
     Raises:
-        RuntimeError: a tensor cannot be viewed as rows, or another kernel size.
+        RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
     _depthwise(x, out, weight, bias, list(window or x.shape[1:3]), list(corner), accumulate,
                ACTIVATIONS.index(activation))
@@ -184,7 +192,7 @@ def _is_rows(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(..., C) as (rows, C), not copied."""
+    """View (..., C) as (rows, C), without a copy."""
     if x.dtype != torch.float32 or not _is_rows(x):
         raise RuntimeError('float32 in rows at one distance with the channels side by side is '
                            f'needed, got {x.dtype} of {tuple(x.shape)} with strides {x.stride()}')
