@@ -426,6 +426,20 @@ def _containers() -> Iterator[tuple[str, Writer]]:
         path.write_bytes(data[:start] + entry * 300 + tail)
     yield 'records that share their bytes', overlapping
 
+    def many_records(path: Path, state: dict, guarded: Path) -> None:
+        local, directory, at = [], [], 0
+        for number in range(300_000):
+            name = b'%x' % number
+            local.append(struct.pack('<4s5H3I2H', b'PK\x03\x04', 20, 0, 0, 0, 0, 0, 0, 0,
+                                     len(name), 0) + name)
+            directory.append(struct.pack('<4s6H3I5H2I', b'PK\x01\x02', 20, 20, 0, 0, 0, 0, 0, 0, 0,
+                                         len(name), 0, 0, 0, 0, 0, at) + name)
+            at += len(local[-1])
+        whole = b''.join(directory)
+        path.write_bytes(b''.join(local) + whole + struct.pack(
+            '<4s4H2IH', b'PK\x05\x06', 0, 0, 65535, 65535, len(whole), at, 0))
+    yield 'a zip of 300,000 empty records', many_records
+
     def two_directories(path: Path, state: dict, guarded: Path) -> None:
         write_zip(path, pickled({'state_dict': {}}))
         first = path.read_bytes()
@@ -510,6 +524,8 @@ def _containers() -> Iterator[tuple[str, Writer]]:
             'safetensors of an unknown dtype': safetensors(lambda entries: {
                 name: {**entry, 'dtype': 'F3'} for name, entry in entries.items()}),
             'safetensors header of 3 GB': plain((3 << 30).to_bytes(8, 'little') + b'{' + bytes(99)),
+            'safetensors header of 8 MB of dicts': plain(
+                (8 << 20).to_bytes(8, 'little') + b'{"a":[' + b'{"":{"":0}},' * 699050 + b'0]}'),
             'safetensors header longer than the file': plain(
                 (500).to_bytes(8, 'little') + b'{' + bytes(99))}.items()
 
