@@ -232,8 +232,9 @@ def _no_bytes() -> bytes:
 
 
 def _method(owner: Any, name: Any) -> None:
-    # mmengine's history of a logged scalar names its own methods. Nothing is looked up.
-    if owner not in _RECORDS or not isinstance(name, str) or name.startswith('_'):
+    # mmengine's history of a logged scalar and its one-cycle scheduler name their own methods.
+    # Nothing is looked up.
+    if owner not in (*_RECORDS, _ONE_CYCLE) or not isinstance(name, str) or name.startswith('__'):
         raise Refused(f'the attribute {ascii(name)[:60]} of {owner}')
 
 
@@ -273,7 +274,9 @@ _RECORDS = ('argparse.Namespace', 'yacs.config.CfgNode',
             'mmengine.logging.history_buffer.HistoryBuffer')
 """Classes whose objects are kept as their attributes."""
 
-_INERT = (*(f'{module}.{name}' for module in ('builtins', '__builtin__')
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
+
+_INERT = (_ONE_CYCLE, *(f'{module}.{name}' for module in ('builtins', '__builtin__')
             for name in ('list', 'dict', 'int', 'float', 'str', 'object')),
           'numpy.ndarray', 'torch.nn.parameter.Parameter', 'torch.Tensor', 'torch._tensor.Tensor',
           'torch.nn.parameter.Buffer')
