@@ -552,6 +552,7 @@ def _contents() -> Iterator[tuple[str, Writer]]:
         lambda state: {**state, '\ud800': torch.zeros(1)})
     yield 'a key of 10,000 characters', with_state(
         lambda state: {**state, 'x' * 10_000: torch.zeros(1)})
+    yield 'contents are lines and escapes', whole({'\x1b[2Jx\n' * 1000: 1})
     yield '6000 prefixes', with_state(
         lambda state: {f'a{i}.b{i}.c{i}.{name}': torch.zeros(1) for i in range(6000)
                        for name in ('x',)})
