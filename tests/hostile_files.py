@@ -214,6 +214,10 @@ def laughs(levels: int) -> Raw:
     return Raw(out)
 
 
+def text(length: int) -> bytes:
+    return b'X' + struct.pack('<I', length) + b'a' * length
+
+
 def _executing() -> Iterator[tuple[str, Writer]]:
     """Code that Python's own reader would run."""
     calls = {
@@ -324,6 +328,14 @@ def _pointers() -> Iterator[tuple[str, Writer]]:
         'a number of 5000 digits': lambda: Raw(b'L' + b'9' * 5000 + b'L\n'),
         'a million lists': lambda: Raw(b']' + b']a' * (1 << 20)),
         'ten to the twentieth lists': lambda: laughs(20),
+        'a device named by ten to the twentieth lists': lambda: Raw(
+            b'ctorch\ndevice\n' + laughs(20) + b'\x85R'),
+        'a path of 3 GB': lambda: Raw(b'cpathlib\nPosixPath\n(' + text(1 << 20) + b'q\x00'
+                                      + b'h\x00' * 3000 + b'tR'),
+        'bytes made 300 times': lambda: Raw(b'](' + text(5 << 20) + b'q\x000'
+                                            + b'c_codecs\nencode\nh\x00\x85R' * 300 + b'e'),
+        'a list copied 500 times': lambda: Raw(
+            b'](](' + b'N' * 500_000 + b'eq\x00' + b'cbuiltins\nset\nh\x00\x85R' * 500 + b'e'),
         'lists 100,000 deep': lambda: nested(100_000, lambda x: [x]),
         'dicts 100,000 deep': lambda: nested(100_000, lambda x: {'a': x}),
         'lists 100 deep': lambda: nested(100, lambda x: [x]),
@@ -414,6 +426,20 @@ def _containers() -> Iterator[tuple[str, Writer]]:
         path.write_bytes(data[:start] + entry * 300 + tail)
     yield 'records that share their bytes', overlapping
 
+    def many_records(path: Path, state: dict, guarded: Path) -> None:
+        local, directory, at = [], [], 0
+        for number in range(300_000):
+            name = b'%x' % number
+            local.append(struct.pack('<4s5H3I2H', b'PK\x03\x04', 20, 0, 0, 0, 0, 0, 0, 0,
+                                     len(name), 0) + name)
+            directory.append(struct.pack('<4s6H3I5H2I', b'PK\x01\x02', 20, 20, 0, 0, 0, 0, 0, 0, 0,
+                                         len(name), 0, 0, 0, 0, 0, at) + name)
+            at += len(local[-1])
+        whole = b''.join(directory)
+        path.write_bytes(b''.join(local) + whole + struct.pack(
+            '<4s4H2IH', b'PK\x05\x06', 0, 0, 65535, 65535, len(whole), at, 0))
+    yield 'a zip of 300,000 empty records', many_records
+
     def two_directories(path: Path, state: dict, guarded: Path) -> None:
         write_zip(path, pickled({'state_dict': {}}))
         first = path.read_bytes()
@@ -464,6 +490,16 @@ def _containers() -> Iterator[tuple[str, Writer]]:
                          + pickled(['0']) + struct.pack('<q', 3 << 28))
     yield 'a legacy file that names a storage of 3 GB', legacy_huge
 
+    def legacy_many(path: Path, state: dict, guarded: Path) -> None:
+        magic = pickled(0x1950a86a20f9469cfc6c) + pickled(1001) + pickled(
+            dict(protocol_version=1001, little_endian=True, type_sizes={}))
+        keys = [str(number) for number in range(100_000)]
+        out = b'\x80\x02](U\x07storageq\x00ctorch\nFloatStorage\nq\x01U\x03cpuq\x02000'
+        out += b''.join(b'(h\x00h\x01U' + bytes([len(key)]) + key.encode() + b'h\x02K\x00tQ'
+                        for key in keys)
+        path.write_bytes(magic + out + b'e.' + pickled(keys) + bytes(8 * len(keys)))
+    yield 'a legacy file of 100,000 storages', legacy_many
+
     yield from {
             'safetensors cut off': safetensors(data=lambda data: data[:-10]),
             'safetensors with more data': safetensors(data=lambda data: data + bytes(10)),
@@ -488,6 +524,8 @@ def _containers() -> Iterator[tuple[str, Writer]]:
             'safetensors of an unknown dtype': safetensors(lambda entries: {
                 name: {**entry, 'dtype': 'F3'} for name, entry in entries.items()}),
             'safetensors header of 3 GB': plain((3 << 30).to_bytes(8, 'little') + b'{' + bytes(99)),
+            'safetensors header of 8 MB of dicts': plain(
+                (8 << 20).to_bytes(8, 'little') + b'{"a":[' + b'{"":{"":0}},' * 699050 + b'0]}'),
             'safetensors header longer than the file': plain(
                 (500).to_bytes(8, 'little') + b'{' + bytes(99))}.items()
 
@@ -514,6 +552,7 @@ def _contents() -> Iterator[tuple[str, Writer]]:
         lambda state: {**state, '\ud800': torch.zeros(1)})
     yield 'a key of 10,000 characters', with_state(
         lambda state: {**state, 'x' * 10_000: torch.zeros(1)})
+    yield 'contents are lines and escapes', whole({'\x1b[2Jx\n' * 1000: 1})
     yield '6000 prefixes', with_state(
         lambda state: {f'a{i}.b{i}.c{i}.{name}': torch.zeros(1) for i in range(6000)
                        for name in ('x',)})
@@ -539,6 +578,17 @@ def _contents() -> Iterator[tuple[str, Writer]]:
     yield 'tensors of no dimension', with_state(everywhere(lambda t: t.flatten()[0].clone()))
     yield 'tensors of no number', with_state(everywhere(lambda t: t[:0].clone()
                                                         if t.dim() else t))
+
+    def versions(entry: dict) -> Writer:
+        def write(path: Path, state: dict, guarded: Path) -> None:
+            contents = training(everywhere(torch.Tensor.double)(state))
+            contents['state_dict']._metadata = {
+                name.rpartition('.')[0]: entry for name in state}
+            torch.save(contents, path)
+        return write
+    yield 'versions of modules that are text', versions({'version': 'x'})
+    yield 'versions of modules that ask to be assigned', versions(
+        {'assign_to_params_buffers': True})
 
 
 def _runs() -> Iterator[tuple[str, Writer]]:
@@ -584,6 +634,8 @@ def _runs() -> Iterator[tuple[str, Writer]]:
             'optimizer of fewer parameters': optimizer(count=3),
             'optimizer of more parameters': optimizer(count=10_000)}.items():
         yield name, write
+    yield 'iteration of ten to the twentieth lists', lambda path, state, guarded: write_zip(
+        path, pickled({'state_dict': {}, 'meta': {'iter': laughs(20)}}))
     yield 'optimizer text', saved(optimizer='x')
     yield 'optimizer without groups', saved(optimizer={'state': {}})
     yield 'optimizer groups of text', saved(optimizer={'state': {}, 'param_groups': ['x']})

@@ -10,6 +10,7 @@ import threading
 import types
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,6 +192,21 @@ def test_the_averaged_weights_of_a_training_run_are_taken(tmp_path):
     target = model()
     load_pretrained(target, tmp_path / 'iter_3.pth')
     assert torch.equal(target.stage1[0].attn.qkv.weight, averaged.stage1[0].attn.qkv.weight)
+
+
+def test_a_file_that_torch_wrote_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'weight': torch.ones(3)}, tmp_path / 'x.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_checkpoint(tmp_path / 'x.pth')['weight'], torch.ones(3))
+
+
+def test_arrays_without_numbers_are_read(tmp_path):
+    """Protocol 2 writes their bytes by another name than those of other arrays."""
+    torch.save({'weight': torch.ones(1), 'boxes': np.zeros((0, 4))}, tmp_path / 'x.pth')
+    assert read_checkpoint(tmp_path / 'x.pth')['boxes'].shape == (0, 4)
 
 
 def test_training_checkpoints_are_read_without_openmmlab_imported_before(tmp_path):

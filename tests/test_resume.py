@@ -197,6 +197,20 @@ train_cfg['max_iters'] = 4
     assert_same_run(again, work, 'iter_4.pth', after=2)
 
 
+def test_one_cycle_goes_on(tmp_path: Path) -> None:
+    """This scheduler leaves the name of a method of its own in the checkpoint."""
+    config = write_run(tmp_path, """
+param_scheduler = [dict(type='OneCycleLR', eta_max=0.01, total_steps=8, by_epoch=False)]
+train_cfg['max_iters'] = 4
+""")
+    work, again = tmp_path / 'work', tmp_path / 'again'
+    assert run('train', tmp_path, config, '--no-validate').code == 0
+    done = run('train', tmp_path, config, '--no-validate', '--work-dir', again, '--resume',
+               work / 'iter_2.pth')
+    assert done.code == 0, done.output
+    assert_same_run(again, work, 'iter_4.pth', after=2)
+
+
 @pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
 @pytest.mark.parametrize('workers', [0, 2])
 def test_stream_is_entered_anywhere(sampler: type, workers: int,

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from visattn_dense.errors import UserError
 
-# A header of JSON takes many times its size in memory; this is room for 50,000 tensors.
-_HEADER_LIMIT = 8 << 20
+# A header of JSON, or a zip directory, takes many times its size in memory; this is room for
+# 25,000 tensors.
+_HEADER_LIMIT = 4 << 20
 _BLOCK = 1 << 20
 _LOCAL_HEADER = struct.Struct('<4s5H3I2H')
 _END = b'PK\x05\x06' + bytes(18)
+# Before the end record of a large archive: its record of 56 bytes with longer numbers, its locator.
+_END64 = 56 + 20 + len(_END)
 # A record may be followed by its checksum and sizes once more (APPNOTE 4.3.9).
 _DESCRIPTOR = 24
 
@@ -92,12 +95,23 @@ def zip_records(path: str | os.PathLike) -> dict[str, Record]:
     """
     path = Path(path)
     size = path.stat().st_size
+    with open(path, 'rb') as file:
+        file.seek(max(0, size - _END64))
+        last = file.read()
+    # The end record of the archive is the end of the file: no comment, nothing after it.
+    if last[-22:-18] != _END[:4] or last[-2:] != _END[-2:]:
+        raise UserError(f'{path} is damaged: the archive has no end, or bytes after its end '
+                        f'({size:,} bytes); download or copy it again')
+    length = _directory_size(last)
+    if length > _HEADER_LIMIT:
+        raise UserError(f'{path} was refused: the directory of its records, {length:,} bytes, is '
+                        f'longer than {_HEADER_LIMIT:,}, which is room for 25,000 tensors')
     try:
         with zipfile.ZipFile(path) as archive:
             entries, directory = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-        raise UserError(f'{path} is damaged: the archive has no end ({size:,} bytes; '
-                        f'{error}); it is cut off, download or copy it again') from error
+        raise UserError(f'{path} is damaged: the archive cannot be read ({size:,} bytes; '
+                        f'{error}); download or copy it again') from error
     if any(entry.filename.endswith('/constants.pkl') for entry in entries):
         raise UserError(f'{path} is a TorchScript program, not a checkpoint; save the state_dict() '
                         'of the model')
@@ -119,19 +133,23 @@ def zip_records(path: str | os.PathLike) -> dict[str, Record]:
                                 'Download or copy the file again')
             end = offset + entry.file_size
             records[entry.filename] = Record(offset, entry.file_size)
-        file.seek(max(0, size - len(_END)))
-        # The end record of the archive is the end of the file: no comment, nothing after it.
-        last = file.read()
-        if (not entries or not 0 <= directory - end <= _DESCRIPTOR
-                or last[:4] != _END[:4] or last[-2:] != _END[-2:]):
-            raise UserError(f'{path} was refused: it has bytes after its records or after its end '
-                            'that are no part of the archive, which torch.save never leaves. '
-                            'Download or copy the file again')
-        for entry in entries:
+        if not entries or not 0 <= directory - end <= _DESCRIPTOR:
+            raise UserError(f'{path} was refused: it has bytes after its records that are no part '
+                            'of the archive, which torch.save never leaves. Download or copy the '
+                            'file again')
+        # torch.serialization.set_crc32_options(False) leaves zeros for all of them.
+        for entry in entries if any(entry.CRC for entry in entries) else ():
             if _crc32(file, records[entry.filename]) != entry.CRC:
                 raise UserError(f'{path} is damaged: wrong checksum of {entry.filename} '
                                 f'({size:,} bytes); download or copy it again')
     return records
+
+
+def _directory_size(last: bytes) -> int:
+    """Bytes of an archive's directory, by the last `_END64` bytes of the file."""
+    if last[:4] == b'PK\x06\x06' and last[56:60] == b'PK\x06\x07':
+        return int.from_bytes(last[40:48], 'little')
+    return int.from_bytes(last[-10:-6], 'little')
 
 
 def _data_offset(file, entry: zipfile.ZipInfo) -> int | None:
@@ -161,7 +179,7 @@ def _check_safetensors(path: Path, size: int) -> None:
         length = int.from_bytes(file.read(8), 'little')
         if length > _HEADER_LIMIT:
             raise UserError(f'{path} was refused: its header of {length:,} bytes is longer '
-                            f'than {_HEADER_LIMIT:,}, which is room for 50,000 tensors')
+                            f'than {_HEADER_LIMIT:,}, which is room for 25,000 tensors')
         header = file.read(length)
     try:
         entries = json.loads(header)

@@ -62,7 +62,7 @@ def unwrap(contents: Any) -> StateDict:
         if tensors:
             check_names(tensors)
             return tensors
-    found = (f'the keys {", ".join(map(str, list(contents)[:8]))}'
+    found = (f'the keys {", ".join(ascii(str(key))[1:-1][:60] for key in list(contents)[:8])}'
              if isinstance(contents, Mapping) else f'a {type(contents).__name__}')
     raise UserError(f'the checkpoint holds {found}, and no state dict under any of '
                     f'{", ".join(_WRAPPERS)} or at its top')

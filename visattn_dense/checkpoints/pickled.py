@@ -9,6 +9,7 @@ The instructions come from Python's `pickletools`, which lists and decodes them.
 """
 import math
 import pickletools
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -21,9 +22,13 @@ from visattn_dense.errors import UserError
 
 # Bytes of memory that values of a file may take beside its tensors, and a few of the prices.
 _BUDGET = 128 << 20
-_PRICE_OF_VALUE, _PRICE_OF_CONTAINER = 48, 240
+_PRICE_OF_VALUE, _PRICE_OF_CONTAINER, _PRICE_OF_COPY = 48, 240, 100
+# The same for long text, bytes and arrays, beside twice the file.
+_LONG, _LONG_BUDGET = 1 << 10, 16 << 20
 _DEPTH = 64
-_LONGEST_NAME = 512
+# Values, where those that several containers share count for each: what a walk comes across.
+_MOST_VALUES = 1 << 22
+_LONGEST_NAME, _LONGEST_LINE, _LONGEST_PATH = 512, 5000, 4096
 
 DTYPES = {name: getattr(torch, name) for name in (
     'float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool',
@@ -104,6 +109,16 @@ class _DType(_Pending):
         self.value = self.value.newbyteorder(order)
 
 
+class _Encoded:
+    """Bytes as protocol 2 writes them: by text with one character for each."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def build(self) -> bytes:
+        return self.text.encode('latin1')
+
+
 class _Array(_Pending):
     def set_state(self, state: Any) -> None:
         _, shape, dtype, is_fortran, raw = state
@@ -132,6 +147,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _numpy_array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    raw = raw.build() if isinstance(raw, _Encoded) else raw
     if not (isinstance(dtype, _DType) and isinstance(raw, bytes) and isinstance(shape, tuple)
             and len(shape) <= 16 and all(map(_is_count, shape))
             and math.prod(shape) * dtype.value.itemsize == len(raw)):
@@ -163,11 +179,10 @@ def _tensor_of_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     return _CALLS[function](*arguments)
 
 
-def _encoded(text: Any, encoding: Any = 'latin1') -> bytes:
-    # How protocol 2 writes bytes.
+def _encoded(text: Any, encoding: Any = 'latin1') -> _Encoded:
     if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
         raise Refused('bytes in an encoding other than latin1')
-    return text.encode('latin1')
+    return _Encoded(text)
 
 
 def _pairs(kind: type) -> Callable[..., dict]:
@@ -183,8 +198,8 @@ def _pairs(kind: type) -> Callable[..., dict]:
 
 
 def _path(*parts: Any) -> str:
-    if not all(isinstance(part, str) for part in parts):
-        raise Refused('a path of something else than text')
+    if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > _LONGEST_PATH:
+        raise Refused('a path of something else than short text')
     return '/'.join(parts).replace('//', '/')
 
 
@@ -206,13 +221,20 @@ def _counter(values: Any = ()) -> Counter:
     return Counter(values)
 
 
-def _device(*parts: Any) -> str:
-    return ':'.join(map(str, parts))
+def _device(kind: Any, number: Any = None) -> str:
+    if not isinstance(kind, str) or not (number is None or _is_count(number)):
+        raise Refused('a device of something else than a name and a number')
+    return kind if number is None else f'{kind}:{number}'
+
+
+def _no_bytes() -> bytes:
+    return b''
 
 
 def _method(owner: Any, name: Any) -> None:
-    # mmengine's history of a logged scalar contains names of its methods; they are not looked up.
-    if owner not in _RECORDS or not isinstance(name, str) or name.startswith('_'):
+    # mmengine's history of a logged scalar and its one-cycle scheduler contain names of their
+    # methods. These names are not looked up.
+    if owner not in (*_RECORDS, _ONE_CYCLE) or not isinstance(name, str) or name.startswith('__'):
         raise Refused(f'the attribute {ascii(name)[:60]} of {owner}')
 
 
@@ -230,6 +252,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'builtins.getattr': _method, '__builtin__.getattr': _method,
     'copyreg._reconstructor': _reconstructed, 'copy_reg._reconstructor': _reconstructed,
     '_codecs.encode': _encoded,
+    'builtins.bytes': _no_bytes, '__builtin__.bytes': _no_bytes,
     'pathlib.PosixPath': _path, 'pathlib.PurePosixPath': _path, 'pathlib.WindowsPath': _path,
     'pathlib._local.PosixPath': _path,
     'torch._utils._rebuild_tensor': _tensor,
@@ -251,7 +274,9 @@ _RECORDS = ('argparse.Namespace', 'yacs.config.CfgNode',
             'mmengine.logging.history_buffer.HistoryBuffer')
 """Classes whose objects become a `Record` of their attributes."""
 
-_INERT = (*(f'{module}.{name}' for module in ('builtins', '__builtin__')
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
+
+_INERT = (_ONE_CYCLE, *(f'{module}.{name}' for module in ('builtins', '__builtin__')
             for name in ('list', 'dict', 'int', 'float', 'str', 'object')),
           'numpy.ndarray', 'torch.nn.parameter.Parameter', 'torch.Tensor', 'torch._tensor.Tensor',
           'torch.nn.parameter.Buffer')
@@ -315,19 +340,60 @@ _EMPTY = {'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple, 'EMPTY_DICT': dict, 'EMPTY_S
 _TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
 
+# A first byte of UTF-8 for a character that is not in Latin-1.
+_WIDE = re.compile(rb'[\xc4-\xff]')
+
+
+class _Source:
+    """The bytes of a pickle: none beyond its size, no long line, no text without room for it."""
+
+    def __init__(self, file: BinaryIO, size: int, take: Callable[[int], None]) -> None:
+        self._file, self._left, self._take = file, size, take
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= self._left:
+            raise ValueError('it ends inside a value')
+        self._left -= count
+        out = self._file.read(count)
+        if count > _LONG:
+            # One wide character makes every character of a text take four bytes.
+            self._take(count * (4 if _WIDE.search(out) else 1))
+        return out
+
+    def readline(self) -> bytes:
+        out = self._file.readline(min(self._left, _LONGEST_LINE))
+        self._left -= len(out)
+        return out
+
+
 class PickleReader:
     """Carries out the instructions of pickles on plain values.
 
     Args:
+        size: bytes that pickles have. Long values take at most twice as much memory.
         persistent: a function from a persistent id, torch's tuple for a storage, to the `Storage`.
         limit: bytes that all tensors together may claim.
     """
 
-    def __init__(self, persistent: Callable[[Any], Storage] | None = None,
+    def __init__(self, size: int, persistent: Callable[[Any], Storage] | None = None,
                  limit: int = 1 << 62) -> None:
+        self._size = size
         self._persistent = persistent
         self._budget = _BUDGET
+        self._long_budget = _LONG_BUDGET + 2 * size
         self._claims = limit
+
+    def _take(self, count: int) -> None:
+        self._budget -= count
+        if self._budget < 0:
+            raise TooLarge(f'beside its tensors it has more values than fit into {_BUDGET >> 20} '
+                           'MB')
+
+    def _take_long(self, count: int) -> None:
+        self._long_budget -= count
+        if self._long_budget < 0:
+            raise TooLarge('beside its tensors it has text and arrays that take more than twice '
+                           'its size')
 
     def read(self, file: BinaryIO) -> Any:
         """The value of the pickle at the file's position. Afterwards the position is at its end.
@@ -348,12 +414,9 @@ class PickleReader:
             del stack[start:]
             return values
 
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(_Source(file, self._size, self._take_long)):
             name = opcode.name
-            self._budget -= _PRICE_OF_VALUE
-            if self._budget < 0:
-                raise TooLarge('beside its tensors it has more values than fit into '
-                               f'{_BUDGET >> 20} MB')
+            self._take(_PRICE_OF_VALUE)
             if name in _VALUES:
                 if type(argument) is int and argument.bit_length() > 128:
                     raise Refused(f'a whole number of {argument.bit_length()} bits')
@@ -367,7 +430,7 @@ class PickleReader:
             elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             elif name in _EMPTY:
-                self._budget -= _PRICE_OF_CONTAINER
+                self._take(_PRICE_OF_CONTAINER)
                 stack.append(_EMPTY[name]())
             elif name == 'MARK':
                 marks.append(len(stack))
@@ -405,6 +468,8 @@ class PickleReader:
             elif name == 'BUILD':
                 state = stack.pop()
                 _set_state(stack[-1], state)
+                if isinstance(stack[-1], _Array):
+                    self._take_long(stack[-1].value.nbytes)
             elif name == 'BINPERSID':
                 if self._persistent is None:
                     raise Refused('a tensor where none belongs')
@@ -424,12 +489,16 @@ class PickleReader:
         raise ValueError('it has no end')
 
     def _make(self, kind: Any, arguments: Any) -> Any:
-        self._budget -= _PRICE_OF_CONTAINER
+        self._take(_PRICE_OF_CONTAINER)
         if isinstance(kind, _Name) and kind in _RECORDS:
             return _record(kind)
         if not (isinstance(kind, _Name) and kind in _CALLS and isinstance(arguments, tuple)):
             raise Refused(f'an object made by {kind}')
         value = _CALLS[kind](*arguments)
+        if isinstance(value, (dict, list)):
+            self._take(_PRICE_OF_COPY * len(value))
+        elif isinstance(value, np.ndarray):
+            self._take_long(value.nbytes)
         if isinstance(value, _Tensor):
             self._claims -= value.nbytes
             if self._claims < 0:
@@ -447,20 +516,31 @@ class PickleReader:
         done: dict[int, Any] = {}
         # What is replaced has to stay, or another value would get its identity.
         kept: list[Any] = []
+        # Values so far, those of a shared container once for each place where it stands.
+        met = 0
 
         def walk(value: Any, depth: int) -> Any:
+            nonlocal met
+            met += 1
+            if met > _MOST_VALUES:
+                raise Refused(f'containers that share values, {_MOST_VALUES:,} when written out')
             if isinstance(value, (str, int, float, complex, bytes, torch.dtype, type(None))) \
                     and not isinstance(value, _Name):
                 return value
             if id(value) in done:
                 if done[id(value)] is done:
                     raise Refused('a container that contains itself')
-                return done[id(value)]
+                out, inside = done[id(value)]
+                met += inside
+                return out
             if depth > _DEPTH:
                 raise Refused(f'containers nested more than {_DEPTH} deep')
             kept.append(value)
             done[id(value)] = done
-            if isinstance(value, _Tensor):
+            before = met
+            if isinstance(value, (_Tensor, _Encoded)):
+                if isinstance(value, _Encoded):
+                    self._take_long(len(value.text))
                 out = value.build()
             elif isinstance(value, _Array) and value.value is not None:
                 out = value.value
@@ -481,7 +561,7 @@ class PickleReader:
             else:
                 what = value if isinstance(value, _Name) else type(value).__name__.lstrip('_')
                 raise Refused(f'{what} as a value')
-            done[id(value)] = out
+            done[id(value)] = out, met - before
             return out
 
         return walk(contents, 0)
@@ -509,12 +589,13 @@ def _set_state(target: Any, state: Any) -> None:
         target.update({_key(key): value for key, value in attributes.items()}
                       if isinstance(attributes, dict) else {})
     elif isinstance(target, OrderedDict) and isinstance(state, dict):
-        # The versions of a model's modules, by which torch reads old names.
+        # The versions of a model's modules, by which torch reads old names. Other entries would
+        # tell torch how to load.
         versions = state.get('_metadata')
-        if isinstance(versions, dict) and all(
-                isinstance(entry, dict) and all(type(v) in (int, str, bool) for v in entry.values())
-                for entry in versions.values()):
-            target._metadata = versions
+        if isinstance(versions, dict):
+            target._metadata = {
+                name: {'version': entry['version']} for name, entry in versions.items()
+                if isinstance(entry, dict) and type(entry.get('version')) is int}
     elif isinstance(target, (dict, _Tensor)) and isinstance(state, (dict, tuple, type(None))):
         # Attributes that somebody hung on a container or a tensor.
         return

@@ -6,7 +6,6 @@ docs/security.md says what the reader promises.
 """
 import os
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +115,10 @@ def _read_zip(path: Path, mmap: bool) -> Any:
         storages = _ZipStorages(path, file, {
             name.removeprefix(f'{root}data/'): record for name, record in records.items()
             if name.startswith(f'{root}data/')}, mmap)
-        reader = PickleReader(storages.find, limit=2 * path.stat().st_size + _SHARED)
-        contents = reader.read(BytesIO(_bytes(file, records[pickles[0]])))
+        reader = PickleReader(records[pickles[0]].size, storages.find,
+                              limit=2 * path.stat().st_size + _SHARED)
+        file.seek(records[pickles[0]].offset)
+        contents = reader.read(file)
         storages.load()
     return reader.finish(contents)
 
@@ -180,21 +181,24 @@ def _read_storage(file: Any, size: int) -> torch.UntypedStorage:
 
 def _read_legacy(path: Path) -> Any:
     """torch.save before 1.6: four pickles, the list of storages, the bytes of each."""
-    size = path.stat().st_size
+    size = left = path.stat().st_size
     found: dict[str, Storage] = {}
 
     def find(persistent: Any) -> Storage:
         dtype, key, bytes_ = _storage_id(persistent)
         if len(persistent) > 5 and persistent[5] is not None:
             raise Refused('a storage that is a view of another')
-        known = _same(found.setdefault(key, Storage(dtype, bytes_)), dtype, bytes_)
-        if sum(storage.size for storage in found.values()) > size:
-            raise ValueError(f'its tensors ask for more than its {size:,} bytes')
-        return known
+        nonlocal left
+        if key not in found:
+            left -= bytes_
+            if left < 0:
+                raise ValueError(f'its tensors ask for more than its {size:,} bytes')
+            found[key] = Storage(dtype, bytes_)
+        return _same(found[key], dtype, bytes_)
 
     with open(path, 'rb') as file:
-        reader = PickleReader(find, limit=2 * size + _SHARED)
-        plain = PickleReader()
+        reader = PickleReader(size, find, limit=2 * size + _SHARED)
+        plain = PickleReader(size)
         if plain.read(file) != _LEGACY_MAGIC:
             raise UserError(f'{path} is a pickle, but not one that torch.save wrote. Save the '
                             'weights with torch.save or as safetensors')

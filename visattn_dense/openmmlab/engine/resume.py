@@ -252,7 +252,10 @@ def _schedulers_problem(own: Any, stored: Any) -> str:
         for key, value in entry.items():
             if key not in vars(scheduler) or key == 'optimizer':
                 return f'its scheduler has {ascii(key)[:60]}, which {kind} does not have'
-            if not _is_like(value, vars(scheduler)[key]):
+            if callable(vars(scheduler)[key]):
+                # How a one-cycle scheduler anneals: the config says that.
+                entry[key] = vars(scheduler)[key]
+            elif not _is_like(value, vars(scheduler)[key]):
                 return f'its scheduler has {key} = {ascii(value)[:60]}'
     return ''
 
@@ -261,6 +264,13 @@ def _is_like(value: Any, own: Any) -> bool:
     """Whether a stored setting can replace the scheduler's own setting."""
     if isinstance(own, dict):
         return isinstance(value, dict) and all(_is_finite_value(v) for v in value.values())
+    if isinstance(own, (list, tuple)) and own and isinstance(own[0], dict):
+        # The phases of a one-cycle scheduler: numbers, and names of settings of the optimizer.
+        return isinstance(value, list) and len(value) == len(own) and all(
+            isinstance(phase, dict) and phase.keys() == mine.keys() and all(
+                phase[key] == mine[key] if isinstance(mine[key], str) else
+                _is_like(phase[key], mine[key]) for key in mine)
+            for phase, mine in zip(value, own, strict=True))
     if isinstance(own, (list, tuple)):
         return isinstance(value, (list, tuple)) and _is_finite_value(value)
     if isinstance(own, bool) or isinstance(own, str):
