@@ -16,6 +16,7 @@ from tests.tiny_runs import Child, logged_losses, run, write_detection_run, writ
 from visattn_dense.atomic import write_text_whole, written_whole
 from visattn_dense.openmmlab.engine import DenseRunner
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered
+from visattn_dense.openmmlab.engine.resume import find_resumable
 
 # A checkpoint that takes a moment to write.
 SLOW_SAVE = '''
@@ -176,6 +177,29 @@ def test_a_checkpoint_that_is_not_there(reference: Path, tmp_path: Path) -> None
     gone = tmp_path / 'gone.pth'
     done = run('train', tmp_path, reference / 'tiny.py', '--resume', gone, *SHORT)
     assert done.code == 2 and f'no checkpoint {gone}' in done.output
+
+
+@pytest.mark.parametrize('name, write', [
+    ('binary', lambda path: path.write_bytes(bytes(range(256)))),
+    ('too long for a path', lambda path: path.write_text('x' * 5000)),
+    ('too long for a name', lambda path: path.write_text('/tmp/' + 'x' * 300)),
+    ('a folder', lambda path: path.mkdir()),
+    ('a link to itself', lambda path: path.symlink_to(path)),
+    ('empty', lambda path: path.touch()),
+    ('two lines', lambda path: path.write_text('a.pth\nb.pth')),
+])
+def test_a_last_checkpoint_that_names_nothing(name: str, write: Callable[[Path], object],
+                                              tmp_path: Path) -> None:
+    """The newest checkpoint is taken, and a line says why."""
+    for step in (2, 4):
+        torch.save({'meta': dict(iter=step), 'state_dict': {}}, tmp_path / f'iter_{step}.pth')
+        os.utime(tmp_path / f'iter_{step}.pth', (1e9 + step, 1e9 + step))
+    write(tmp_path / 'last_checkpoint')
+    said: list[str] = []
+    path, meta = find_resumable(tmp_path, said.append)
+    assert path.name == 'iter_4.pth' and meta['iter'] == 4
+    (line,) = said
+    assert 'last_checkpoint' in line and len(line) < 500
 
 
 def test_pretrained_weights_and_resume(reference: Path, tmp_path: Path) -> None:

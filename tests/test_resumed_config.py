@@ -85,6 +85,12 @@ def test_what_cannot_be_meant_is_refused(begun, tmp_path, options, words):
     assert 'load_from=' in done.output and 'Traceback' not in done.output
 
 
+def test_another_head_is_refused(begun, tmp_path):
+    done = resume(begun, tmp_path, '--cfg-options', 'model.decode_head.channels=16')
+    assert done.code == 2 and 'Traceback' not in done.output, done.output
+    assert 'does not fit EncoderDecoder' in done.output and 'decode_head.convs.0' in done.output
+
+
 def test_the_text_of_a_config_is_parsed_and_not_run(tmp_path):
     mark = tmp_path / 'run'
     text = (f"a = dict(b=[1, (2, -3)], c=__import__('os').mkdir({str(mark)!r}))\n"

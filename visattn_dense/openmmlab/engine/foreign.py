@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
 from visattn_dense.checkpoints.pretrained import require_finite
+from visattn_dense.errors import UserError, few
 from visattn_dense.openmmlab.engine.resume import check_training_state
 from visattn_dense.openmmlab.engine.resumed_config import compare
 from visattn_dense.zoo.segmentor import fit_whole, is_native
@@ -59,6 +60,10 @@ class ForeignCheckpointHook(Hook):
                                    training=training)
         require_finite(filled, origin)
         if resumed:
+            if absent := [name for name in report.fresh if name.startswith('auxiliary_head')]:
+                raise UserError(f'{origin} cannot be resumed from: it lacks {few(absent)}. To start '
+                                f'a new run from its weights: --cfg-options load_from={origin}, '
+                                'without --resume')
             runner.schedule_changed = compare(runner, checkpoint.get('meta') or {}, origin)
             if runner.schedule_changed:
                 # mmengine would restore these over the config.
