@@ -61,9 +61,9 @@ class ForeignCheckpointHook(Hook):
         require_finite(filled, origin)
         if resumed:
             if absent := [name for name in report.fresh if name.startswith('auxiliary_head')]:
-                raise UserError(f'{origin} cannot be resumed from: it lacks {few(absent)}. To start '
-                                f'a new run from its weights: --cfg-options load_from={origin}, '
-                                'without --resume')
+                raise UserError(f'{origin} cannot be resumed from: it lacks {few(absent)}. To '
+                                'start a new run from its weights: --cfg-options '
+                                f'load_from={origin}, without --resume')
             runner.schedule_changed = compare(runner, checkpoint.get('meta') or {}, origin)
             if runner.schedule_changed:
                 # mmengine would restore these over the config.
