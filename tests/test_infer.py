@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from tests.tiny_runs import run, write_run
 from visattn_dense.errors import UserError
 from visattn_dense.inference import window_spans
 from visattn_dense.openmmlab.engine.launch import register_scope
@@ -167,3 +168,43 @@ def test_a_checkpoint_of_another_model_is_refused(trained, photo, tmp_path):
     for name, message in (('other.pth', 'another config'), ('absent.pth', 'absent.pth')):
         with pytest.raises((UserError, FileNotFoundError), match=message):
             open_segmentor(Config.fromfile(config), tmp_path / name)
+
+
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+@pytest.mark.parametrize('binary', [False, True])
+def test_infer_gives_the_label_maps_that_test_writes(binary, mode, tmp_path):
+    """tools/test.py --out and tools/infer.py, file by file."""
+    head = "model['decode_head'].update(out_channels=1, num_classes=2, threshold=0.45)\n"
+    classes = "metainfo.update(classes=('a', 'b'), palette=[(0, 0, 0), (0, 255, 0)])\n"
+    windows = "model['test_cfg'] = dict(mode='slide', crop_size=(24, 32), stride=(16, 20))\n"
+    config = write_run(tmp_path, (head + classes if binary else '')
+                       + (windows if mode == 'slide' else ''), images=2)
+    if binary:
+        for path in (tmp_path / 'data/labels').iterdir():
+            Image.fromarray(np.minimum(np.array(Image.open(path)), 1)).save(path)
+    register_scope('mmseg')
+    torch.manual_seed(3)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(Config.fromfile(config).model)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel()**-0.5)
+    # Noise excites one class everywhere. Without the means of the logits each class wins somewhere.
+    image = torch.from_numpy(np.array(Image.open(tmp_path / 'data/images/0.png'))).permute(2, 0, 1)
+    with torch.no_grad():
+        logits = model.eval().encode_decode((image[None] - 127.5) / 127.5, [dict(
+            img_shape=image.shape[1:], ori_shape=image.shape[1:], pad_shape=image.shape[1:])])
+        model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'x.pth')
+    done = run('test', tmp_path, config, tmp_path / 'x.pth', '--out', tmp_path / 'tested')
+    assert done.code == 0, done.output
+    images = sorted((tmp_path / 'data/images').iterdir())
+    inferred = infer(config, tmp_path / 'x.pth', *images, '--out-dir', tmp_path / 'inferred',
+                     '--device', 'cpu')
+    assert inferred.returncode == 0, inferred.stderr
+    for image in images:
+        theirs = np.array(Image.open(tmp_path / 'tested' / image.name))
+        ours = np.array(Image.open(tmp_path / 'inferred' / f'{image.stem}_label.png'))
+        assert len(np.unique(theirs)) > 1
+        # Windows are summed in another order: a tie may fall to the other side.
+        assert (ours != theirs).mean() <= (0.001 if mode == 'slide' else 0)
