@@ -31,8 +31,8 @@ CHOICE = [
     'schedulers NaN', 'two schedulers']
 EVERYWHERE = [name for name in cases() if name.startswith('runs ') and 'meta' not in name]
 """Files that no door may take."""
-USED = ['init_cfg', 'load_segmentor', 'hub', 'infer', 'test', 'load_from', 'resume']
-"""Doors that use the weights."""
+USED = ['init_cfg', 'load_segmentor', 'infer', 'test', 'load_from', 'resume']
+"""Doors that use the weights of a whole model. The Hub takes a backbone alone."""
 
 
 def outcomes(door: str, names: list[str], folder: Path) -> dict[str, list]:

@@ -214,6 +214,30 @@ def test_a_folder_with_weights_missing_is_not_half_loaded(tmp_path):
         HubBackbone.from_pretrained(tmp_path)
 
 
+def test_a_folder_with_weights_that_are_not_finite_is_refused(tmp_path):
+    model = HubBackbone('EfficientViT', 'b0')
+    next(model.parameters()).data[0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match='NaN or infinity in backbone'):
+        HubBackbone.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('config, words', [
+    ('{"family": "os.system", "arch": "b0"}', 'no family'),
+    ('{"family": "EfficientViT", "arch": "b9"}', 'b9'),
+    ('{"family": "CSWin", "arch": {"embed_dim": 1000000000, "depths": [1, 1, 1, 1], '
+     '"num_heads": [2, 4, 4, 8], "stripe_widths": [1, 2, 7, 7]}}', 'no backbone here has more'),
+    ('{"family": "CSWin", "arch": {"embed_dim": 64, "depths": [1, 1, 1000000, 1], '
+     '"num_heads": [2, 4, 4, 8], "stripe_widths": [1, 2, 7, 7]}}', 'no backbone here has more'),
+    ('[1, 2]', 'config.json'), ('{"family": ', 'config.json'), ('{}', ''),
+])
+def test_a_folder_whose_config_asks_for_the_impossible_is_refused(config, words, tmp_path):
+    HubBackbone('EfficientViT', 'b0').save_pretrained(tmp_path)
+    (tmp_path / 'config.json').write_text(config)
+    with pytest.raises(UserError, match=words):
+        HubBackbone.from_pretrained(tmp_path)
+
+
 def test_neither_needs_openmmlab():
     code = ('import sys, visattn_dense.interop.hub, visattn_dense.interop.timm_models; '
             'import visattn_dense.zoo.__main__; '
