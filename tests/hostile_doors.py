@@ -147,7 +147,7 @@ DOORS: dict[str, Door] = {
     'init_cfg': _backbone, 'load_segmentor': _whole, 'mmengine': _stranger, 'hub': _hub,
     'inspect': _inspect, 'convert': _convert, 'infer': _infer, 'test': _test,
     'load_from': _load_from, 'resume': _resume}
-CHEAP = ('init_cfg', 'load_segmentor', 'mmengine', 'hub', 'inspect', 'convert')
+CHEAP = ('init_cfg', 'load_segmentor', 'inspect')
 """Those that take a fraction of a second for each file."""
 
 

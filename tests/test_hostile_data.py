@@ -668,7 +668,14 @@ train_dataloader = dict(dataset=dict(
     assert blocked and 'image cannot be read' in problems and 'ReadBands' in problems
 
 
-def test_steps_that_cannot_be_looked_into(tmp_path: Path) -> None:
+@pytest.mark.parametrize('default', [None, 'mmseg', 'mmdet'])
+def test_steps_that_cannot_be_looked_into(default: str | None, tmp_path: Path) -> None:
+    """Whatever scope is the default of the process."""
+    with DefaultScope.overwrite_default_scope(default):
+        look_into_steps(tmp_path)
+
+
+def look_into_steps(tmp_path: Path) -> None:
     write_coco(tmp_path, coco())
     report, = check_config(coco_config(tmp_path, [dict(type='Resize', scale=(8, 8))] * 4))
     assert any('Resize' in str(problem) for problem in report.problems)

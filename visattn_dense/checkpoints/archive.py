@@ -47,7 +47,7 @@ def file_format(path: str | os.PathLike) -> str:
     if head[257:262] == b'ustar':
         return 'tar'
     # A pickle of protocol 2 or later opens with this byte and the protocol's number.
-    if head[0] == 0x80 and 2 <= head[1] <= 5:
+    if head[0] == 0x80 and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05'):
         return 'pickle'
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= os.path.getsize(path):
         return 'safetensors'
@@ -101,7 +101,7 @@ def zip_records(path: str | os.PathLike) -> dict[str, Record]:
     # The end record of the archive is the end of the file: no comment, nothing after it.
     if last[-22:-18] != _END[:4] or last[-2:] != _END[-2:]:
         raise UserError(f'{path} is damaged: the archive has no end, or bytes after its end '
-                        f'({size:,} bytes); download or copy it again')
+                        f'({size:,} bytes); it is cut off, or not whole: download or copy it again')
     length = _directory_size(last)
     if length > _HEADER_LIMIT:
         raise UserError(f'{path} was refused: the directory of its records, {length:,} bytes, is '

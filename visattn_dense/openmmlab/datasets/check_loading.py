@@ -98,11 +98,14 @@ class Loading:
         if not pipeline:
             return cls.usual(scope)
         registry = importlib.import_module(f'{scope or "mmengine"}.registry').TRANSFORMS
+        default_scope = importlib.import_module('mmengine.registry').DefaultScope
         steps = []
         for at, step in enumerate(pipeline[:_FIRST_STEPS]):
             try:
-                steps.append(registry.build(copy.deepcopy(step)) if isinstance(step, Mapping)
-                             else step)
+                # Another scope may be the default of this process.
+                with default_scope.overwrite_default_scope(scope):
+                    steps.append(registry.build(copy.deepcopy(step))
+                                 if isinstance(step, Mapping) else step)
             # A step may raise anything; only the first steps load.
             except Exception as error:
                 name = step.get('type')
