@@ -37,7 +37,7 @@ def run(task: Callable[..., int | None], args: argparse.Namespace, *,
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    told = {**(codes or {}), UserError: 2, FileNotFoundError: 2}
+    told = {**(codes or {}), UserError: 2}
     try:
         return task(args) or 0
     except KeyboardInterrupt:
