@@ -190,19 +190,24 @@ class Loading:
 
     def _ask_loader(self, item: Mapping, reading: ImageReading) -> None:
         """Size and orientation from the loader, if Pillow cannot read the file."""
-        try:
-            with self._lock:
-                pixels = np.asarray(self.deliver(item, 'img')['img'])
-        except Undelivered:
-            return
-        # Any error of the loader would end the training too.
-        except Exception as error:
-            reading.fault = f'{self.name}: {_short(error)}'
+        pixels, reading.fault = self._pixels(item)
+        if pixels is None:
             return
         height, width = pixels.shape[:2]
         reading.size = width, height
         if reading.orientation != 1 and (width == height or reading.orientation < 5):
             reading.turned = _is_turned(item['img_path'], reading.orientation, pixels)
+
+    def _pixels(self, item: Mapping) -> tuple[np.ndarray | None, str]:
+        """What the loader delivers for an image, or None, and what is wrong with the image."""
+        try:
+            with self._lock:
+                return np.asarray(self.deliver(item, 'img')['img']), ''
+        except Undelivered:
+            return None, ''
+        # Any error of the loader would end the training too.
+        except Exception as error:
+            return None, f'{self.name}: {_short(error)}'
 
     def unreadable(self, file: str, reading: ImageReading) -> tuple[str, str, str]:
         """(what, fix, where) of an image with a fault."""
@@ -237,16 +242,10 @@ class Loading:
 
     def _compare_one(self, item: Mapping, reading: ImageReading, report: DatasetReport) -> None:
         path = item['img_path']
-        try:
-            with self._lock:
-                pixels = np.asarray(self.deliver(item, 'img')['img'])
-        except Undelivered:
-            return
-        except Exception as error:
-            report.add(*self.unreadable(path, ImageReading(
-                fault=f'{self.name}: {_short(error)}')))
-            return
-        if self.own:
+        pixels, fault = self._pixels(item)
+        if fault:
+            report.add(*self.unreadable(path, ImageReading(fault=fault)))
+        if pixels is None or self.own:
             return
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         compared = pixels.shape[0] * pixels.shape[1] <= _MOST_COMPARED
