@@ -90,6 +90,23 @@ def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os
             differ, the message has both numbers.
     """
     filled, report = match_parts(model, unwrap(contents))
+    require_fit(model, report, origin=origin, min_matched=min_matched, new_classes=new_classes,
+                training=training)
+    return filled, report
+
+
+def require_fit(model: nn.Module, report: MatchReport, *, origin: str | os.PathLike,
+                min_matched: float = 1., new_classes: bool = False, training: bool = False) -> None:
+    """The rule of `fit_whole` for a report of `match_parts`, whose entries it moves to `fresh`.
+
+    Args:
+        model: a segmentor or detector.
+        report: what of the model was matched.
+        origin, min_matched, new_classes, training: see `fit_whole`.
+
+    Raises:
+        UserError: see `fit_whole`.
+    """
     for name in list(report.mismatched):
         anew = new_classes and _CLASSIFIER.search(name)
         if anew or (not training and name.startswith('auxiliary_head')):
@@ -108,7 +125,6 @@ def fit_whole(model: nn.Module, contents: Mapping[str, Any], *, origin: str | os
             f'{_class_counts(report)}Not fitting: {few(other)}. At least {min_matched:.0%} must '
             'match. Does the config name another arch, head or number of classes? A file of a '
             'backbone alone goes in by its init_cfg')
-    return filled, report
 
 
 def _class_counts(report: MatchReport) -> str:
@@ -171,18 +187,24 @@ def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matc
     Raises:
         UserError: renaming fills more of the model, but still less than `min_matched`.
     """
-    if is_native(model, contents):
+    state = unwrap(contents)
+    filled, report = match_parts(model, state)
+    if is_native(model, state, filled):
         return None
-    filled, report = fit_whole(model, contents, origin=origin, min_matched=min_matched,
-                               training=True)
+    require_fit(model, report, origin=origin, min_matched=min_matched, training=True)
     require_finite(filled, origin)
     contents['state_dict'] = filled
     return report
 
 
-def is_native(model: nn.Module, contents: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint fills a model with its own names as well as with any other names."""
-    state = unwrap(contents)
+def is_native(model: nn.Module, state: Mapping[str, Tensor], filled: StateDict) -> bool:
+    """Whether a checkpoint fills a model with its own names as well as with any other names.
+
+    Args:
+        model: a segmentor or detector.
+        state: the checkpoint's tensors.
+        filled: the tensors that `match_parts` found in `state`.
+    """
     plain = {name.removeprefix('module.'): tensor.shape for name, tensor in state.items()}
     fitting = sum(plain.get(name) == tensor.shape for name, tensor in model.state_dict().items())
-    return len(match_parts(model, state)[0]) <= fitting
+    return len(filled) <= fitting

@@ -6,11 +6,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
+from visattn_dense.checkpoints.matching import unwrap
 from visattn_dense.checkpoints.pretrained import require_finite
-from visattn_dense.errors import UserError, few
-from visattn_dense.openmmlab.engine.resume import check_training_state
+from visattn_dense.errors import few
+from visattn_dense.openmmlab.engine.resume import cannot_resume, check_training_state
 from visattn_dense.openmmlab.engine.resumed_config import compare
-from visattn_dense.zoo.segmentor import fit_whole, is_native
+from visattn_dense.zoo.segmentor import is_native, match_parts, require_fit
 
 # The fraction of a model's tensors that a new training needs from load_from, as with init_cfg.
 _LEAST_OF_OUR_OWN = 0.95
@@ -51,19 +52,18 @@ class ForeignCheckpointHook(Hook):
         # Only train() builds the training loop; otherwise `_train_loop` is the loop's config.
         training = isinstance(runner._train_loop, BaseLoop)
         origin = runner._load_from or 'the checkpoint'
-        native = is_native(model, checkpoint)
+        state = unwrap(checkpoint)
+        filled, report = match_parts(model, state)
+        native = is_native(model, state, filled)
         resumed = training and bool(runner._resume)
         least = 1. if resumed or not training else (
             min(self.min_matched, _LEAST_OF_OUR_OWN) if native else self.min_matched)
-        filled, report = fit_whole(model, checkpoint, origin=origin, min_matched=least,
-                                   new_classes=training and native and not resumed,
-                                   training=training)
+        require_fit(model, report, origin=origin, min_matched=least, training=training,
+                    new_classes=training and native and not resumed)
         require_finite(filled, origin)
         if resumed:
             if absent := [name for name in report.fresh if name.startswith('auxiliary_head')]:
-                raise UserError(f'{origin} cannot be resumed from: it lacks {few(absent)}. To '
-                                'start a new run from its weights: --cfg-options '
-                                f'load_from={origin}, without --resume')
+                raise cannot_resume(origin, f'it lacks {few(absent)}')
             runner.schedule_changed = compare(runner, checkpoint.get('meta') or {}, origin)
             if runner.schedule_changed:
                 # mmengine would restore these over the config.

@@ -134,6 +134,12 @@ def find_resumable(work_dir: str | os.PathLike, say: Callable[[str], None]
     return None
 
 
+def cannot_resume(origin: str | os.PathLike, problem: str) -> UserError:
+    """The error for a checkpoint that a run cannot go on from, with what to do instead."""
+    return UserError(f'{origin} cannot be resumed from: {problem}. To start a new run from its '
+                     f'weights: --cfg-options load_from={origin}, without --resume')
+
+
 def check_training_state(runner: Any, contents: dict[str, Any], origin: str | os.PathLike) -> None:
     """Check that a checkpoint's training state belongs to this run, before mmengine reads it.
 
@@ -155,8 +161,7 @@ def check_training_state(runner: Any, contents: dict[str, Any], origin: str | os
                or _schedulers_problem(runner.param_schedulers, contents.get('param_schedulers'))
                or _numbers_problem(contents))
     if problem:
-        raise UserError(f'{origin} cannot be resumed from: {problem}. To start a new run from its '
-                        f'weights: --cfg-options load_from={origin}, without --resume')
+        raise cannot_resume(origin, problem)
     for line in clean_message_hub(contents):
         runner.logger.warning(f'Not taken over from {origin}: {line}.')
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.engine.resume import cannot_resume
 
 # What is compared. The model is compared by its tensors.
 SECTIONS = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader', 'randomness')
@@ -87,9 +87,12 @@ def report(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
     lines = []
     for name, (then, now) in changed.items():
         holds = "the checkpoint's" if name.startswith('randomness.seed') else "the config's"
-        lines.append(f'{name}: {_short(then)} in the checkpoint, {_short(now)} in the config; '
-                     f'{holds} holds')
+        lines.append(f'{_sides(name, then, now)}; {holds} holds')
     return lines
+
+
+def _sides(name: str, then: Any, now: Any) -> str:
+    return f'{name}: {_short(then)} in the checkpoint, {_short(now)} in the config'
 
 
 def _short(value: Any) -> str:
@@ -118,10 +121,9 @@ def compare(runner: Any, meta: Mapping[str, Any], origin: Any) -> bool:
     changed = differences(then, now)
     for name in ('train_cfg.type', 'train_cfg.by_epoch'):
         if name in changed:
-            raise UserError(
-                f'{origin} cannot be resumed from: {report({name: changed[name]})[0].split(";")[0]}'
-                '; a run goes on with the loop that it began with. To start a new run from its '
-                f'weights: --cfg-options load_from={origin}, without --resume')
+            then, now = changed[name]
+            raise cannot_resume(origin, f'{_sides(name, then, now)}; a run goes on with the loop '
+                                'that it began with')
     for line in report(changed):
         runner.logger.warning(line + '.')
     return any(map(is_of_the_schedule, changed))
