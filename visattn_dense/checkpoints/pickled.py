@@ -54,7 +54,7 @@ class TooLarge(Refused):
     """The file claims too much memory. The message says for what."""
 
 
-class Record(dict):
+class Attributes(dict):
     """The attributes of an object whose class is not built.
 
     Attributes:
@@ -234,12 +234,12 @@ def _no_bytes() -> bytes:
 def _method(owner: Any, name: Any) -> None:
     # mmengine's history of a logged scalar and its one-cycle scheduler contain names of their
     # methods. These names are not looked up.
-    if owner not in (*_RECORDS, _ONE_CYCLE) or not isinstance(name, str) or name.startswith('__'):
+    if owner not in (*_OBJECTS, _ONE_CYCLE) or not isinstance(name, str) or name.startswith('__'):
         raise Refused(f'the attribute {ascii(name)[:60]} of {owner}')
 
 
-def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Record:
-    return _record(kind)
+def _reconstructed(kind: Any, base: Any = None, state: Any = None) -> Attributes:
+    return _attributes(kind)
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -270,9 +270,9 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 """Name in the file -> the function that builds a value from arguments."""
 
-_RECORDS = ('argparse.Namespace', 'yacs.config.CfgNode',
+_OBJECTS = ('argparse.Namespace', 'yacs.config.CfgNode',
             'mmengine.logging.history_buffer.HistoryBuffer')
-"""Classes whose objects become a `Record` of their attributes."""
+"""Classes whose objects become `Attributes`."""
 
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 
@@ -289,10 +289,10 @@ _NOT_HELD = {'_rebuild_qtensor': 'quantised tensors', '_rebuild_sparse': 'sparse
              'QUInt': 'quantised tensors'}
 
 
-def _record(kind: Any) -> Record:
-    if kind not in _RECORDS:
+def _attributes(kind: Any) -> Attributes:
+    if kind not in _OBJECTS:
         raise Refused(f'an object of {kind}')
-    out = Record()
+    out = Attributes()
     out.kind = str(kind)
     return out
 
@@ -306,7 +306,7 @@ def _named(name: str) -> Any:
     if unheld or module == 'torch' and isinstance(getattr(torch, leaf, None), torch.dtype):
         raise NotHeld(unheld or f'{leaf} tensors')
     storage = leaf in _STORAGES and module in ('torch', 'torch.storage', 'torch.cuda')
-    if not (storage or name in _CALLS or name in _RECORDS or name in _INERT):
+    if not (storage or name in _CALLS or name in _OBJECTS or name in _INERT):
         raise Refused(f'{_printable(name)}')
     return _Name(name)
 
@@ -490,8 +490,8 @@ class PickleReader:
 
     def _make(self, kind: Any, arguments: Any) -> Any:
         self._take(_PRICE_OF_CONTAINER)
-        if isinstance(kind, _Name) and kind in _RECORDS:
-            return _record(kind)
+        if isinstance(kind, _Name) and kind in _OBJECTS:
+            return _attributes(kind)
         if not (isinstance(kind, _Name) and kind in _CALLS and isinstance(arguments, tuple)):
             raise Refused(f'an object made by {kind}')
         value = _CALLS[kind](*arguments)
@@ -584,7 +584,7 @@ def _extend(target: Any, values: list[Any]) -> None:
 def _set_state(target: Any, state: Any) -> None:
     if isinstance(target, _Pending):
         target.set_state(state)
-    elif isinstance(target, Record):
+    elif isinstance(target, Attributes):
         attributes = state[0] if isinstance(state, tuple) and state else state
         target.update({_key(key): value for key, value in attributes.items()}
                       if isinstance(attributes, dict) else {})

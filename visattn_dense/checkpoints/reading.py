@@ -67,8 +67,8 @@ def read_checkpoint(source: str | os.PathLike, *, trust: bool = False, mmap: boo
 
     Returns:
         The contents: usually a dict of tensors, or a dict that contains such a dict. Objects of the
-        few classes that authors' training scripts saved with the weights become `pickled.Record`s
-        with the objects' attributes.
+        few classes that authors' training scripts saved with the weights become
+        `pickled.Attributes`.
 
     Raises:
         MissingFileError, UserError: see `resolve`.

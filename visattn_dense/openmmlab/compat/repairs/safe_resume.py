@@ -65,12 +65,12 @@ def _for_mmengine(contents: Any) -> Any:
     return contents
 
 
-def _history(record: dict[str, Any]) -> Any:
+def _history(attributes: dict[str, Any]) -> Any:
     """The history of a logged scalar from its attributes; None where those are no history."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
-    log, count = record.get('_log_history'), record.get('_count_history')
-    length = record.get('max_length', record.get('_max_length'))
+    log, count = attributes.get('_log_history'), attributes.get('_count_history')
+    length = attributes.get('max_length', attributes.get('_max_length'))
     arrays = isinstance(log, np.ndarray) and isinstance(count, np.ndarray)
     if not (arrays and log.ndim == 1 and log.shape == count.shape
             and type(length) is int and len(log) <= length < 1 << 48):
