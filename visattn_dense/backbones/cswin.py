@@ -12,7 +12,7 @@ widths, so `large` can be built (the official dense code cannot build `large`); 
 nothing in the module; images smaller than three pixels are padded to three, so every size works.
 """
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -48,6 +48,13 @@ class ConvEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H', W', C'): NHWC inside the stages."""
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
+class Stage(NamedTuple):
+    """The modules of a stage; norm is None if the stage is not returned."""
+    embed: ConvEmbed
+    blocks: nn.ModuleList
+    norm: nn.LayerNorm | None
 
 
 def stage_widths(dims: Mapping[str, Any]) -> list[int]:
@@ -99,26 +106,32 @@ class CrossShapedBackbone(DenseBackbone):
         self.apply(init_vit_weights)
         self.freeze_stages()
 
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages. The modules have the official names: stage1, norm1, ..."""
+        return [Stage(getattr(self, f'embed{i}'), getattr(self, f'stage{i}'),
+                      getattr(self, f'norm{i}', None))
+                for i in range(1, max(self.out_indices) + 2)]
+
     def stage_modules(self) -> list[list[nn.Module]]:
-        names = [['embed1'], ['stage1', 'norm1']]
-        names += [[f'embed{i}', f'stage{i}', f'norm{i}'] for i in range(2, 5)]
-        return [[getattr(self, name) for name in group if hasattr(self, name)] for group in names]
+        first, *others = ([module for module in stage if module is not None]
+                          for stage in self.stages)
+        return [first[:1], first[1:], *others]
 
     def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        return groups_by_depth((getattr(self, f'embed{i + 1}'), getattr(self, f'stage{i + 1}'))
-                               for i in range(max(self.out_indices) + 1))
+        return groups_by_depth((stage.embed, stage.blocks) for stage in self.stages)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], H/s, W/s) for each of `out_indices`."""
         check_image(x)
         x = pad_to_minimum(x, 3)
         outs = {}
-        for i in range(max(self.out_indices) + 1):
-            x = getattr(self, f'embed{i + 1}')(x)
-            for block in getattr(self, f'stage{i + 1}'):
+        for i, stage in enumerate(self.stages):
+            x = stage.embed(x)                                      # (B, H/s, W/s, C)
+            for block in stage.blocks:
                 x = self.run_block(block, x)
-            if i in self.out_indices:
-                outs[i] = getattr(self, f'norm{i + 1}')(x).permute(0, 3, 1, 2)
+            if stage.norm is not None:
+                outs[i] = stage.norm(x).permute(0, 3, 1, 2)
             x = x.permute(0, 3, 1, 2)
         return tuple(outs[i] for i in self.out_indices)
 
