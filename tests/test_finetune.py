@@ -182,7 +182,7 @@ def test_one_list_of_names_sets_every_number_of_classes(tmp_path):
 @pytest.mark.parametrize('path', [SEGMENTATION, DETECTION], ids=lambda path: path.stem)
 def test_one_option_moves_all_data(path):
     cfg = Config.fromfile(path)
-    merge_options(cfg, dict(data_root='/elsewhere'), print)
+    merge_options(cfg, dict(data_root='/elsewhere'))
     roots = {cfg[f'{split}_dataloader'].dataset.data_root for split in ('train', 'val', 'test')}
     assert roots == {'/elsewhere'}
     assert cfg.val_evaluator.get('ann_file') in (None, '/elsewhere/annotations/val.json')

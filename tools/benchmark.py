@@ -81,7 +81,7 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
+    merge_options(cfg, args.cfg_options)
     subject = config_subject(cfg, part=args.part, checkpoint=args.checkpoint)
     module = subject.ours(place)
     out = args.out or Path('work_dirs/benchmark') / f'{Path(args.config).stem}.json'

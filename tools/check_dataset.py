@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> int:
     cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
+    merge_options(cfg, args.cfg_options)
     reports = check_config(cfg, args.split, quick=args.quick)
     problems = sum(len(report.problems) for report in reports)
     if args.json:

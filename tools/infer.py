@@ -106,7 +106,7 @@ def segment(args: argparse.Namespace) -> None:
         raise UserError(f'--opacity is from 0 to 1, got {args.opacity}')
     images = find_images(args.images)
     cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options, lambda note: print(note, file=sys.stderr))
+    merge_options(cfg, args.cfg_options)
     try:
         args.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

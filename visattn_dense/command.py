@@ -7,6 +7,7 @@ else, with its traceback. A command may use 1, or further codes, for a result: i
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -22,7 +23,8 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 def run(task: Callable[..., int | None], args: argparse.Namespace, *,
         codes: Mapping[type[Exception], int] | None = None, stopped: str = 'Stopped.',
-        message: Callable[[Exception], str] = str, who: str = '') -> int:
+        message: Callable[[Exception], str] = str, who: str = '',
+        log_to: logging.Handler | None = logging.lastResort) -> int:
     """Carry out `task(args)`; returns the exit code.
 
     Args:
@@ -32,12 +34,15 @@ def run(task: Callable[..., int | None], args: argparse.Namespace, *,
         stopped: what to say after Ctrl-C.
         message: the text of an error.
         who: what stands behind the word 'error'.
+        log_to: where the messages of the logger `visattn_dense` go: warnings to stderr by default.
     """
     # A file name, or a name in a file, may hold what this terminal cannot print.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     told = {**(codes or {}), UserError: 2}
+    log = logging.getLogger('visattn_dense')
+    log.handlers, before = [log_to], log.handlers
     try:
         return task(args) or 0
     except KeyboardInterrupt:
@@ -51,6 +56,8 @@ def run(task: Callable[..., int | None], args: argparse.Namespace, *,
         else:
             print(f'error{who}: {message(error)}', file=sys.stderr, flush=True)
         return code
+    finally:
+        log.handlers = before
 
 
 def _debugging() -> bool:

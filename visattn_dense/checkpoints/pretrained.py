@@ -12,6 +12,8 @@ from .matching import MatchReport, StateDict, match_state_dict, unwrap
 from .memory import MappedPages
 from .reading import read_checkpoint, resolve
 
+log = logging.getLogger('visattn_dense')
+
 # Bytes copied at a time. Besides the model, loading needs a small multiple of this memory.
 _PORTION = 16 << 20
 
@@ -51,7 +53,7 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
             f'the file begin with {", ".join(list(state)[:3])}.')
     fill(model, filled, path)
     model.on_loaded(report)
-    logger().info('%s from %s: %s', name, checkpoint, report)
+    log.info('%s from %s: %s', name, checkpoint, report)
     return report
 
 
@@ -122,12 +124,3 @@ def _portions(state: StateDict) -> Iterator[dict[str, Tensor]]:
         size += tensor.nbytes
     if portion:
         yield portion
-
-
-def logger() -> logging.Logger:
-    """mmengine's current logger if mmengine is imported, so that a run's log has the report."""
-    import sys
-    mmengine_logging = sys.modules.get('mmengine.logging')
-    if mmengine_logging is not None:
-        return mmengine_logging.MMLogger.get_current_instance()
-    return logging.getLogger('visattn_dense')

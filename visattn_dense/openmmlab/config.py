@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from visattn_dense.errors import UserError, did_you_mean
+
+log = logging.getLogger('visattn_dense')
 
 # What a config may have at its top without saying so: arguments of mmengine's Runner, and what it
 # reads from cfg.
@@ -78,8 +81,7 @@ def _paint_with_tuples(node: Any) -> None:
             _paint_with_tuples(value)
 
 
-def merge_options(cfg: Config, options: Mapping[str, Any] | None,
-                  say: Callable[[str], None]) -> None:
+def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     """Apply --cfg-options.
 
     mmengine takes any key and ignores those that nothing reads. Here a key that is not in the
@@ -96,7 +98,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None,
     wanted = {}
     for key, value in (options or {}).items():
         if not key.startswith('+'):
-            _check_key(cfg, key, say)
+            _check_key(cfg, key)
         key = key.removeprefix('+')
         wanted[key] = _like(_entry(cfg, key), value)
     _check_variables(cfg, wanted)
@@ -108,7 +110,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None,
     if old_root and 'data_root' in wanted:
         # The datasets hold copies of it: a variable of a config file is gone once it is read.
         _move_root(cfg, str(old_root), str(wanted['data_root']))
-    _drop_idle_workers(cfg, say)
+    _drop_idle_workers(cfg)
 
 
 def _entry(cfg: Config, key: str) -> Any:
@@ -132,7 +134,7 @@ def _like(old: Any, new: Any) -> Any:
     return tuple(inner) if isinstance(old, tuple) else inner
 
 
-def _drop_idle_workers(cfg: Config, say: Callable[[str], None]) -> None:
+def _drop_idle_workers(cfg: Config) -> None:
     """Take from a loader without workers what torch refuses then."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
@@ -141,7 +143,7 @@ def _drop_idle_workers(cfg: Config, say: Callable[[str], None]) -> None:
         for option in ('persistent_workers', 'prefetch_factor'):
             if loader.get(option):
                 del loader[option]
-                say(f'{name} has num_workers=0: {option} is switched off.')
+                log.warning('%s has num_workers=0: %s is switched off.', name, option)
 
 
 def _move_root(node: Any, old: str, new: str) -> None:
@@ -163,7 +165,7 @@ def _check_variables(cfg: Config, wanted: Mapping[str, Any]) -> None:
                             'example train_cfg.max_iters), or change it in a copy of the file')
 
 
-def _check_key(cfg: Config, key: str, say: Callable[[str], None]) -> None:
+def _check_key(cfg: Config, key: str) -> None:
     node: Any = cfg
     parts = key.split('.')
     for depth, part in enumerate(parts):
@@ -177,7 +179,8 @@ def _check_key(cfg: Config, key: str, say: Callable[[str], None]) -> None:
             if part not in node:
                 if depth or part not in _TOP_LEVEL:
                     _refuse_typo(key, part, here, node if depth else {*node, *_TOP_LEVEL})
-                    say(f'--cfg-options {key}: {here} had no {part!r}; added as a new entry.')
+                    log.warning('--cfg-options %s: %s had no %r; added as a new entry.',
+                                key, here, part)
                 return
             node = node[part]
         elif node is None:

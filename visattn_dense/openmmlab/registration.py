@@ -25,6 +25,7 @@ def arrange() -> None:
     """Wait for all of the table but its last line; called once, by `import visattn_dense`."""
     when_imported('mmengine.registry', _publish_backbones)
     when_imported('mmengine.model', _lend_initialisers)
+    when_imported('mmengine.logging', _call('visattn_dense.openmmlab.run_log', 'follow'))
     when_imported('mmengine.runner.checkpoint',
                   _call('visattn_dense.openmmlab.schemes', 'register'))
     import_after('mmseg.models', 'visattn_dense.openmmlab.heads')

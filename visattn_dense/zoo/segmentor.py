@@ -1,4 +1,5 @@
 """Load a whole released model (backbone and heads) into a whole model here, part by part."""
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -7,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, match_state_dict, unwrap
-from visattn_dense.checkpoints.pretrained import fill, logger, require_finite
+from visattn_dense.checkpoints.pretrained import fill, require_finite
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
 from visattn_dense.errors import UserError, few
+
+log = logging.getLogger('visattn_dense')
 
 # The last layers of mmseg's and mmdet's heads: their width is the number of classes.
 _CLASSIFIER = re.compile(r'(^|\.)(conv_seg|fc_cls|fc_reg|conv_logits|retina_cls)\.(weight|bias)$')
@@ -164,7 +167,7 @@ def load_segmentor(model: nn.Module, checkpoint: str | os.PathLike, *,
     filled, report = fit_whole(model, read_checkpoint(path, mmap=True), origin=checkpoint,
                                min_matched=min_matched, new_classes=new_classes)
     fill(model, filled, path)
-    logger().info('%s from %s: %s', type(model).__name__, checkpoint, report)
+    log.info('%s from %s: %s', type(model).__name__, checkpoint, report)
     return report
 
 

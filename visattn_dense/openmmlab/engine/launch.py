@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import os.path as osp
 import sys
@@ -29,8 +30,9 @@ from visattn_dense.openmmlab.engine.evaluation import check_checkpoint, prepare_
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossError
 from visattn_dense.openmmlab.engine.options import test_parser, train_parser
 from visattn_dense.openmmlab.engine.runner import runner_class
+from visattn_dense.openmmlab.run_log import RUN_LOG
 
-Notes = list[str]
+log = logging.getLogger('visattn_dense')
 
 # Defaults that mmseg explains on every run; nobody has to do anything about them.
 _KNOWN_NOTICES = ('Default ``avg_non_ignore`` is False', 'The draw is False, it means that')
@@ -47,7 +49,7 @@ def test(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(args: Namespace) -> None:
-    cfg, notes = _open(args, 'train')
+    cfg = _open(args, 'train')
     world_size = get_dist_info()[1]
     if args.resume is not None:
         cfg.resume = 'auto' if args.resume == 'auto' else True
@@ -55,7 +57,7 @@ def _train(args: Namespace) -> None:
             cfg.load_from = args.resume
     if args.amp:
         _use_amp(cfg)
-    _fit_amp_to_device(cfg, notes)
+    _fit_amp_to_device(cfg)
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise UserError('--auto-scale-lr needs the batch that the learning rate is made for: '
@@ -68,8 +70,10 @@ def _train(args: Namespace) -> None:
         randomness.update({} if args.seed is None else dict(seed=args.seed))
         randomness.update(dict(deterministic=True) if args.deterministic else {})
         cfg.randomness = randomness
-    notes += filter(None, [checks.learning_rate_message(cfg, world_size),
-                           checks.accumulation_message(cfg)])
+    for message in (checks.learning_rate_message(cfg, world_size),
+                    checks.accumulation_message(cfg)):
+        if message:
+            log.warning(message)
 
     def check() -> None:
         checks.check_work_dir(cfg.work_dir)
@@ -78,11 +82,11 @@ def _train(args: Namespace) -> None:
         quick_check(cfg)
 
     distributed.on_first_rank(check)
-    _run(cfg, notes, 'train')
+    _run(cfg, 'train')
 
 
 def _test(args: Namespace) -> None:
-    cfg, notes = _open(args, 'test')
+    cfg = _open(args, 'test')
 
     def check() -> None:
         checks.check_work_dir(cfg.work_dir)
@@ -91,17 +95,16 @@ def _test(args: Namespace) -> None:
 
     distributed.on_first_rank(check)
     prepare_test(cfg, args)
-    _run(cfg, notes, 'test')
+    _run(cfg, 'test')
 
 
-def _open(args: Namespace, task: str) -> tuple[Config, Notes]:
+def _open(args: Namespace, task: str) -> Config:
     """The config with the command line applied, its modules registered, its processes joined."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    notes: Notes = []
     for message in _KNOWN_NOTICES:
         warnings.filterwarnings('ignore', message)
     cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options, notes.append)
+    merge_options(cfg, args.cfg_options)
     checks.check_entries(cfg, task)
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config))[0]
@@ -110,12 +113,12 @@ def _open(args: Namespace, task: str) -> tuple[Config, Notes]:
     distributed.start(args.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
     on_cpu = not torch.cuda.is_available()
     if args.launcher != 'none' and on_cpu:
-        notes.append(f'No GPU: {get_dist_info()[1]} gloo processes on the CPU.')
+        log.warning(f'No GPU: {get_dist_info()[1]} gloo processes on the CPU.')
     if checks.count_sync_bn(cfg.model) and (args.launcher == 'none' or on_cpu):
         why = ('one process has nobody to synchronize with' if args.launcher == 'none' else
                'it needs GPUs')
-        notes.append(f'SyncBN runs as BN: {why}.')
-    return cfg, notes
+        log.warning(f'SyncBN runs as BN: {why}.')
+    return cfg
 
 
 def register_scope(scope: str | None) -> None:
@@ -135,14 +138,14 @@ def _use_amp(cfg: Config) -> None:
         raise UserError(f'--amp goes with optim_wrapper.type OptimWrapper, the config has {kind!r}')
 
 
-def _fit_amp_to_device(cfg: Config, notes: Notes) -> None:
+def _fit_amp_to_device(cfg: Config) -> None:
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
         # CPUs have no float16; that mmengine lets AMP run on them at all is compat's doing.
         cfg.optim_wrapper.dtype = 'bfloat16'
-        notes.append('Mixed precision on the CPU is bfloat16.')
+        log.warning('Mixed precision on the CPU is bfloat16.')
 
 
-def _run(cfg: Config, notes: Notes, task: str) -> None:
+def _run(cfg: Config, task: str) -> None:
     """Build the runner and let it train or test.
 
     What fails before the first batch is an error of the config, of which the last cause is enough.
@@ -154,8 +157,7 @@ def _run(cfg: Config, notes: Notes, task: str) -> None:
     runner = None
     try:
         runner = runner_class(base).from_cfg(cfg)
-        for note in notes:
-            runner.logger.warning(note)
+        RUN_LOG.release()
         getattr(runner, task)()
     except (UserError, NonFiniteLossError):
         raise
@@ -183,9 +185,11 @@ def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:
                 time.sleep(5)
             raise
 
-    code = run(guarded, args, codes={NonFiniteLossError: 3}, message=checks.message_of,
-               stopped='interrupted; --resume goes on from the last checkpoint',
-               who=f' (rank {rank})' if rank else '')
+    log.setLevel(logging.INFO)
+    RUN_LOG.hold()
+    code = run(guarded, args, log_to=RUN_LOG, codes={NonFiniteLossError: 3},
+               message=checks.message_of, who=f' (rank {rank})' if rank else '',
+               stopped='interrupted; --resume goes on from the last checkpoint')
     if code == 0:
         distributed.stop()
     elif code != 130 and args.launcher != 'none':

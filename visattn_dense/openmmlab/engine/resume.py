@@ -1,10 +1,11 @@
 """Find the newest checkpoint that a run can continue from, and check that it belongs to the run."""
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.checkpoints.pretrained import nonfinite
 from visattn_dense.errors import UserError
+
+log = logging.getLogger('visattn_dense')
 
 # Longer than any path that a file system takes.
 _LONGEST_PATH = 4096
@@ -104,13 +107,13 @@ def _step(path: Path) -> int:
     return int(numbers[-1]) if numbers else -1
 
 
-def find_resumable(work_dir: str | os.PathLike, say: Callable[[str], None]
-                   ) -> tuple[Path, dict[str, Any]] | None:
+def find_resumable(work_dir: str | os.PathLike) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of `work_dir` that can be loaded, with its meta entry.
+
+    The log has a line, with the reason, for each file that was passed over.
 
     Args:
         work_dir: the folder of the run's checkpoints.
-        say: called with one line, with the reason, for each file that was passed over.
 
     Returns:
         None if there is no checkpoint.
@@ -120,13 +123,13 @@ def find_resumable(work_dir: str | os.PathLike, say: Callable[[str], None]
     """
     _, trouble = _pointer(Path(work_dir))
     if trouble:
-        say(f'{trouble}.')
+        log.warning('%s.', trouble)
     paths = candidates(work_dir)
     for path in paths:
         try:
             return path, load_resumable(path)['meta']
         except UserError as error:
-            say(f'Passed over: {error}.')
+            log.warning('Passed over: %s.', error)
     if paths:
         raise UserError(f'none of the {len(paths)} checkpoints in {work_dir} can be resumed from '
                         f'({", ".join(path.name for path in paths[:4])}); start without --resume, '

@@ -12,6 +12,7 @@ import torch
 from mmengine.dist import broadcast_object_list, master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -29,6 +30,7 @@ from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.openmmlab.engine.resume import find_resumable, load_resumable
 from visattn_dense.openmmlab.engine.resumed_config import Schedule
 from visattn_dense.openmmlab.engine.seeding import IterationSeedHook
+from visattn_dense.openmmlab.run_log import RUN_LOG
 
 
 class ResilientMixin:
@@ -89,7 +91,7 @@ class ResilientMixin:
             if urlparse(str(where)).scheme not in ('', 'http', 'https', 'visattn'):
                 return where, None
             return where, load_resumable(where)['meta'].get('seed')
-        found = find_resumable(where or self.work_dir, self.logger.warning)
+        found = find_resumable(where or self.work_dir)
         return None if found is None else (str(found[0]), found[1].get('seed'))
 
     def resume(self, *args, **kwargs) -> None:
@@ -100,6 +102,11 @@ class ResilientMixin:
             self.logger.warning('Optimizer settings and schedulers are those of the config, '
                                 f'brought to iteration {self.iter}.')
         enter_at(self.train_loop)
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        RUN_LOG.release()
+        return logger
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         self._train_dataloader = numbered(self._train_dataloader)
@@ -209,7 +216,7 @@ def runner_class(base: type | None) -> type:
     if issubclass(base, ResilientMixin):
         return base
     if not issubclass(base, Runner):
-        logging.getLogger('mmengine').warning(
+        logging.getLogger('visattn_dense').warning(
             f'{base.__name__} is no subclass of mmengine.runner.Runner: its checkpoints are not '
             'written atomically, and --resume repeats data')
         return base
