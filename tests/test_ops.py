@@ -1,6 +1,7 @@
 """The operators: every form beside the equation, and the one place that chooses among them."""
 import itertools
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from visattn_dense import ops
 from visattn_dense.attention import CrossShapedWindowAttention, SelfAttention
 from visattn_dense.ops import choose
+from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import OPERATORS, Form, Operator, reference_form
 from visattn_dense.ops.depthwise import depthwise
 from visattn_dense.ops.group_attention import (
@@ -68,7 +70,17 @@ CALLS = {
     'depthwise, added': (depthwise, lambda: [random(2, 5, 7, 3)],
                          lambda: dict(weight=random(3, 1, 3, 3), onto=random(2, 5, 7, 3),
                                       activation='hardswish')),
+    'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],
+                 lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),
+    'norm alone': (partial(add_norm, update=None), lambda: [random(2, 5, 7)],
+                   lambda: dict(eps=1e-3, weight=random(7), bias=random(7))),
 }
+
+
+def call(operator, *args, **kwargs) -> Tensor:
+    """The result; several results as one."""
+    out = operator(*args, **kwargs)
+    return out if isinstance(out, Tensor) else torch.cat(out, -1)
 
 
 @pytest.mark.parametrize('name', CALLS)
@@ -78,7 +90,7 @@ def test_torch_computes_the_equation_and_its_gradients(name):
     inputs, rest = [t.requires_grad_() for t in tensors()], options()
     found = []
     for mode in ('auto', 'reference'):
-        out = operator(*inputs, **rest, mode=mode)
+        out = call(operator, *inputs, **rest, mode=mode)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
         found.append([out, *torch.autograd.grad((out * weight).sum(), inputs)])
     for fast, slow in zip(*found, strict=True):
@@ -94,13 +106,13 @@ def test_inference_computes_the_equation(name):
     inputs, rest = [t.float() for t in tensors()], options()
     rest = {key: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
             for key, value in rest.items()}
-    expected = operator(*inputs, **rest, mode='reference')
-    torch.testing.assert_close(operator(*inputs, **rest, mode='inference'), expected, rtol=1e-4,
-                               atol=1e-5)
+    expected = call(operator, *inputs, **rest, mode='reference')
+    torch.testing.assert_close(call(operator, *inputs, **rest, mode='inference'), expected,
+                               rtol=1e-4, atol=1e-5)
 
 
 def test_every_operator_is_held_to_its_equation():
-    tested = {operator.name for operator, _, _ in CALLS.values()}
+    tested = {getattr(operator, 'func', operator).name for operator, _, _ in CALLS.values()}
     assert tested == {name for name in OPERATORS if name != 'toy'}
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense.layers import Mlp
+from visattn_dense.layers import AddNorm, Mlp, PreNorm
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import full_attention
 from visattn_dense.ops.linear_attention import performer_attention
@@ -47,10 +47,10 @@ class TokenPerformer(UsesOperators, nn.Module):
                  dropout: float = 0.1, eps: float = 1e-8) -> None:
         super().__init__()
         self.eps = eps
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = PreNorm(dim)
         self.kqv = nn.Linear(dim, 3 * token_dim)
         self.proj = nn.Linear(token_dim, token_dim)
-        self.norm2 = nn.LayerNorm(token_dim)
+        self.norm2 = AddNorm(token_dim)
         self.mlp = Mlp(token_dim, token_dim)
         self.dropout = nn.Dropout(dropout)
         features = int(token_dim * kernel_ratio)
@@ -65,8 +65,8 @@ class TokenPerformer(UsesOperators, nn.Module):
         """(B, ..., C) to (B, ..., D)."""
         k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
         y = self.attend(k.flatten(1, -2), q.flatten(1, -2), v.flatten(1, -2)).view(v.shape)
-        x = v + self.dropout(self.proj(y))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x, normed = self.norm2(v, self.dropout(self.proj(y)))
+        return x + self.dropout(self.mlp(normed))
 
 
 class WideSelfAttention(UsesOperators, nn.Module):
@@ -103,9 +103,9 @@ class TokenTransformer(nn.Module):
 
     def __init__(self, dim: int, token_dim: int = 64, *, scale: float | None = None) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = PreNorm(dim)
         self.attn = WideSelfAttention(dim, token_dim, scale=scale)
-        self.norm2 = nn.LayerNorm(token_dim)
+        self.norm2 = PreNorm(token_dim)
         self.mlp = Mlp(token_dim, token_dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ mbconv     convolution + BatchNorm + activation, mobile blocks, folding of Batch
 mlp        the two-layer perceptron of a transformer block
 drop       stochastic depth
 block      the pre-norm transformer block
-norm       LayerNorm over the channels of an NCHW map
+norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
 packed     prepares a model for inference on a CPU
 """
@@ -31,14 +31,14 @@ from .mbconv import (
     fold_batch_norm,
 )
 from .mlp import Mlp
-from .norm import LayerNorm2d
+from .norm import AddNorm, LayerNorm2d, PreNorm
 from .packed import PackedConv2d, PackedLinear, optimize_for_inference
 from .position import resize_position_grid, sinusoid_table
 
 __all__ = [
-    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv',
+    'AddNorm', 'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv',
     'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear',
-    'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
+    'PreNorm', 'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
     'init_vit_weights', 'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
     'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
 ]

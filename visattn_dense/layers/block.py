@@ -3,10 +3,13 @@ from torch import Tensor, nn
 
 from .drop import DropPath
 from .mlp import Mlp
+from .norm import AddNorm, PreNorm
 
 
 class TransformerBlock(nn.Module):
     """x += DropPath(attn(norm1(x)));  x += DropPath(mlp(norm2(x))).
+
+    The first sum and the norm of the sum are one operator.
 
     Args:
         dim: channels, the last dimension of x.
@@ -19,13 +22,14 @@ class TransformerBlock(nn.Module):
     def __init__(self, dim: int, attn: nn.Module, *, mlp_ratio: float = 4., drop_path: float = 0.,
                  norm_eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = PreNorm(dim, eps=norm_eps)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm2 = AddNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same shape."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        update = self.attn(self.norm1(x))
+        x, normed = self.norm2(x, update, self.drop_path.factor(update))
+        return x + self.drop_path(self.mlp(normed))

@@ -17,13 +17,17 @@ class DropPath(nn.Module):
             raise ValueError(f'drop_prob is a probability in [0, 1), got {drop_prob}')
         self.drop_prob = drop_prob
 
+    def factor(self, x: Tensor) -> Tensor | None:
+        """m_b / (1 − p), newly drawn: (B, 1, ..., 1) in the dtype of x; None for the identity."""
+        if not self.training or self.drop_prob == 0.:
+            return None
+        keep = 1. - self.drop_prob
+        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to the same shape."""
-        if not self.training or self.drop_prob == 0.:
-            return x
-        keep = 1. - self.drop_prob
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        factor = self.factor(x)
+        return x if factor is None else x * factor
 
     def extra_repr(self) -> str:
         return f'{self.drop_prob:.3g}'

@@ -3,12 +3,14 @@
 group_attention   softmax attention inside windows, between routed regions, of whole maps
 linear_attention  focused (FLatten), ReLU (EfficientViT) and performer (T2T-ViT) attention
 depthwise         depthwise convolution of an NHWC map
+add_norm          the residual sum and its LayerNorm
 choose            which form of an operator computes, and `use_implementation`, which forces one
+gpu               what the Triton forms share
 kept              keeps what a form prepares from a weight from one call to the next
 native            the kernels in C++ for inference on a CPU, compiled on the user's machine
 padding           zero-padding of an NHWC map to multiples, and the crop that removes the padding
 windows           cuts an NHWC map into windows or stripes, and merges windows
-precision         full precision inside autocast
+precision         full precision inside autocast, and the dtype of autocast's products
 
 An operator's folder holds `reference`, the equation of the operator, slow and obvious, and one
 module for each other form. A module of a network calls the operator and does not know the forms.

@@ -1,4 +1,5 @@
-"""Full precision inside autocast, for products that overflow in half precision."""
+"""Which precision: full inside autocast, for products that overflow; that of autocast's products.
+"""
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,3 +22,12 @@ def is_half(weight: Tensor, x: Tensor) -> bool:
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return autocast or weight.dtype in (torch.float16, torch.bfloat16)
+
+
+def product_dtype(like: Tensor) -> torch.dtype:
+    """The dtype in which a linear layer or a convolution takes `like`, also inside autocast."""
+    kind = like.device.type
+    if (like.dtype in (torch.float32, torch.float16, torch.bfloat16)
+            and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return torch.get_autocast_dtype(kind)
+    return like.dtype

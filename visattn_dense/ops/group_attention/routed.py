@@ -159,8 +159,11 @@ def _pair_layout(like: Tensor, width: int) -> Tensor:
 
 @torch.library.custom_op('visattn::routed_attention_backward', mutates_args=())
 def _routed_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
-                               weight: Tensor | None, scale: float) -> list[Tensor]:
+                               weight: Tensor | None,
+                               scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and weight, with keys, values and probabilities computed again.
+
+    Without weight, the last gradient is an empty tensor.
 
     With P = softmax(S), S = scale · q kᵀ:  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P ∘ (dP − Σ P ∘ dP),
     dQ = scale · dS K,  dK = scale · dSᵀ Q.
@@ -186,12 +189,12 @@ def _routed_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, in
         for total, found in ((grad_k, found_k * factor), (grad_v, found_v * factor)):
             total.index_add_(0, picked.flatten(), found.view(-1, *total.shape[1:]))
         del keys, values, found_k, found_v, found
-    grads = [_from_pairs(t.to(q.dtype), like) for t, like in
-             zip((grad_q, grad_k, grad_v), likes, strict=True)]
-    if weight is not None:
-        total = grad_weight.unflatten(0, (*weight.shape[:2], heads)).sum(2)
-        grads.append(total.to(weight.dtype))
-    return grads
+    if weight is None:
+        grad_weight = q.new_empty(0)
+    else:
+        grad_weight = grad_weight.unflatten(0, (*weight.shape[:2], heads)).sum(2).to(weight.dtype)
+    return *(_from_pairs(t.to(q.dtype), like) for t, like in
+             zip((grad_q, grad_k, grad_v), likes, strict=True)), grad_weight
 
 
 def _accumulate(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, grad_q: Tensor,
@@ -207,8 +210,8 @@ def _accumulate(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, gra
 
 @_routed_attention_backward.register_fake
 def _(grad, q, k, v, index, weight, scale):
-    grads = [_pair_layout(t, t.shape[-1]) for t in (q, k, v)]
-    return [*grads, torch.empty_like(weight)] if weight is not None else grads
+    return (*(_pair_layout(t, t.shape[-1]) for t in (q, k, v)),
+            q.new_empty(0) if weight is None else torch.empty_like(weight))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -218,8 +221,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor):
     q, k, v, index, weight = ctx.saved_tensors
-    grads = torch.ops.visattn.routed_attention_backward(grad, q, k, v, index, weight, ctx.scale)
-    return grads[0], grads[1], grads[2], None, grads[3] if weight is not None else None, None
+    *grads, grad_weight = torch.ops.visattn.routed_attention_backward(grad, q, k, v, index, weight,
+                                                                      ctx.scale)
+    return *grads, None, None if weight is None else grad_weight, None
 
 
 _routed_attention.register_autograd(_backward, setup_context=_setup_context)

@@ -185,7 +185,9 @@ def _(q, k, v, index, weight, scale):
 
 @torch.library.custom_op('visattn::routed_attention_triton_backward', mutates_args=())
 def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
-                 weight: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> list[Tensor]:
+                 weight: Tensor | None, out: Tensor, lse: Tensor,
+                 scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and weight. Without weight, the last gradient is an empty tensor."""
     from .triton_kernels import key_gradient_kernel, query_gradient_kernel
     grad_q, grad_k, grad_v = (q.new_empty(t.shape) for t in (q, k, v))
     q, k, v, grad = _laid_out(q, k, v, grad)
@@ -217,16 +219,16 @@ def _backward_op(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor,
             q, k, v, ordered, lse, grad, delta, grad_k, grad_v, shares, askers, offsets, scale,
             n, m, regions, heads, *geometry, **_launch_options(key_tile, q, v, weight))
     if weight is None:
-        return [grad_q, grad_k, grad_v]
+        return grad_q, grad_k, grad_v, q.new_empty(0)
     grad_w = torch.empty_like(weight)
     grad_w.view(-1)[pairs] = shares.sum((1, 2, 3)).to(weight.dtype)
-    return [grad_q, grad_k, grad_v, grad_w]
+    return grad_q, grad_k, grad_v, grad_w
 
 
 @_backward_op.register_fake
 def _(grad, q, k, v, index, weight, out, lse, scale):
-    tensors = [q, k, v] + ([weight] if weight is not None else [])
-    return [t.new_empty(t.shape) for t in tensors]
+    return (*(t.new_empty(t.shape) for t in (q, k, v)),
+            q.new_empty(0) if weight is None else weight.new_empty(weight.shape))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -236,9 +238,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, _):
-    *tensors, out, lse = ctx.saved_tensors
-    grads = torch.ops.visattn.routed_attention_triton_backward(grad, *tensors, out, lse, ctx.scale)
-    return *grads[:3], None, grads[3] if len(grads) > 3 else None, None
+    q, k, v, index, weight, out, lse = ctx.saved_tensors
+    *grads, grad_weight = torch.ops.visattn.routed_attention_triton_backward(
+        grad, q, k, v, index, weight, out, lse, ctx.scale)
+    return *grads, None, None if weight is None else grad_weight, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)

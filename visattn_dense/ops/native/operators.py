@@ -126,7 +126,7 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
-    _depthwise(x, out, weight, bias, list(window or x.shape[1:3]), list(corner), accumulate,
+    _depthwise(x, out, weight, bias, *(window or x.shape[1:3]), *corner, accumulate,
                ACTIVATIONS.index(activation))
 
 
@@ -155,13 +155,13 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
 
 
 @torch.library.custom_op('visattn::depthwise', mutates_args={'out'}, device_types='cpu')
-def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, window: list[int],
-               corner: list[int], accumulate: bool, activation: int) -> None:
+def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
+               above: int, left: int, accumulate: bool, activation: int) -> None:
     inputs, outputs = _rows(x), _rows(out)
     side = round(weight.shape[0]**.5)
     done = library().visattn_depthwise(
         _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0), *x.shape,
-        *window, *corner, side, _pointer(weight), _pointer(bias), accumulate, activation,
+        height, width, above, left, side, _pointer(weight), _pointer(bias), accumulate, activation,
         torch.get_num_threads())
     if done != 0:
         raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
@@ -178,7 +178,7 @@ def _(q, k, v, out, rows, starts, places, position, inverse_scale, heads, power,
 
 
 @_depthwise.register_fake
-def _(x, out, weight, bias, window, corner, accumulate, activation):
+def _(x, out, weight, bias, height, width, above, left, accumulate, activation):
     return None
 
 

@@ -1,0 +1,56 @@
+"""The Triton forms: their cases in a process of their own, and what needs no device."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from visattn_dense.ops import gpu
+from visattn_dense.ops.add_norm import add_norm
+
+from .triton_resources import LAUNCHES, compiled
+
+CASES = Path(__file__).with_name('triton_form_cases.py')
+needs_triton = pytest.mark.skipif(not gpu.HAS_TRITON, reason='needs Triton')
+
+
+@needs_triton
+def test_cases(tmp_path):
+    """On the GPU where there is one, else in Triton's interpreter."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith('PYTEST_')}
+    if not torch.cuda.is_available():
+        env['TRITON_INTERPRET'] = '1'
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
+         str(CASES)],
+        cwd=CASES.parents[1], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert ' passed' in run.stdout
+
+
+@needs_triton
+@pytest.mark.skipif(gpu.INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('name', [next(iter(LAUNCHES))])
+def test_kernels_compile_to_gpu_code(name, capability, tmp_path, monkeypatch):
+    """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for launch in LAUNCHES[name]():
+        needed = compiled(launch, capability)
+        # What a thread block may have on every GPU from capability 8.0 on; no spilled registers.
+        assert needed.shared <= 99 * 1024 and needed.local == 0
+
+
+@needs_triton
+def test_plans_need_no_gpu():
+    """Fake tensors on a GPU go through the Triton forms where there is no GPU."""
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 5, 8, device='cuda'), torch.empty(8, device='cuda')
+        update = x.bfloat16().requires_grad_()
+        total, normed = add_norm(x, update, weight, weight, eps=1e-5, dtype=torch.bfloat16)
+        assert 'add_norm' in type(total.grad_fn).__name__
+        assert (total.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
+        assert total.device == normed.device == x.device

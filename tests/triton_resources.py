@@ -1,0 +1,124 @@
+"""Compile the launches of a Triton form for a GPU that is not there, and read what they need.
+
+`python -m tests.triton_resources` prints a table of the operators' kernels: registers of a thread,
+bytes of local memory (more than 0: registers are spilled) and bytes of shared memory of a block.
+"""
+import inspect
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+_TYPES = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16',
+          torch.int64: 'i64', torch.int32: 'i32'}
+_OPTIONS = ('num_warps', 'num_stages', 'enable_fp_fusion')
+
+
+class Launch(NamedTuple):
+    """A kernel and the arguments that a form launches it with."""
+    kernel: Any
+    args: tuple
+    options: dict[str, Any]
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel needs."""
+    registers: int
+    local: int
+    shared: int
+    ptx: str
+
+
+@contextmanager
+def recorded(module: Any) -> Iterator[list[Launch]]:
+    """Inside the block, launches of the kernels of `module` are listed, and nothing runs."""
+    from triton.runtime import JITFunction
+    launches: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **options: launches.append(Launch(self.kernel, args, options))
+
+    kernels = {name: Recorder(kernel) for name, kernel in vars(module).items()
+               if isinstance(kernel, JITFunction) and name.endswith('_kernel')}
+    with mock.patch.multiple(module, **kernels):
+        yield launches
+
+
+def compiled(launch: Launch, capability: int) -> Resources:
+    """Compile as at a launch on a GPU of this compute capability (80 for 8.0)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    kernel, options = launch.kernel, dict(launch.options)
+    chosen = {name: options.pop(name) for name in _OPTIONS if name in options}
+    bound = inspect.signature(kernel.fn).bind(*launch.args, **options).arguments
+    free = set(kernel.do_not_specialize or ())
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        name, value = parameter.name, bound[parameter.name]
+        if parameter.is_constexpr or value is None or (value is not True and isinstance(value, int)
+                                                       and value == 1 and name not in free):
+            signature[name], constants[name] = 'constexpr', value
+        elif isinstance(value, Tensor):
+            signature[name] = f'*{_TYPES[value.dtype]}'
+            if value.data_ptr() % 16 == 0:
+                attributes[i,] = [['tt.divisibility', 16]]
+        elif isinstance(value, float):
+            signature[name] = 'fp32'
+        else:
+            signature[name] = 'i32'
+            if name not in free and value % 16 == 0:
+                attributes[i,] = [['tt.divisibility', 16]]
+    binary = triton.compile(ASTSource(kernel, signature, constants, attributes),
+                            target=GPUTarget('cuda', capability, 32), options=chosen)
+    tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(binary.asm['cubin'])
+        file.flush()
+        report = subprocess.run([tool, '--dump-resource-usage', file.name], check=True, text=True,
+                                capture_output=True).stdout
+    found = {key: int(value) for key, value in re.findall(r'(REG|LOCAL|STACK):(\d+)', report)}
+    return Resources(found['REG'], found['LOCAL'] + found['STACK'], binary.metadata.shared,
+                     binary.asm['ptx'])
+
+
+def add_norm_launches(channels: int, dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward of a residual stream of float32 and a branch of `dtype`."""
+    from visattn_dense.ops.add_norm import triton_form, triton_kernels
+    x, update = torch.empty(2, 40, channels), torch.empty(2, 40, channels, dtype=dtype)
+    weight, scale = torch.empty(channels), torch.empty(2, 1, 1, dtype=dtype)
+    with recorded(triton_kernels) as launches:
+        total, normed, mean, inverse = triton_form._forward._init_fn(
+            x, update, scale, weight, weight, 1e-6, dtype)
+        triton_form._backward_op._init_fn(total, normed, total, scale, weight, mean, inverse,
+                                          dtype)
+    return launches
+
+
+LAUNCHES: dict[str, Callable[[], list[Launch]]] = {
+    'add_norm, 64 channels, bfloat16': lambda: add_norm_launches(64, torch.bfloat16),
+    'add_norm, 384 channels, bfloat16': lambda: add_norm_launches(384, torch.bfloat16),
+    'add_norm, 1024 channels, float32': lambda: add_norm_launches(1024, torch.float32),
+}
+
+
+if __name__ == '__main__':
+    print('| operator | kernel | capability | registers | local | shared |')
+    print('| --- | --- | --- | --- | --- | --- |')
+    for name, launches in LAUNCHES.items():
+        for launch in launches():
+            for capability in (80, 90):
+                needed = compiled(launch, capability)
+                print(f'| {name} | {launch.kernel.fn.__name__} | {capability / 10} | '
+                      f'{needed.registers} | {needed.local} | {needed.shared} |', flush=True)

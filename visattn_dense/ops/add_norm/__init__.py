@@ -1,0 +1,18 @@
+"""Add a branch to the residual stream, and normalise the sum: one pass over the tokens.
+
+    total = x + scale · update,   normed = LayerNorm(total)
+
+The arguments are those of `reference.add_norm`, and `mode` (see `visattn_dense.ops.choose`).
+
+reference       the equation
+torch_form      torch's sum and torch's LayerNorm
+triton_form     one kernel forward and one backward; triton_kernels holds the kernels
+"""
+from ..choose import Form, Operator, reference_form
+from . import reference, torch_form, triton_form
+
+add_norm = Operator(
+    'add_norm', Form('triton', triton_form.add_norm, triton_form.why_not, devices=('cuda',)),
+    Form('torch', torch_form.add_norm), reference_form(reference.add_norm))
+
+__all__ = ['add_norm']

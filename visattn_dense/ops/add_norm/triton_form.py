@@ -1,0 +1,143 @@
+"""A residual sum and its LayerNorm in one kernel, forward and backward.
+
+For backward, the operator keeps the sum, which the residual stream keeps anyway, and two numbers
+for each token. The gradients of weight and bias are sums in a fixed order, without atomic
+additions: every run gives the same gradients. The arithmetic is float32 for every dtype.
+"""
+import torch
+from torch import Tensor
+
+from .. import gpu
+
+MAX_CHANNELS = 8192
+
+
+def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *,
+            scale: Tensor | None = None, dtype: torch.dtype | None = None,
+            **_: object) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    reason = gpu.why_not(x, update, scale, weight, bias)
+    if reason is None and dtype not in (None, *gpu.DTYPES):
+        reason = 'the result is neither float32, bfloat16 nor float16'
+    if reason is None and update is not None and update.shape != x.shape:
+        reason = 'the update has another shape than the stream'
+    if reason is None and x.shape[-1] > MAX_CHANNELS:
+        reason = f'there are more than {MAX_CHANNELS} channels'
+    return reason
+
+
+def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
+             scale: Tensor | None = None, dtype: torch.dtype | None = None
+             ) -> tuple[Tensor, Tensor]:
+    if dtype is None:
+        # What torch's LayerNorm gives.
+        autocast = x.is_cuda and torch.is_autocast_enabled('cuda')
+        dtype = torch.float32 if autocast else _sum_dtype(x, update)
+    total, normed, _, _ = torch.ops.visattn.add_norm(x, update, scale, weight, bias, eps, dtype)
+    return x if update is None else total, normed
+
+
+def _sum_dtype(x: Tensor, update: Tensor | None) -> torch.dtype:
+    return x.dtype if update is None else torch.promote_types(x.dtype, update.dtype)
+
+
+def _launch_options(channels: int, elements: int) -> dict[str, int]:
+    """The tile of a program, of about `elements`."""
+    block_c = gpu.power_of_two(channels)
+    return dict(C=channels, BLOCK_C=block_c, BLOCK=max(1, elements // block_c),
+                num_warps=4 if block_c <= 2048 else 8, enable_fp_fusion=True)
+
+
+@torch.library.custom_op(
+    'visattn::add_norm', mutates_args=(),
+    schema='(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
+           'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
+def _forward(x, update, scale, weight, bias, eps, dtype):
+    from .triton_kernels import forward_kernel
+    total, normed, mean, inverse = _empty(x, update, scale, weight, bias, eps, dtype)
+    tokens = mean.numel()
+    if tokens == 0:
+        return total, normed, mean, inverse
+    x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
+    tile = _launch_options(x.shape[-1], 4096)
+    with gpu.on(x):
+        forward_kernel[(-(-tokens // tile['BLOCK']),)](
+            x, update, scale, weight.contiguous(), bias.contiguous(),
+            None if update is None else total, normed, mean, inverse, eps, tokens,
+            tokens // x.shape[0], **tile)
+    return total, normed, mean, inverse
+
+
+@_forward.register_fake
+def _empty(x, update, scale, weight, bias, eps, dtype):
+    """total (no numbers if there is no update), normed, mean and 1 / √(σ² + eps)."""
+    total = (x.new_empty(0) if update is None else
+             x.new_empty(x.shape, dtype=_sum_dtype(x, update)))
+    statistics = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    return total, x.new_empty(x.shape, dtype=dtype), *statistics
+
+
+@torch.library.custom_op(
+    'visattn::add_norm_backward', mutates_args=(),
+    schema='(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, Tensor weight, '
+           'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
+def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
+    """Gradients of x, of weight and bias (2, C), and with `update_dtype` that of the update."""
+    from .triton_kernels import backward_kernel
+    channels, tokens = total.shape[-1], mean.numel()
+    grads = _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse,
+                             update_dtype)
+    if tokens == 0:
+        return [grads[0], grads[1].zero_(), *grads[2:]]
+    tile = _launch_options(channels, 2048)
+    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
+    programs = min(-(-tokens // tile['BLOCK']), max(128, min(1024, 2**19 // tile['BLOCK_C'])))
+    shares = total.new_empty(programs, 2, channels, dtype=torch.float32)
+    given = (None if t is None else t.contiguous()
+             for t in (grad_total, grad_normed, total, scale, weight))
+    with gpu.on(total):
+        backward_kernel[(programs,)](
+            *given, mean, inverse, grads[0], grads[2] if len(grads) > 2 else None, shares, tokens,
+            tokens // total.shape[0], **tile)
+    return [grads[0], shares.sum(0).to(weight.dtype), *grads[2:]]
+
+
+@_backward_op.register_fake
+def _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
+    update = [] if update_dtype is None else [total.new_empty(total.shape, dtype=update_dtype)]
+    return [total.new_empty(total.shape), weight.new_empty(2, *weight.shape), *update]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, update, scale, weight, *_ = inputs
+    total, _, mean, inverse = output
+    ctx.dtypes = x.dtype, None if update is None else update.dtype
+    ctx.save_for_backward(x if update is None else total, scale, weight, mean, inverse)
+    ctx.mark_non_differentiable(mean, inverse)
+    # An unused result then costs no tensor of zeros.
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_total, grad_normed, *_):
+    total, scale, weight, mean, inverse = ctx.saved_tensors
+    x_dtype, update_dtype = ctx.dtypes
+    own = update_dtype is not None and (scale is not None or update_dtype != total.dtype)
+    grad_weight = grad_bias = None
+    if grad_normed is None:
+        if grad_total is None:
+            return (None,) * 7
+        grad = grad_total
+        grad_update = grad if scale is None else grad * scale
+    else:
+        if update_dtype is None:
+            grad_total = None                        # `total` holds no numbers
+        grad, affine, *grad_update = torch.ops.visattn.add_norm_backward(
+            grad_total, grad_normed, total, scale, weight, mean, inverse,
+            update_dtype if own else None)
+        grad_weight, grad_bias = affine.unbind()
+        grad_update = grad_update[0] if own else grad
+    grad_update = None if update_dtype is None else grad_update.to(update_dtype)
+    return grad.to(x_dtype), grad_update, None, grad_weight, grad_bias, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
