@@ -36,6 +36,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--quick', action='store_true', help='sizes 224 and 512, few repeats, ten '
                       'minutes at most; the default')
+    form.add_argument('--plan', action='store_true', help='measure nothing: count the launches, '
+                      'bytes and FLOPs of a forward pass on a GPU, whether or not there is one')
     form.add_argument('--full', action='store_true', help='all sizes, other forms (compiled, '
                       'bfloat16, channels_last), more repeats')
     parser.add_argument('--families', nargs='+', default=subjects.FAMILIES, metavar='FAMILY',
@@ -66,7 +68,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args.words = sys.argv[1:] if arguments is None else list(arguments)
     for name, quick, full in (
             ('runs', 3, 5), ('seconds', 5., 30.), ('patience', 120., 1800.),
-            ('minutes', 9.5, float('inf')), ('sizes', QUICK_SIZES, FULL_SIZES),
+            ('minutes', 9.5, float('inf')),
+            ('sizes', None if args.plan else QUICK_SIZES, FULL_SIZES),
             ('out', Path('work_dirs/benchmarks/benchmarks.md'), Path('docs/notes/benchmarks.md'))):
         if getattr(args, name) is None:
             setattr(args, name, full if args.full else quick)
@@ -207,7 +210,22 @@ def main(arguments: list[str] | None = None) -> int:
     return run(benchmark, parse_args(arguments))
 
 
+def show_plan(args: argparse.Namespace) -> None:
+    """Print the table of `benchmarks.plan`."""
+    from . import plan
+    sizes = plan.BATCHES
+    if args.sizes is not None:
+        sizes = {size: plan.BATCHES.get(size, 1)
+                 for size in (parse_size(text, _LEAST_SIDE) for text in args.sizes)}
+    names = list(subjects.GPU_BACKBONES) if args.backbones is None else args.backbones
+    for row in plan.table(names, sizes):
+        print(row, flush=True)
+
+
 def benchmark(args: argparse.Namespace) -> int:
+    if args.plan:
+        show_plan(args)
+        return 0
     records: list[dict[str, Any]] = []
     todo = plans(args)
     report = document.begin(args) | dict(records=records)

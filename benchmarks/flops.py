@@ -35,15 +35,15 @@ def count_flops(run: Callable[[], object]) -> FlopCount:
     Returns:
         The FLOPs of all operators that ran, and of them those of fused attention.
     """
-    with FlopCounterMode(display=False, custom_mapping=_unknown_to_torch()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:
         run()
     found = counter.get_flop_counts().get('Global', {})
     attention = sum(count for operator, count in found.items() if 'attention' in str(operator))
     return FlopCount(counter.get_total_flops(), attention)
 
 
-def _unknown_to_torch() -> dict:
-    """Formulas for our operator, and for those of torch that this release does not count."""
+def formulas() -> dict:
+    """Formulas for our operators, and for those of torch that this release does not count."""
     # The operator is registered by its import.
     from visattn_dense.attention import routed  # noqa: F401
     formulas = {torch.ops.visattn.routed_attention: _routed_attention,

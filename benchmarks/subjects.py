@@ -98,8 +98,8 @@ QUICK_BACKBONES = ('CSWin:tiny', 'FLattenCSWin:tiny', 'BiFormer:small', 'Efficie
                    'T2TViT:14')
 CPU_BACKBONES = ('CSWin:tiny', 'FLattenCSWin:tiny', 'BiFormer:small', 'EfficientViT:b2',
                  'EfficientViT:l1', 'EfficientViT:l2', 'T2TViT:14', 'T2TViT:t_14')
-GPU_BACKBONES = ('CSWin:small', 'FLattenCSWin:tiny', 'BiFormer:small', 'EfficientViT:l2',
-                 'T2TViT:14')
+GPU_BACKBONES = ('CSWin:small', 'FLattenCSWin:tiny', 'BiFormer:small', 'EfficientViT:b2',
+                 'EfficientViT:l2', 'T2TViT:14')
 
 
 def backbone(name: str) -> Subject:

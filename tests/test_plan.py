@@ -1,0 +1,38 @@
+"""benchmarks --plan: costs on a GPU that is not here."""
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import cli, plan
+from benchmarks.options import Size
+
+
+class Net(nn.Module):
+    """1×1 convolution, GELU, and views that cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(self.conv(x)).flatten(2).mT[:, :5]
+
+
+@pytest.mark.parametrize(('dtype', 'casts'), [(torch.float32, 0), (torch.bfloat16, 2)])
+def test_every_operator_but_views_is_counted(dtype, casts):
+    """Two operators; autocast casts the image and the kernel besides."""
+    found = plan.cost(Net, 2, Size(16, 32), dtype)
+    pixels, size = 2 * 16 * 32, dtype.itemsize
+    assert found.launches == 2 + casts
+    assert found.flops == 2 * pixels * 3 * 8
+    image, kernel, out = 3 * pixels, 3 * 8, 8 * pixels
+    assert found.bytes == (size * (image + kernel + out + 2 * out)
+                           + (casts and (4 + size) * (image + kernel)))
+    assert found.floor_ms == pytest.approx(1e3 * found.bytes / plan.BYTES_PER_S)
+
+
+def test_the_command_needs_no_gpu(capsys):
+    assert cli.main(['--plan', '--backbones', 'EfficientViT:b0', '--sizes', '64x96']) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith('| EfficientViT b0 | 64×96 | 1 | ')
+    assert not torch.is_autocast_enabled('cuda')
