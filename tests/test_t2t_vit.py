@@ -288,10 +288,13 @@ def test_other_image_channels_are_adapted(tokens, adapted, channels, tmp_path):
     (dict(arch=dict(SMALL, tokens='pooling')), "'convolution', got 'pooling'"),
     (dict(arch=dict(SMALL, mlp_ratio=3., se=True, ghost=True)), 'got se and ghost'),
     (dict(arch=dict(SMALL, ghost=True)), 'mlp_ratio is 3'),
+    (dict(arch=dict(SMALL, depth=0)), 'got 0'),
+    (dict(arch=dict(SMALL, embed_dim=33, num_heads=3, mlp_ratio=3., ghost=True)), 'even'),
     (dict(arch=dict(SMALL, depth=(1, 2, 1, 1))), 'one number of blocks'),
     (dict(arch=dict(DENSE, depth=5)), 'four stages'),
     (dict(arch=dict(DENSE, depth=(1, 2, 1))), 'four stages'),
     (dict(arch=dict(DENSE, depth=(1, 2, 0, 1))), 'at least 1'),
+    (dict(arch=dict(DENSE, depth=(1, 2, 1, 1.5))), 'at least 1'),
     (dict(arch=dict(DENSE, growth=-16)), 'at least 1'),
     (dict(arch=dict(DENSE, growth=17)), 'width 33 of a block'),
 ])

@@ -6,8 +6,8 @@ each channel times a learned factor.
     attention:  q = [q', s_q q'], q' = W_q x, and so k and v;   out = proj(softmax(q kᵀ · scale) v)
     MLP:        h = gelu(fc1(x));   out = fc2([h, gelu(s_2 h), gelu(s_3 h)])
 
-Shapes: x (B, ..., C); q', k' and v' have C/2 channels, h has C channels. With h heads and an even
-h, the second half of the heads has the ghosts.
+Shapes: x (B, ..., C); q', k' and v' have C/2 channels, h has C channels. With an even number of
+heads, the second half of the heads works on ghosts alone.
 
 Official code: yitu-opensource/T2T-ViT, models/t2t_vit_ghost.py. The factors have the official names
 and shapes of grouped 1×1 convolutions: `cheap_operation_q.weight` (C/2, 1, 1). Deviations: none in

@@ -81,7 +81,8 @@ class T2TViT(DenseBackbone):
         in_channels: channels of the image.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`. The stem is
-            tokens-to-token; a stage is a quarter of the blocks.
+            tokens-to-token; a stage is a quarter of the blocks, or a stage of T2T-ViT-dense with
+            the transition before it.
 
     Raises:
         UserError: an unknown arch or option value, or entries of an arch that exclude each other.

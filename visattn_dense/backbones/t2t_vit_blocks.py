@@ -42,15 +42,17 @@ def plan_blocks(dims: Mapping[str, Any]) -> tuple[list[tuple[int, int]], tuple[i
     if len(block) > 1:
         raise UserError(f'an arch has at most one of {", ".join(BLOCKS)}, '
                         f'got {" and ".join(block)}')
-    if block == ['ghost'] and dims['mlp_ratio'] != 3:
-        raise UserError(f'mlp_ratio is 3 with ghost=True, got {dims["mlp_ratio"]}')
+    if block == ['ghost'] and (dims['mlp_ratio'] != 3 or dim % 2):
+        raise UserError('with ghost=True, mlp_ratio is 3 and embed_dim is even; '
+                        f'got mlp_ratio {dims["mlp_ratio"]}, embed_dim {dim}')
     if block == ['growth']:
-        if not isinstance(depth, Sequence) or len(depth) != 4 or min(*depth, dims['growth']) < 1:
+        if (not isinstance(depth, Sequence) or len(depth) != 4
+                or not all(isinstance(n, int) and n > 0 for n in (*depth, dims['growth']))):
             raise UserError('with growth, depth has the numbers of blocks of four stages, and all '
                             f'are at least 1; got growth {dims["growth"]}, depth {depth}')
         steps, ends = dense_steps(dim, depth, dims['growth'])
-    elif isinstance(depth, Sequence):
-        raise UserError(f'depth is one number of blocks without growth, got {depth}')
+    elif not isinstance(depth, int) or depth < 1:
+        raise UserError(f'without growth, depth is one number of blocks, got {depth}')
     else:
         steps = [(dim, dim)] * depth
         ends = tuple(max(1, depth * (i + 1) // 4) for i in range(4))
