@@ -56,7 +56,7 @@ def refused(capsys, *arguments: object) -> str:
 
 @pytest.mark.parametrize('family, arch', [
     ('CSWin', 'small'), ('BiFormer', 'stl'), ('EfficientViT', 'l1'), ('FLattenCSWin', 'base'),
-    ('T2TViT', 't_14')])
+    ('T2TViT', 't_14'), ('T2TViT', 'c_14'), ('T2TViT', '16_ghost'), ('T2TViT', 'dense')])
 def test_a_variant_is_recognised_by_names_and_shapes(family, arch):
     with torch.device('meta'):
         state = BACKBONES.get(family)(arch).state_dict()
@@ -95,16 +95,20 @@ def test_timm_weights_become_ours(suffix, tmp_path, capsys):
     assert torch.equal(model.state_dict()['stem.0.conv.weight'], theirs['stem.in_conv.conv.weight'])
 
 
-def test_what_a_file_implies_is_written_down(tmp_path):
-    """Released T2T-ViT files say nothing of their scale, embed_dim^-½; ours do."""
-    state = T2TViT('7').state_dict()
+@pytest.mark.parametrize('arch, scale', [('7', 256 ** -.5), ('16_ghost', 384 ** -.5),
+                                         ('dense', 0.)])
+def test_what_a_file_implies_is_written_down(arch, scale, tmp_path):
+    """T2T-ViT files of the authors say nothing of their scale, embed_dim^-½ or, in T2T-ViT-dense,
+    that of each block (0); ours do."""
+    state = T2TViT(arch).state_dict()
     del state['qk_scale']
     torch.save({'state_dict_ema': state}, tmp_path / 'x.pth.tar')
     assert run('convert', tmp_path / 'x.pth.tar', tmp_path / 'ours.pth') == 0
     ours = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']
-    assert ours['qk_scale'] == torch.tensor(256 ** -.5)
-    release = find_release('t2t_vit_7')
-    assert release_state(release, state)['backbone.qk_scale'] == torch.tensor(256 ** -.5)
+    assert ours['qk_scale'] == torch.tensor(scale)
+    if arch == '7':
+        release = find_release('t2t_vit_7')
+        assert release_state(release, state)['backbone.qk_scale'] == torch.tensor(scale)
 
 
 def test_conversion_keeps_heads_and_drops_the_optimizer(trained, b0, tmp_path):

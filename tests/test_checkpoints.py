@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from visattn_dense.backbones import CSWin
+from visattn_dense.backbones import CSWin, T2TViT
 from visattn_dense.checkpoints import load_pretrained, match_state_dict, read_checkpoint, unwrap
 from visattn_dense.errors import UserError
 
@@ -102,6 +102,16 @@ def test_min_matched_can_be_lowered_knowingly(tmp_path):
     state = {k: v for k, v in model().state_dict().items() if not k.startswith('stage4')}
     torch.save(state, tmp_path / 'x.pth')
     assert .5 < load_pretrained(model(), tmp_path / 'x.pth', min_matched=.5).fraction < .95
+
+
+@pytest.mark.parametrize(('file', 'arch'), [('14', 't_14'), ('14', 'c_14'), ('t_14', '14')])
+def test_a_part_of_another_arch_is_not_left_random(file, arch, tmp_path):
+    """The tokens of T2T-ViT are less than 5 % of the tensors, and everything passes them."""
+    torch.save(T2TViT(file).state_dict(), tmp_path / 'x.pth')
+    target = T2TViT(arch)
+    with pytest.raises(UserError, match='no tensor of tokens_to_token.*which would start at random'):
+        load_pretrained(target, tmp_path / 'x.pth')
+    assert load_pretrained(target, tmp_path / 'x.pth', min_matched=.9).fraction > .9
 
 
 def test_missing_batch_counters_do_not_count():

@@ -20,20 +20,21 @@ SMALL = ['visattn_cswin_tiny', 'visattn_flattencswin_tiny', 'visattn_biformer_ti
 
 
 @pytest.mark.parametrize('case, name, options, wrapper, prefix', [
-    ('cswin_tiny', 'visattn_cswin_tiny', {}, 'state_dict_ema', ''),
-    ('flatten_cswin_tiny', 'visattn_flattencswin_tiny', {}, 'model', ''),
-    ('biformer_tiny', 'visattn_biformer_tiny', {}, 'model', ''),
-    ('efficientvit_b1', 'visattn_efficientvit_b1', {}, 'state_dict', ''),
-    ('efficientvit_b1', 'visattn_efficientvit_b1', {}, 'state_dict', 'module.'),
-    ('efficientvit_l1', 'visattn_efficientvit_l1', {}, 'state_dict', ''),
+    ('logits_cswin_tiny', 'visattn_cswin_tiny', {}, 'state_dict_ema', ''),
+    ('logits_flatten_cswin_tiny', 'visattn_flattencswin_tiny', {}, 'model', ''),
+    ('logits_biformer_tiny', 'visattn_biformer_tiny', {}, 'model', ''),
+    ('logits_efficientvit_b1', 'visattn_efficientvit_b1', {}, 'state_dict', ''),
+    ('logits_efficientvit_b1', 'visattn_efficientvit_b1', {}, 'state_dict', 'module.'),
+    ('logits_efficientvit_l1', 'visattn_efficientvit_l1', {}, 'state_dict', ''),
     # The golden model has the default scale, the released weights have another.
-    ('t2t_vit_7', 'visattn_t2tvit_7', dict(qk_scale=64**-.5), 'state_dict_ema', ''),
-    ('t2t_vit_7', 'visattn_t2tvit_7', dict(qk_scale=64**-.5), 'state_dict_ema', 'module.'),
+    ('logits_t2t_vit_7', 'visattn_t2tvit_7', dict(qk_scale=64**-.5), 'state_dict_ema', ''),
+    ('logits_t2t_vit_7', 'visattn_t2tvit_7', dict(qk_scale=64**-.5), 'state_dict_ema', 'module.'),
+    ('t2t_vit_dense', 'visattn_t2tvit_dense', {}, 'state_dict_ema', ''),
 ])
 def test_logits_are_the_official_codes(case, name, options, wrapper, prefix, tmp_path):
-    _, arrays, state, image = load_case(f'logits_{case}')
-    if case == 't2t_vit_7':
-        state['pos_embed'] = sinusoid_table(197, 256)
+    _, arrays, state, image = load_case(case)
+    if 't2t' in case:
+        state['pos_embed'] = sinusoid_table(197, state['cls_token'].shape[-1])
     torch.save({wrapper: {prefix + key: tensor for key, tensor in state.items()}},
                tmp_path / 'official.pth')
     model = timm.create_model(name, pretrained=True, **options, pretrained_cfg_overlay=dict(
@@ -44,7 +45,7 @@ def test_logits_are_the_official_codes(case, name, options, wrapper, prefix, tmp
         features = model.forward_features(image)
         torch.testing.assert_close(model.forward_head(features), logits)
         hidden = model.forward_head(features, pre_logits=True)
-        assert hidden.shape == (2, model.head_hidden_size)
+        assert hidden.shape == (len(image), model.head_hidden_size)
         torch.testing.assert_close(model.get_classifier()(hidden), logits)
 
 
@@ -164,7 +165,8 @@ def test_dropout_acts_before_the_classifier():
     # The authors' figures, up to their rounding.
     ('visattn_cswin_base', 78), ('visattn_biformer_base', 56.8), ('visattn_efficientvit_b3', 49),
     ('visattn_efficientvit_l2', 64), ('visattn_flattencswin_base', 75),
-    ('visattn_t2tvit_24', 64.1)])
+    ('visattn_t2tvit_24', 64.1), ('visattn_t2tvit_16_ghost', 16.3),
+    ('visattn_t2tvit_dense', 23.6)])
 def test_parameters_are_the_published_ones(name, millions):
     with torch.device('meta'):
         model = timm.create_model(name)

@@ -29,6 +29,8 @@ _T2T_LISTING = {
     'blocks.0': 1, 'blocks.1': 2, 'blocks.2': 3, 'blocks.3': 4,
     'levels.0': 5, 'levels.1': 5, 'levels.2': 5, 'norm': 5,
 }
+_T2T_DENSE = dict(embed_dim=16, depth=(1, 2, 1, 1), num_heads=2, mlp_ratio=2., tokens='performer',
+                  growth=16)
 # The arch, then each module (or parameter) and the depth of all that is in it.
 LISTINGS = {
     'cswin': (lambda: CSWin(_CROSS), _CROSS_LISTING),
@@ -45,6 +47,13 @@ LISTINGS = {
         'stages.3.0': 8, 'stages.3.1': 9, 'stages.3.2': 10}),
     't2t_vit': (lambda: T2TViT(_T2T), _T2T_LISTING),
     't2t_vit_se': (lambda: T2TViT(dict(_T2T, tokens='transformer', se=True)), _T2T_LISTING),
+    # Entries 1, 4 and 6 of the blocks are transitions.
+    't2t_vit_dense': (lambda: T2TViT(_T2T_DENSE), {
+        'tokens_to_token': 0, 'cls_token': 0, 'blocks.0': 1,
+        'blocks.1': 2, 'blocks.2': 2, 'blocks.3': 3,
+        'blocks.4': 4, 'blocks.5': 4,
+        'blocks.6': 5, 'blocks.7': 5,
+        'levels.0': 6, 'levels.1': 6, 'levels.2': 6, 'norm': 6}),
 }
 
 

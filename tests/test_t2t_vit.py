@@ -5,16 +5,29 @@ from torch import nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.goldens import assert_gradient, assert_outputs, load_case
-from visattn_dense.attention import TokenPerformer, TokenTransformer
+from visattn_dense.attention import (
+    ConvolutionTokens,
+    GhostMlp,
+    GhostSelfAttention,
+    SelfAttention,
+    SESelfAttention,
+    SqueezeExcitation,
+    TokenPerformer,
+    TokenTransformer,
+)
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.attention.tokens import soft_split
 from visattn_dense.backbones import T2TViT
+from visattn_dense.backbones.t2t_vit_dense import DenseBlock, Transition
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
-from visattn_dense.layers import optimize_for_inference, sinusoid_table
+from visattn_dense.layers import TransformerBlock, optimize_for_inference, sinusoid_table
 from visattn_dense.ops.linear_attention.torch_form import performer_features
 
 SMALL = dict(embed_dim=32, depth=5, num_heads=2, mlp_ratio=2., tokens='performer', se=False)
+# Blocks of the widths 16 | 16, 32 | 24 | 20; after a transition not a multiple of the growth.
+DENSE = dict(embed_dim=16, depth=(1, 2, 1, 1), num_heads=2, mlp_ratio=2., tokens='performer',
+             growth=16)
 
 
 class TestT2TViT(BackboneSuite):
@@ -36,14 +49,25 @@ class TestT2TViTTransformerTokenLevels(BackboneSuite):
             self.build(out_indices=(0, 1))
 
 
-@pytest.mark.parametrize('kind', [TokenPerformer, TokenTransformer])
+class TestT2TViTGhostConvolution(BackboneSuite):
+    backbone = T2TViT
+    arch = dict(embed_dim=32, depth=4, num_heads=2, mlp_ratio=3., tokens='convolution', ghost=True)
+
+
+class TestT2TViTDense(BackboneSuite):
+    backbone = T2TViT
+    arch = DENSE
+
+
+@pytest.mark.parametrize('kind, dims', [(TokenPerformer, (19, 8)), (TokenTransformer, (19, 8)),
+                                        (GhostSelfAttention, (12, 3)), (SESelfAttention, (32, 4))])
 @pytest.mark.parametrize('size', [(1, 1), (5, 3), (13, 7)])
-def test_attention_is_its_equation(kind, size):
-    fast, naive = kind(19, 8).double().eval(), as_naive(kind(19, 8).double()).eval()
+def test_attention_is_its_equation(kind, dims, size):
+    fast, naive = kind(*dims).double().eval(), as_naive(kind(*dims).double()).eval()
     naive.load_state_dict(fast.state_dict())
     results = []
-    x = torch.randn(2, *size, 19, dtype=torch.float64)
-    weight = torch.randn(2, *size, 8, dtype=torch.float64)
+    x = torch.randn(2, *size, dims[0], dtype=torch.float64)
+    weight = torch.randn_like(fast(x))
     for module in (fast, naive):
         image = x.clone().requires_grad_()
         out = module(image)
@@ -88,6 +112,92 @@ def test_soft_split_takes_patches():
     torch.testing.assert_close(patches[0, 1, 1].view(2, 3, 3), x[0, :, 1:4, 1:4])
 
 
+def test_convolution_tokens_are_linear_layers_of_the_soft_splits():
+    stem = ConvolutionTokens(24, in_channels=4)
+    image = torch.randn(2, 4, 37, 50)
+    maps = stem(image, None)
+    assert [tuple(m.shape) for m in maps] == [(2, 9, 12, 64), (2, 5, 6, 64), (2, 3, 3, 24)]
+    x = image
+    for conv, split, out in zip((stem.soft_split0, stem.soft_split1, stem.project),
+                                ((7, 4, 2), (3, 2, 1), (3, 2, 1)), maps, strict=True):
+        linear = soft_split(x, *split) @ conv.weight.flatten(1).T + conv.bias
+        torch.testing.assert_close(out, linear, rtol=1e-4, atol=1e-4)
+        x = linear.permute(0, 3, 1, 2)
+
+
+def test_squeeze_excitation_of_a_map_by_hand():
+    se = SqueezeExcitation(1, reduction=1)
+    with torch.no_grad():
+        se.fc[0].weight.fill_(1.)
+        se.fc[2].weight.fill_(2.)
+        # The mean of the positions is 3.
+        out = se(torch.tensor([1., 5., 2., 4.]).view(1, 2, 2, 1)).flatten()
+    torch.testing.assert_close(out, torch.tensor([1., 5., 2., 4.]) * torch.tensor(6.).sigmoid())
+
+
+def test_ghost_attention_by_hand():
+    """Two heads of one channel: the second head's q, k and v are 3, ½ and −2 times the first's."""
+    attn = GhostSelfAttention(2, 2, scale=1.)
+    with torch.no_grad():
+        for layer in (attn.q, attn.k, attn.v):
+            layer.weight.copy_(torch.tensor([[1., 0.]]))
+        attn.cheap_operation_q.weight.fill_(3.)
+        attn.cheap_operation_k.weight.fill_(.5)
+        attn.cheap_operation_v.weight.fill_(-2.)
+        attn.proj.weight.copy_(torch.eye(2))
+        attn.proj.bias.zero_()
+        # Token 0 has the logits 0 with both tokens: the mean of v. Token 1: 0 and 1, 0 and 1.5.
+        out = attn(torch.tensor([[[0., 9.], [1., 9.]]]))
+    first, second = torch.tensor(1.).sigmoid(), torch.tensor(1.5).sigmoid()
+    torch.testing.assert_close(out, torch.tensor([[[.5, -1.], [first, -2 * second]]]))
+
+
+def test_ghost_mlp_by_hand():
+    """fc1 doubles; fc2 is (1, 10, 100) on the features and their two copies."""
+    mlp = GhostMlp(1, 3)
+    with torch.no_grad():
+        mlp.fc1.weight.fill_(2.)
+        mlp.fc1.bias.zero_()
+        mlp.cheap_operation2.weight.fill_(-1.)
+        mlp.cheap_operation3.weight.fill_(3.)
+        mlp.fc2.weight.copy_(torch.tensor([[1., 10., 100.]]))
+        mlp.fc2.bias.fill_(.5)
+        out = mlp(torch.tensor([[.7]]))
+    gelu = nn.functional.gelu
+    h = gelu(torch.tensor(1.4))
+    torch.testing.assert_close(out, (.5 + h + 10 * gelu(-h) + 100 * gelu(3 * h)).view(1, 1))
+
+
+@pytest.mark.parametrize('build', [lambda: GhostSelfAttention(9, 3),
+                                   lambda: GhostSelfAttention(10, 4), lambda: GhostMlp(8, 16)])
+def test_ghosts_refuse_widths_that_do_not_fit(build):
+    with pytest.raises(ValueError, match='got (9|10|16)'):
+        build()
+
+
+def test_dense_blocks_append_to_what_they_take():
+    model = T2TViT(DENSE).eval()
+    assert model.out_channels == (32, 48, 40, 36) and model.level_depths == (1, 4, 6, 8)
+    kinds = ''.join('t' if isinstance(block, Transition) else 'b' for block in model.blocks)
+    assert kinds == 'btbbtbtb'
+    with torch.no_grad():
+        for block in model.blocks:
+            x = torch.randn(2, 5, (block.linear if isinstance(block, Transition)
+                                   else block.dense_linear).in_features)
+            out = block(x)
+            if isinstance(block, Transition):
+                assert out.shape == (2, 5, x.shape[-1] // 2)
+            else:
+                assert torch.equal(out[..., :x.shape[-1]], x) and out.shape[-1] == x.shape[-1] + 16
+
+
+def test_drop_path_grows_over_the_dense_blocks_and_passes_transitions():
+    model = T2TViT(DENSE, drop_path_rate=.4)
+    rates = [block.drop_path.drop_prob for block in model.blocks
+             if not isinstance(block, Transition)]
+    assert rates == pytest.approx([0., .1, .2, .3, .4])
+
+
 def test_sinusoid_table_values():
     table = sinusoid_table(3, 4)[0]
     torch.testing.assert_close(table[0], torch.tensor([0., 1., 0., 1.]))
@@ -126,20 +236,45 @@ def test_released_weights_bring_their_attention_scale(tmp_path):
     assert scale_after('ours.pth', qk_scale=.5) == pytest.approx(.123)
 
 
+@pytest.mark.parametrize('own', [False, True], ids=['of the authors', 'of this project'])
+def test_each_dense_block_keeps_the_scale_of_its_head(own, tmp_path):
+    """The official code has no other scale for a file of T2T-ViT-dense."""
+    torch.manual_seed(0)
+    source = T2TViT(DENSE).eval()
+    torch.save({name: tensor for name, tensor in source.state_dict().items()
+                if own or name != 'qk_scale'}, tmp_path / 'x.pth')
+    model, given = T2TViT(DENSE).eval(), T2TViT(DENSE, qk_scale=.3).eval()
+    assert load_pretrained(model, tmp_path / 'x.pth').missing == []
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted = source(x)
+        torch.testing.assert_close(model(x), wanted)
+        # By hand, block by block.
+        for block in model.blocks:
+            if isinstance(block, TransformerBlock):
+                block.attn.scale = (block.norm1.weight.numel() // 2) ** -.5
+        torch.testing.assert_close(model(x), wanted)
+        load_pretrained(given, tmp_path / 'x.pth')
+        same = all(torch.allclose(a, b) for a, b in zip(given(x), wanted, strict=True))
+    # A given scale holds against a file that says nothing, and yields to a file that does.
+    assert same == own
+
+
 def test_a_table_of_another_training_size_is_resized(tmp_path):
     torch.save(T2TViT(SMALL, img_size=384).state_dict(), tmp_path / 'x.pth')
     report = load_pretrained(T2TViT(SMALL), tmp_path / 'x.pth')
     assert list(report.adapted) == ['pos_embed'] and report.fraction == 1
 
 
-@pytest.mark.parametrize('tokens', ['performer', 'transformer'])
+@pytest.mark.parametrize('tokens, adapted', [('performer', 3), ('transformer', 3),
+                                             ('convolution', 1)])
 @pytest.mark.parametrize('channels', [1, 4, 6])
-def test_other_image_channels_are_adapted(tokens, channels, tmp_path):
+def test_other_image_channels_are_adapted(tokens, adapted, channels, tmp_path):
     source = T2TViT(dict(SMALL, tokens=tokens))
     torch.save(source.state_dict(), tmp_path / 'x.pth')
     model = T2TViT(dict(SMALL, tokens=tokens), in_channels=channels)
     report = load_pretrained(model, tmp_path / 'x.pth')
-    assert report.fraction == 1 and len(report.adapted) == 3
+    assert report.fraction == 1 and len(report.adapted) == adapted
     if channels == 6:
         # The same picture twice: tokens normalised over twice the channels, products of half size.
         x = torch.randn(1, 3, 64, 64)
@@ -149,16 +284,23 @@ def test_other_image_channels_are_adapted(tokens, channels, tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (dict(fine_levels='coarse'), 'fine_levels'),
-    (dict(arch=dict(SMALL, num_heads=5)), 'num_heads'),
+    (dict(arch=dict(SMALL, num_heads=5)), 'num_heads 5 does not divide embed_dim 32'),
+    (dict(arch=dict(SMALL, tokens='pooling')), "'convolution', got 'pooling'"),
+    (dict(arch=dict(SMALL, mlp_ratio=3., se=True, ghost=True)), 'got se and ghost'),
+    (dict(arch=dict(SMALL, ghost=True)), 'mlp_ratio is 3'),
+    (dict(arch=dict(SMALL, depth=0)), 'got 0'),
+    (dict(arch=dict(SMALL, embed_dim=33, num_heads=3, mlp_ratio=3., ghost=True)), 'even'),
+    (dict(arch=dict(SMALL, depth=(1, 2, 1, 1))), 'one number of blocks'),
+    (dict(arch=dict(DENSE, depth=5)), 'four stages'),
+    (dict(arch=dict(DENSE, depth=(1, 2, 1))), 'four stages'),
+    (dict(arch=dict(DENSE, depth=(1, 2, 0, 1))), 'at least 1'),
+    (dict(arch=dict(DENSE, depth=(1, 2, 1, 1.5))), 'at least 1'),
+    (dict(arch=dict(DENSE, growth=-16)), 'at least 1'),
+    (dict(arch=dict(DENSE, growth=17)), 'width 33 of a block'),
 ])
 def test_bad_options_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         T2TViT(**{'arch': SMALL, **change})
-
-
-def test_unknown_tokens_are_refused():
-    with pytest.raises(ValueError, match='performer or transformer'):
-        T2TViT(dict(SMALL, tokens='convolution'))
 
 
 @pytest.mark.parametrize('case, kind', [('attn_token_performer', TokenPerformer),
@@ -171,6 +313,54 @@ def test_golden_attention(case, kind):
     out = attn(x)
     assert_outputs({'out': out}, arrays)
     assert_gradient([out], x, arrays['grad'])
+
+
+def test_golden_ghost_block():
+    _, arrays, state, x = load_case('attn_ghost')
+    block = TransformerBlock(48, GhostSelfAttention(48, 4), mlp_ratio=3., mlp_layer=GhostMlp).eval()
+    block.load_state_dict(state)
+    out = block(x)
+    assert_outputs({'out': out}, arrays, tolerance=1e-6)
+    assert_gradient([out], x, arrays['grad'], tolerance=1e-6)
+    with torch.no_grad():
+        assert_outputs({'out': optimize_for_inference(block)(x)}, arrays)
+
+
+def test_golden_dense_blocks():
+    """Two dense blocks, a transition and a block of the next stage."""
+    _, arrays, state, x = load_case('attn_dense_blocks')
+    blocks = nn.Sequential(*(
+        DenseBlock(dim, SelfAttention(dim, 4), growth=16, mlp_ratio=2.) for dim in (32, 48, 32)))
+    blocks.insert(2, Transition(64, 32))
+    blocks.eval().load_state_dict(state)
+    out = blocks(x)
+    assert_outputs({'out': out}, arrays, tolerance=1e-6)
+    assert_gradient([out], x, arrays['grad'], tolerance=1e-6)
+
+
+def test_golden_dense_backbone(tmp_path):
+    """The output of each official stage, before its transition, is a level before its upsampling.
+    """
+    _, arrays, state, x = load_case('t2t_vit_dense')
+    model = T2TViT('dense').eval()
+    torch.save({'state_dict_ema': {f'module.{k}': v for k, v in state.items()}},
+               tmp_path / 'official.pth')
+    report = load_pretrained(model, tmp_path / 'official.pth', min_matched=.98)
+    assert report.missing == ['pos_embed'] and report.unused == ['head.bias', 'head.weight']
+    seen = {}
+    for i, depth in enumerate(model.level_depths):
+        model.blocks[depth - 1].register_forward_hook(
+            lambda m, _, out, i=i: seen.update({f'stage{i}': out}))
+    for prepare in (nn.Module.eval, optimize_for_inference):
+        with torch.no_grad():
+            outs = prepare(model)(x)
+            fine, second, _ = model.tokens_to_token(x, model.run_block)
+            assert len(seen) == 4
+            assert_outputs({'tokens4': fine.permute(0, 3, 1, 2)[:, :, ::2, ::2],
+                            'tokens8': second.permute(0, 3, 1, 2),
+                            'final': model.norm(seen['stage3']), **seen}, arrays)
+        assert [tuple(out.shape[1:]) for out in outs] == [
+            (320, 56, 56), (544, 28, 28), (656, 14, 14), (584, 7, 7)]
 
 
 @pytest.mark.parametrize('case, arch, qk_scale', [('t2t_vit_7', '7', 64 ** -.5),
@@ -199,10 +389,11 @@ def test_golden_backbone(case, arch, qk_scale, tmp_path):
 
 @pytest.mark.parametrize('arch, millions', [
     ('7', 4.3), ('10', 5.9), ('12', 6.9), ('14', 21.5), ('19', 39.2), ('24', 64.1), ('t_14', 21.5),
-    ('t_19', 39.2), ('t_24', 64.1)])
+    ('t_19', 39.2), ('t_24', 64.1), ('16_ghost', 16.3), ('dense', 23.6)])
 def test_parameters_are_the_published_ones(arch, millions):
-    """Published counts (paper, Tables 1 and 2) hold the classifier, the position table and the
-    performer's matrices, which are buffers here, and no pyramid."""
+    """Published counts (paper, Tables 1 and 2; of ghost and dense: counts of the official models)
+    hold the classifier, the position table and the performer's matrices, which are buffers here,
+    and no pyramid."""
     with torch.device('meta'):
         model = T2TViT(arch)
     dim = model.out_channels[-1]

@@ -10,13 +10,22 @@ from visattn_dense.ops.group_attention.routed import routed_attention
 from .bra import BiLevelRoutingAttention, record_routing
 from .cswin import CrossShapedWindowAttention, StripeAttention
 from .focused import FocusedLinearAttention, FocusedStripeAttention
+from .ghost import GhostMlp, GhostSelfAttention
 from .litemla import LiteMLA
 from .self_attention import LePESelfAttention, SelfAttention
-from .tokens import TokenPerformer, TokensToToken, TokenTransformer, WideSelfAttention
+from .squeeze_excitation import SESelfAttention, SqueezeExcitation
+from .tokens import (
+    ConvolutionTokens,
+    TokenPerformer,
+    TokensToToken,
+    TokenTransformer,
+    WideSelfAttention,
+)
 
 __all__ = [
-    'BiLevelRoutingAttention', 'CrossShapedWindowAttention', 'FocusedLinearAttention',
-    'FocusedStripeAttention', 'LePESelfAttention', 'LiteMLA', 'SelfAttention', 'StripeAttention',
-    'TokenPerformer', 'TokenTransformer', 'TokensToToken', 'WideSelfAttention', 'record_routing',
-    'routed', 'routed_attention',
+    'BiLevelRoutingAttention', 'ConvolutionTokens', 'CrossShapedWindowAttention',
+    'FocusedLinearAttention', 'FocusedStripeAttention', 'GhostMlp', 'GhostSelfAttention',
+    'LePESelfAttention', 'LiteMLA', 'SESelfAttention', 'SelfAttention', 'SqueezeExcitation',
+    'StripeAttention', 'TokenPerformer', 'TokenTransformer', 'TokensToToken', 'WideSelfAttention',
+    'record_routing', 'routed', 'routed_attention',
 ]

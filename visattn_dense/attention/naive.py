@@ -17,8 +17,10 @@ from visattn_dense.ops.group_attention import reference
 from .bra import BiLevelRoutingAttention
 from .cswin import StripeAttention
 from .focused import FocusedStripeAttention
+from .ghost import GhostSelfAttention
 from .litemla import LiteMLA
 from .self_attention import SelfAttention
+from .squeeze_excitation import SESelfAttention
 from .tokens import TokenPerformer, WideSelfAttention
 
 
@@ -29,6 +31,16 @@ class NaiveStripeAttention(StripeAttention):
 
 class NaiveSelfAttention(SelfAttention):
     """proj(softmax(q kᵀ · scale) v) with the matrices in memory."""
+    mode = 'reference'
+
+
+class NaiveSESelfAttention(SESelfAttention):
+    """The same, with squeeze-and-excitation after proj."""
+    mode = 'reference'
+
+
+class NaiveGhostSelfAttention(GhostSelfAttention):
+    """proj(softmax(q kᵀ · scale) v) with the matrices in memory; half of q, k and v are ghosts."""
     mode = 'reference'
 
 
@@ -101,7 +113,9 @@ NAIVE: dict[type[nn.Module], type[nn.Module]] = {
     BiLevelRoutingAttention: NaiveBiLevelRoutingAttention,
     StripeAttention: NaiveStripeAttention,
     FocusedStripeAttention: NaiveFocusedStripeAttention,
+    GhostSelfAttention: NaiveGhostSelfAttention,
     LiteMLA: NaiveLiteMLA,
+    SESelfAttention: NaiveSESelfAttention,
     SelfAttention: NaiveSelfAttention,
     TokenPerformer: NaiveTokenPerformer,
     WideSelfAttention: NaiveWideSelfAttention,

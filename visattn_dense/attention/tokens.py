@@ -1,6 +1,7 @@
-"""The attentions of tokens-to-token: performer and transformer (T2T-ViT, arXiv 2101.11986, §3.1).
+"""Tokens-to-token (T2T-ViT, arXiv 2101.11986, §3.1): its two attentions, or convolutions instead.
 
-Both turn wide tokens (the pixels or features of a patch) into narrow tokens, with v as the skip:
+Performer and transformer turn wide tokens (the pixels or features of a patch) into narrow tokens,
+with v as the skip:
 
     y = v + Dropout(proj(attention(q, k, v)));   out = y + Dropout(mlp(norm2(y))),
     k, q, v = kqv(norm1(x))
@@ -16,6 +17,10 @@ Shapes: (B, ..., C) in, (B, ..., D) out, D = token_dim; all dimensions between a
 
 Official code: yitu-opensource/T2T-ViT, models/token_performer.py and models/token_transformer.py.
 The feature map and both products are computed in float32, also inside autocast.
+
+`ConvolutionTokens`, which the authors compare with, has three convolutions in place of splits and
+attentions. The official models/t2t_vit.py builds these convolutions, but its forward cannot run
+them; a comment there says to call one after the other. Deviation: any number of image channels.
 """
 import math
 from collections.abc import Callable
@@ -149,3 +154,31 @@ class TokensToToken(nn.Module):
         fine = run_block(self.attention1, soft_split(image, 7, 4, 2))
         middle = run_block(self.attention2, soft_split(fine.permute(0, 3, 1, 2), 3, 2, 1))
         return fine, middle, self.project(soft_split(middle.permute(0, 3, 1, 2), 3, 2, 1))
+
+
+class ConvolutionTokens(nn.Module):
+    """Turn the image into tokens at stride 16 with three convolutions, and nothing between them.
+
+    The convolutions have the kernels, strides and paddings of the soft splits.
+
+    Args:
+        embed_dim: channels of the tokens.
+        in_channels: channels of the image.
+    """
+
+    token_dim = TokensToToken.token_dim
+
+    def __init__(self, embed_dim: int, *, in_channels: int = 3) -> None:
+        super().__init__()
+        self.soft_split0 = nn.Conv2d(in_channels, self.token_dim, 7, 4, 2)
+        self.soft_split1 = nn.Conv2d(self.token_dim, self.token_dim, 3, 2, 1)
+        self.project = nn.Conv2d(self.token_dim, embed_dim, 3, 2, 1)
+
+    def forward(self, image: Tensor, run_block: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) to maps (B, H/s, W/s, ·) at the strides 4, 8 and 16.
+
+        `run_block` is not called: a convolution keeps nothing for backward but its input.
+        """
+        fine = self.soft_split0(image)
+        middle = self.soft_split1(fine)
+        return tuple(x.permute(0, 2, 3, 1) for x in (fine, middle, self.project(middle)))

@@ -15,9 +15,15 @@ and 4/4 of the depth. `fine_levels` says what the levels at strides 4 and 8 are:
 - 'tokens': the 64-channel maps after the two tokens-to-token attentions. These maps are computed
   anyway: cheaper and sharper, but from few layers.
 
-Official code: yitu-opensource/T2T-ViT, models/t2t_vit.py and t2t_vit_se.py. Deviations: any input
-size works; H and W are passed on, never inferred; the position table and the performer's random
-matrix are buffers, not parameters.
+The forms of T2T-ViT differ in one part each. `attention/tokens.py` has the tokens by performer,
+transformer or convolutions; `t2t_vit_blocks.py` says which blocks a form has. 'dense' is DenseNet's
+idea, not dense prediction. Its blocks form four stages of growing width; with 'blocks', the outputs
+of these stages are the four levels.
+
+Official code: yitu-opensource/T2T-ViT, models/t2t_vit.py, t2t_vit_se.py, t2t_vit_dense.py and
+t2t_vit_ghost.py. Deviations: any input size works; H and W are passed on, never inferred; the
+position table and the performer's random matrix are buffers, not parameters; those of a form are in
+its own file.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -26,12 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense.attention import SelfAttention, TokensToToken
+from visattn_dense.attention import ConvolutionTokens, TokensToToken
 from visattn_dense.checkpoints import MatchReport, rename
 from visattn_dense.errors import UserError
 from visattn_dense.layers import (
     LayerNorm2d,
-    TransformerBlock,
     drop_path_rates,
     init_vit_weights,
     resize_position_grid,
@@ -40,44 +45,17 @@ from visattn_dense.layers import (
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, pad_to_minimum
+from .t2t_vit_blocks import make_block, plan_blocks
+from .t2t_vit_dense import Transition
 
 # Pixels of a patch of the first split.
 PATCH = 7 * 7
 
 
-def _arch(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, tokens: str = 'performer',
-          se: bool = False) -> dict[str, Any]:
+def _arch(embed_dim: int, depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float,
+          tokens: str = 'performer', **block: Any) -> dict[str, Any]:
     return dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
-                tokens=tokens, se=se)
-
-
-class SqueezeExcitation(nn.Module):
-    """x · sigmoid(fc(mean over tokens of x)); fc has one hidden layer and no biases.
-
-    Args:
-        dim: channels.
-        reduction: `dim` over the hidden channels.
-    """
-
-    def __init__(self, dim: int, reduction: int = 16) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(nn.Linear(dim, dim // reduction, bias=False), nn.ReLU(),
-                                nn.Linear(dim // reduction, dim, bias=False), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return x * self.fc(x.mean(1, keepdim=True))
-
-
-class SESelfAttention(SelfAttention):
-    """Self-attention with squeeze-and-excitation after its projection."""
-
-    def __init__(self, dim: int, num_heads: int, *, scale: float | None = None) -> None:
-        super().__init__(dim, num_heads, scale=scale)
-        self.se_layer = SqueezeExcitation(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.se_layer(super().forward(x))
+                tokens=tokens, **block)
 
 
 @BACKBONES.register_module()
@@ -86,21 +64,28 @@ class T2TViT(DenseBackbone):
 
     Args:
         arch: '7', '10', '12', '14', '19', '24' (performer tokens), 't_14', 't_19', 't_24'
-            (transformer tokens), '14_resnext', '14_wide', '14_se', or a dict with embed_dim, depth,
-            num_heads, mlp_ratio, tokens ('performer' or 'transformer') and se (bool).
+            (transformer tokens), 'c_14' (convolution tokens), '14_resnext', '14_wide', '14_se',
+            '16_ghost', 'dense', or a dict with embed_dim, depth, num_heads, mlp_ratio, tokens
+            ('performer', 'transformer' or 'convolution') and at most one of: se=True; ghost=True
+            (mlp_ratio is 3); growth, the channels that each block of T2T-ViT-dense adds. With
+            growth, embed_dim is the width before the first block, and depth has the numbers of
+            blocks of the four stages.
         img_size: side of the (square) training images. The position table is made for this size;
             for an image of another size, each forward resizes the 2-D part of the table.
         fine_levels: the source of the levels at strides 4 and 8: 'blocks' or 'tokens', see above.
         qk_scale: factor of the attention's logits. The factor belongs to the checkpoint, and is
             saved and loaded with the weights. The released weights were trained with embed_dim^-½;
             loading a released file sets this factor. Without a checkpoint it is head_dim^-½.
+            0 stands for head_dim^-½ of each block. T2T-ViT-dense, whose blocks differ in width, has
+            0 also after loading a file of the authors, who set no other scale for it.
         in_channels: channels of the image.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         out_indices, frozen_stages, norm_eval, with_cp, init_cfg: see `DenseBackbone`. The stem is
-            tokens-to-token; a stage is a quarter of the blocks.
+            tokens-to-token; a stage is a quarter of the blocks, or a stage of T2T-ViT-dense with
+            the transition before it.
 
     Raises:
-        UserError: an unknown arch or option value.
+        UserError: an unknown arch or option value, or entries of an arch that exclude each other.
     """
 
     archs = {
@@ -108,8 +93,10 @@ class T2TViT(DenseBackbone):
         '14': _arch(384, 14, 6, 3.), '19': _arch(448, 19, 7, 3.), '24': _arch(512, 24, 8, 3.),
         't_14': _arch(384, 14, 6, 3., 'transformer'), 't_19': _arch(448, 19, 7, 3., 'transformer'),
         't_24': _arch(512, 24, 8, 3., 'transformer'),
+        'c_14': _arch(384, 14, 6, 3., 'convolution'),
         '14_resnext': _arch(384, 14, 32, 3.), '14_wide': _arch(768, 4, 12, 3.),
-        '14_se': _arch(384, 14, 6, 3., se=True),
+        '14_se': _arch(384, 14, 6, 3., se=True), '16_ghost': _arch(384, 16, 6, 3., ghost=True),
+        'dense': _arch(128, (3, 6, 6, 4), 8, 2., growth=64),
     }
     layouts = {
         'official': rename((r'(tokens_to_token\.attention\d\.mlp)\.0\.', r'\1.fc1.'),
@@ -124,44 +111,46 @@ class T2TViT(DenseBackbone):
                  norm_eval: bool = False, with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         dims = self.resolve_arch(arch)
-        dim, depth = dims['embed_dim'], dims['depth']
+        dim = dims['embed_dim']
         if fine_levels not in ('blocks', 'tokens'):
             raise UserError(f"fine_levels is 'blocks' or 'tokens', got {fine_levels!r}")
-        if dim % dims['num_heads']:
-            raise UserError(f'num_heads {dims["num_heads"]} does not divide embed_dim {dim}')
-        fine = dim if fine_levels == 'blocks' else TokensToToken.token_dim
-        super().__init__(out_indices=out_indices, out_channels=(fine, fine, dim, dim),
+        steps, depths = plan_blocks(dims)
+        widths = [steps[depth - 1][1] for depth in depths]
+        if fine_levels == 'tokens':
+            depths, widths[:2] = (0, 0, *depths[2:]), [TokensToToken.token_dim] * 2
+        super().__init__(out_indices=out_indices, out_channels=widths,
                          frozen_stages=frozen_stages, norm_eval=norm_eval, with_cp=with_cp,
                          init_cfg=init_cfg)
         self.fine_levels = fine_levels
         self.grid = img_size // 16
-        # Level i is the output of this many blocks.
-        self.level_depths = tuple(
-            0 if fine_levels == 'tokens' and i < 2 else max(1, depth * (i + 1) // 4)
-            for i in range(4))
-        self.tokens_to_token = TokensToToken(dim, tokens=dims['tokens'], in_channels=in_channels)
-        rates = drop_path_rates(drop_path_rate, (depth,))[0]
-        attention = SESelfAttention if dims['se'] else SelfAttention
+        # Level i is the output of this many of `blocks`.
+        self.level_depths = depths
+        self.tokens_to_token = (
+            ConvolutionTokens(dim, in_channels=in_channels) if dims['tokens'] == 'convolution'
+            else TokensToToken(dim, tokens=dims['tokens'], in_channels=in_channels))
         used = max(self.level_depths[i] for i in self.out_indices)
         if not used:
             raise UserError(f"out_indices {self.out_indices} with fine_levels='tokens' take no "
                             "block of the ViT; add 2 or 3, or set fine_levels='blocks'")
         self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, 1, dim), std=.02))
         self.register_buffer('pos_embed', sinusoid_table(1 + self.grid**2, dim))
+        rates = iter(drop_path_rates(drop_path_rate, (sum(b >= a for a, b in steps),))[0])
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, attention(dim, dims['num_heads']), mlp_ratio=dims['mlp_ratio'],
-                             drop_path=rate)
-            for rate in rates[:used])
+            Transition(a, b) if b < a else make_block(dims, a, b, drop_path=next(rates))
+            for a, b in steps[:used])
         self.levels = nn.ModuleDict(
             {str(i): self._level(i, self.out_channels[self.out_indices.index(i)])
              for i in self.out_indices if i < 3})
         if 3 in self.out_indices:
             # The released final norm; the others start fresh.
-            self.norm = nn.LayerNorm(dim)
+            self.norm = nn.LayerNorm(widths[3])
         self.apply(init_vit_weights)
         self._scale_is_given = qk_scale is not None
+        # The scales without a checkpoint, and with a file of the authors.
+        default, self._released_scale = ((0., 0.) if dims.get('growth') else
+                                         ((dim // dims['num_heads']) ** -.5, dim ** -.5))
         self.register_buffer('qk_scale', torch.zeros(()))
-        self.set_qk_scale((dim // dims['num_heads']) ** -.5 if qk_scale is None else qk_scale)
+        self.set_qk_scale(default if qk_scale is None else qk_scale)
         self.freeze_stages()
 
     def _level(self, index: int, dim: int) -> nn.Module:
@@ -174,15 +163,16 @@ class T2TViT(DenseBackbone):
         return nn.Sequential(LayerNorm2d(dim), *up)
 
     def set_qk_scale(self, scale: float) -> None:
-        """Set the factor of the attention's logits in every block."""
+        """Set the factor of the attention's logits in every block; 0: its own head_dim^-½."""
         self.qk_scale.fill_(scale)
         for block in self.blocks:
-            block.attn.scale = scale
+            if not isinstance(block, Transition):
+                block.attn.scale = scale or None
 
     def on_loaded(self, report: MatchReport) -> None:
         # A file without a scale is a file of the authors.
         if 'qk_scale' in report.fresh and not self._scale_is_given:
-            self.set_qk_scale(self.cls_token.shape[-1] ** -.5)
+            self.set_qk_scale(self._released_scale)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -235,7 +225,15 @@ class T2TViT(DenseBackbone):
         return groups
 
     def layer_groups(self) -> list[list[nn.Module | nn.Parameter]]:
-        return [[self.tokens_to_token, self.cls_token], *([block] for block in self.blocks)]
+        groups: list[list[nn.Module | nn.Parameter]] = [[self.tokens_to_token, self.cls_token]]
+        entry: list[nn.Module] = []
+        for block in self.blocks:
+            if isinstance(block, Transition):
+                entry = [block]
+            else:
+                groups.append([*entry, block])
+                entry = []
+        return groups
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], H/s, W/s) for each of `out_indices`."""
@@ -249,7 +247,10 @@ class T2TViT(DenseBackbone):
                      for i in self.out_indices)
 
     def block_maps(self, tokens: Tensor) -> dict[int, Tensor]:
-        """The map (B, H/16, W/16, C) after the blocks of each level that is taken from them."""
+        """The map (B, H/16, W/16, C) after the blocks of each level that is taken from them.
+
+        C is the level's own in T2T-ViT-dense.
+        """
         size = tokens.shape[1:3]
         x = self.embed(tokens)
         maps = {}

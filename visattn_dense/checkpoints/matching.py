@@ -101,6 +101,17 @@ class MatchReport:
         filled = len(self.matched) + len(self.adapted)
         return filled / max(1, filled + len(self.missing) + len(self.mismatched))
 
+    @property
+    def lost(self) -> list[str]:
+        """The modules of the first three levels of which the file fills no tensor at all."""
+        def modules(names: Iterable[str]) -> set[str]:
+            parts = [name.split('.') for name in names]
+            return {'.'.join(part[:depth]) for part in parts for depth in (1, 2, 3)
+                    if depth < len(part)}
+
+        unfilled = modules((*self.missing, *self.mismatched))
+        return sorted(unfilled - modules((*self.matched, *self.adapted, *self.fresh)))
+
     def __str__(self) -> str:
         filled = len(self.matched) + len(self.adapted)
         total = filled + len(self.missing) + len(self.mismatched)

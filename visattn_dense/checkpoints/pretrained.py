@@ -14,12 +14,14 @@ from .reading import read_checkpoint, resolve
 
 log = logging.getLogger('visattn_dense')
 
+# A caller who asks for at least this fraction wants every part of the model.
+_WHOLE = 0.95
 # Bytes copied at a time. Besides the model, loading needs a small multiple of this memory.
 _PORTION = 16 << 20
 
 
 def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
-                    prefix: str | None = None, min_matched: float = 0.95) -> MatchReport:
+                    prefix: str | None = None, min_matched: float = _WHOLE) -> MatchReport:
     """Fill a backbone from a checkpoint and report what was matched.
 
     The file may wrap its weights (`state_dict`, `state_dict_ema`, `model`, `module.`), may be a
@@ -31,7 +33,8 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
         model: the backbone; changed only if enough tensors match.
         checkpoint: path, http(s) URL or 'visattn://NAME'; see `read_checkpoint`.
         prefix: take only names that begin with this text. None: every prefix is tried.
-        min_matched: fraction of the model's tensors, from 0 to 1, that must be filled.
+        min_matched: fraction of the model's tensors, from 0 to 1, that must be filled. From 0.95
+            on, the file also fills some tensor of every module of the first three levels.
 
     Returns:
         The report, which is also logged.
@@ -51,6 +54,10 @@ def load_pretrained(model: nn.Module, checkpoint: str | os.PathLike, *,
             f'{checkpoint} does not fit {name}: {report}\n'
             f'At least {min_matched:.0%} must match. Is it another family or arch? The names in '
             f'the file begin with {", ".join(list(state)[:3])}.')
+    if report.lost and min_matched >= _WHOLE:
+        raise UserError(f'{checkpoint} has no tensor of {few(report.lost)} in {name}, which would '
+                        f'start at random: is it another arch? {report}\nTo load the rest all the '
+                        f'same, set min_matched below {_WHOLE}')
     fill(model, filled, path)
     model.on_loaded(report)
     log.info('%s from %s: %s', name, checkpoint, report)

@@ -15,17 +15,19 @@ class TransformerBlock(nn.Module):
         dim: channels, the last dimension of x.
         attn: the attention, a module that keeps the shape of x.
         mlp_ratio: hidden channels of the MLP over `dim`.
+        mlp_layer: class of the MLP, which takes `dim` and the hidden channels.
         drop_path: probability that a residual branch is dropped.
         norm_eps: eps of both LayerNorms; it belongs to the checkpoint.
     """
 
-    def __init__(self, dim: int, attn: nn.Module, *, mlp_ratio: float = 4., drop_path: float = 0.,
+    def __init__(self, dim: int, attn: nn.Module, *, mlp_ratio: float = 4.,
+                 mlp_layer: type[nn.Module] = Mlp, drop_path: float = 0.,
                  norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.norm1 = PreNorm(dim, eps=norm_eps)
         self.attn = attn
         self.norm2 = AddNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = mlp_layer(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
