@@ -106,10 +106,29 @@ def add_norm_launches(channels: int, dtype: torch.dtype) -> list[Launch]:
     return launches
 
 
+def depthwise_launches(channels: int, side: int, dtype: torch.dtype, *, stride: int = 1,
+                       windowed: bool = False) -> list[Launch]:
+    """Forward and both gradients; inside windows, of the values in q, k and v."""
+    from visattn_dense.ops.depthwise import triton_form, triton_kernels
+    x = torch.empty(2, 16, 16, 3 * channels, dtype=dtype)[..., -channels:]
+    weight, window = torch.empty(channels, 1, side, side), [16, 7, 0, 2] if windowed else []
+    with recorded(triton_kernels) as launches:
+        out = triton_form._forward._init_fn(x, weight, weight, x if windowed else None, False,
+                                            stride, window, 'none', dtype)
+        triton_form._input_gradient._init_fn(out, x, weight, False, stride, window)
+        triton_form._weight_gradient._init_fn(out, x, weight, stride, window)
+    return launches
+
+
 LAUNCHES: dict[str, Callable[[], list[Launch]]] = {
     'add_norm, 64 channels, bfloat16': lambda: add_norm_launches(64, torch.bfloat16),
     'add_norm, 384 channels, bfloat16': lambda: add_norm_launches(384, torch.bfloat16),
     'add_norm, 1024 channels, float32': lambda: add_norm_launches(1024, torch.float32),
+    'depthwise 3x3, windows, bfloat16': lambda: depthwise_launches(
+        128, 3, torch.bfloat16, windowed=True),
+    'depthwise 3x3, stride 2, bfloat16': lambda: depthwise_launches(
+        192, 3, torch.bfloat16, stride=2),
+    'depthwise 5x5, float32': lambda: depthwise_launches(96, 5, torch.float32),
 }
 
 

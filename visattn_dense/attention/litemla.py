@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers import ConvNormAct
+from visattn_dense.layers import ConvNormAct, DepthwiseConv2d
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.linear_attention import relu_attention
 
@@ -67,8 +67,7 @@ class LiteMLA(UsesOperators, nn.Module):
         self.qkv = ConvNormAct(dim, 3 * width, norm_eps=None, bias=False)
         self.aggreg = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(3 * width, 3 * width, scale, padding=scale // 2, groups=3 * width,
-                          bias=False),
+                DepthwiseConv2d(3 * width, scale, bias=False),
                 nn.Conv2d(3 * width, 3 * width, 1, groups=3 * num_heads, bias=False))
             for scale in scales)
         self.proj = ConvNormAct((1 + len(scales)) * width, out_dim or dim, norm_eps=norm_eps)

@@ -12,7 +12,7 @@ Shapes: (B, C, H, W) throughout; stage maps of ⌈H/s⌉×⌈W/s⌉ at the strid
 Official code: mit-han-lab/efficientvit, efficientvit/models/efficientvit/backbone.py, with L's eps
 from efficientvit/cls_model_zoo.py. Deviations: one class builds B and L, and a table has their
 differences; stochastic depth is in the blocks (the official training code adds stochastic depth
-from outside); on the CPU the maps are always channels_last in memory.
+from outside); the maps are always channels_last in memory.
 
 Microsoft's EfficientViT (M0–M5) is another model.
 """
@@ -170,9 +170,9 @@ class EfficientViT(DenseBackbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
         check_image(x)
-        if x.device.type == 'cpu':
-            # With channels_last, oneDNN copies less (docs/attention/efficientvit.md has the gain).
-            x = x.contiguous(memory_format=torch.channels_last)
+        # On a CPU, oneDNN copies less with channels_last (docs/attention/efficientvit.md has the
+        # gain). On a GPU, the depthwise convolutions and linear attention read channels_last.
+        x = x.contiguous(memory_format=torch.channels_last)
         for block in self.stem:
             x = self.run_block(block, x)
         outs = {}

@@ -24,6 +24,7 @@ from .lepe import DepthwiseConv
 from .mbconv import (
     ConvNormAct,
     ConvPair,
+    DepthwiseConv2d,
     DepthwiseSeparableConv,
     FusedMBConv,
     MBConv,
@@ -36,9 +37,10 @@ from .packed import PackedConv2d, PackedLinear, optimize_for_inference
 from .position import resize_position_grid, sinusoid_table
 
 __all__ = [
-    'AddNorm', 'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseSeparableConv',
-    'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear',
-    'PreNorm', 'Residual', 'TransformerBlock', 'crop', 'drop_path_rates', 'fold_batch_norm',
-    'init_vit_weights', 'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
-    'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
+    'AddNorm', 'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d',
+    'DepthwiseSeparableConv', 'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp',
+    'PackedConv2d', 'PackedLinear', 'PreNorm', 'Residual', 'TransformerBlock', 'crop',
+    'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
+    'optimize_for_inference', 'pad_to_multiple', 'partition_windows', 'resize_position_grid',
+    'sinusoid_table', 'without_autocast',
 ]

@@ -13,6 +13,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.depthwise import depthwise
+
 from .drop import DropPath
 
 Activation = Callable[[], nn.Module]
@@ -22,6 +25,27 @@ ACTIVATIONS: dict[str, Activation] = {
     'hardswish': partial(nn.Hardswish, inplace=True),
     'gelu_tanh': partial(nn.GELU, approximate='tanh'),
 }
+
+
+class DepthwiseConv2d(UsesOperators, nn.Conv2d):
+    """A k×k convolution of each channel with itself, zero-padded by half of the kernel, NCHW.
+
+    The parameters are those of nn.Conv2d: weight (C, 1, k, k), bias (C,).
+
+    Args:
+        dim: C, number of channels.
+        kernel_size: k, odd.
+        stride: of the convolution.
+        bias: whether there is a bias.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, ⌈H/s⌉, ⌈W/s⌉)."""
+        return depthwise(x.permute(0, 2, 3, 1), self.weight, self.bias, stride=self.stride[0],
+                         mode=self.mode).permute(0, 3, 1, 2)
 
 
 class ConvNormAct(nn.Module):
@@ -39,8 +63,12 @@ class ConvNormAct(nn.Module):
                  groups: int = 1, norm_eps: float | None = 1e-5, bias: bool | None = None,
                  act: str | None = None) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2, groups=groups,
-                              bias=norm_eps is None if bias is None else bias)
+        bias = norm_eps is None if bias is None else bias
+        if kernel_size > 1 and groups == in_dim == dim:
+            self.conv = DepthwiseConv2d(dim, kernel_size, stride=stride, bias=bias)
+        else:
+            self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2,
+                                  groups=groups, bias=bias)
         self.norm = nn.Identity() if norm_eps is None else nn.BatchNorm2d(dim, eps=norm_eps)
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
@@ -177,7 +205,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             continue
         children = list(parent.named_children())
         for (name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
-            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+            if type(conv) in (nn.Conv2d, DepthwiseConv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
     return model

@@ -42,6 +42,12 @@ def merge_windows(windows: Tensor, map_size: tuple[int, int]) -> Tensor:
     return x.reshape(-1, height, width, *windows.shape[3:])
 
 
+def window_corner(map_size: tuple[int, int], window_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows above the map and columns left of the map, of the centred padding to whole windows."""
+    (height, width), (h, w) = map_size, window_size
+    return -height % h // 2, -width % w // 2
+
+
 def regions_of(x: Tensor, n_win: int) -> Tensor:
     """A map as n_win × n_win regions, a view: (B, H, W, ...) to (B, n_win, n_win, h, w, ...)."""
     return x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1)).transpose(2, 3)

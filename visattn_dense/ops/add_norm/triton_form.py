@@ -33,7 +33,8 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
         # What torch's LayerNorm gives.
         autocast = x.is_cuda and torch.is_autocast_enabled('cuda')
         dtype = torch.float32 if autocast else _sum_dtype(x, update)
-    total, normed, _, _ = torch.ops.visattn.add_norm(x, update, scale, weight, bias, eps, dtype)
+    total, normed, _, _ = torch.ops.visattn.add_norm_triton(
+        x, update, scale, weight, bias, eps, dtype)
     return x if update is None else total, normed
 
 
@@ -49,7 +50,7 @@ def _launch_options(channels: int, elements: int) -> dict[str, int]:
 
 
 @torch.library.custom_op(
-    'visattn::add_norm', mutates_args=(),
+    'visattn::add_norm_triton', mutates_args=(),
     schema='(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
            'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
 def _forward(x, update, scale, weight, bias, eps, dtype):
@@ -78,7 +79,7 @@ def _empty(x, update, scale, weight, bias, eps, dtype):
 
 
 @torch.library.custom_op(
-    'visattn::add_norm_backward', mutates_args=(),
+    'visattn::add_norm_triton_backward', mutates_args=(),
     schema='(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, Tensor weight, '
            'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
 def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
@@ -131,7 +132,7 @@ def _backward(ctx, grad_total, grad_normed, *_):
     else:
         if update_dtype is None:
             grad_total = None                        # `total` holds no numbers
-        grad, affine, *grad_update = torch.ops.visattn.add_norm_backward(
+        grad, affine, *grad_update = torch.ops.visattn.add_norm_triton_backward(
             grad_total, grad_normed, total, scale, weight, mean, inverse,
             update_dtype if own else None)
         grad_weight, grad_bias = affine.unbind()

@@ -3,9 +3,13 @@ from torch import Tensor
 
 from .. import native
 from ..kept import kept
+from ..windows import window_corner
 
 
-def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, **_: object) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1,
+            **_: object) -> str | None:
+    if stride != 1:
+        return 'the convolution has a stride'
     return why_not_kernel(weight) or native.why_not(x)
 
 
@@ -15,11 +19,13 @@ def why_not_kernel(weight: Tensor) -> str | None:
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_input: bool = False,
-              onto: Tensor | None = None, activation: str = 'none') -> Tensor:
+              onto: Tensor | None = None, activation: str = 'none', stride: int = 1,
+              window: tuple[int, int] | None = None) -> Tensor:
     out = x.new_empty(x.shape) if onto is None else onto
     native.depthwise(x, out, kept(_with_identity if plus_input else taps, weight),
-                     None if bias is None else bias.detach(), accumulate=onto is not None,
-                     activation=activation)
+                     None if bias is None else bias.detach(), window=window,
+                     corner=(0, 0) if window is None else window_corner(x.shape[1:3], window),
+                     accumulate=onto is not None, activation=activation)
     return out
 
 
