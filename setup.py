@@ -59,6 +59,8 @@ EXTRAS_REQUIRE = {
     'compiled': ['mmcv==2.1.0'],
     # COCO evaluation several times faster; without it pycocotools answers.
     'fast-eval': ['faster-coco-eval>=1.6'],
+    # Writing H.264 videos; OpenCV, which mmcv needs, reads them.
+    'video': ['av>=12'],
     'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',
             'import-linter>=2.15', 'pre-commit>=3.5'],
 }

@@ -1,146 +1,218 @@
 #!/usr/bin/env python
-"""Segment images: overlays to look at, and class indices as PNGs; see docs/inference.md.
+"""Predict on pictures, folders, videos and cameras; see docs/inference.md.
 
-    python tools/infer.py CONFIG CHECKPOINT IMAGES... [--out-dir DIR] [--mode slide]
+    python tools/infer.py CONFIG CHECKPOINT SOURCES... [--out-dir DIR]
+    python tools/infer.py WORK_DIR SOURCES...
 
-IMAGES are files, folders (their images, not those of folders inside) or patterns ('photos/*.jpg').
-For each NAME.EXT it writes NAME_overlay.png and NAME_label.png into DIR.
+SOURCES are image or video files, folders (their images, not those of folders inside), patterns
+('photos/*.jpg'), lists (names.txt), http(s) addresses, or numbers of cameras. For each image
+NAME.EXT it writes NAME_overlay.png into DIR, and NAME_label.png (segmentors) or NAME.json
+(detectors); for each video NAME_overlay.mp4.
 Exit codes: 0 done; 2 bad input, said in one message before anything is written.
 """
 from __future__ import annotations
 
 import argparse
-import glob
+import contextlib
 import json
 import sys
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import _checkout  # noqa: F401  (first)
-import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
 import visattn_dense  # noqa: F401  (mends and registers)
 from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
-
-_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm'}
+from visattn_dense.openmmlab.config import add_cfg_options
+from visattn_dense.predict.records import JsonWriter
+from visattn_dense.predict.results import Result
+from visattn_dense.predict.sources import open_sources
+from visattn_dense.predict.video import VideoWriter
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog='infer.py', description='Segment images: overlays and class indices as PNGs.')
-    parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='its checkpoint: a file, or a URL')
-    parser.add_argument('images', nargs='+', help='image files, folders, or quoted patterns')
+        prog='infer.py', usage='infer.py CONFIG CHECKPOINT SOURCES... [options]\n'
+        '       infer.py WORK_DIR SOURCES... [options]',
+        description='Predict on pictures, folders, videos and cameras.')
+    parser.add_argument('model', help='config file of the model, with its checkpoint behind it (a '
+                        'file, or a URL); or the folder of a training run')
+    parser.add_argument('sources', nargs='+', help='image or video files, folders, quoted '
+                        'patterns, lists (.txt), addresses, numbers of cameras')
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'),
                         help='where the pictures go (default: %(default)s)')
-    parser.add_argument('--mode', choices=['whole', 'slide'],
-                        help="the whole image at once, or windows (default: the config's)")
-    parser.add_argument('--crop', type=int, nargs=2, metavar=('H', 'W'),
-                        help="windows of --mode slide (default: the config's crop_size)")
-    parser.add_argument('--stride', type=int, nargs=2, metavar=('H', 'W'),
-                        help='steps of the windows (default: two thirds of them)')
-    parser.add_argument('--gather', default='cpu', metavar='DEVICE',
-                        help='where the windows are put together (default: %(default)s, which '
-                        'has the memory for big images)')
-    parser.add_argument('--device', help='where the model runs (default: cuda:0 if there is a GPU, '
-                        'else cpu)')
-    parser.add_argument('--opacity', type=float, default=0.5,
-                        help='of the colours, 0 to 1 (default: %(default)s)')
-    parser.add_argument('--no-legend', action='store_true', help='overlays of the image size')
+    model = parser.add_argument_group('the model')
+    model.add_argument('--device', help='where the model runs (default: cuda:0 if there is a GPU, '
+                       'else cpu)')
+    model.add_argument('--batch-size', type=int, default=1, metavar='N',
+                       help='pictures of one size that the model gets at once')
+    model.add_argument('--half', action='store_true', help='compute in float16; bfloat16 on a CPU')
+    model.add_argument('--optimize', action='store_true', help='make the model faster on a CPU')
+    model.add_argument('--tta', action='store_true', help='average over mirrored pictures, or what '
+                       "the config's tta_pipeline says")
+    model.add_argument('--native', action='store_true',
+                       help='do not resize pictures to the size that the config names')
+    model.add_argument('--mode', choices=['whole', 'slide'], help='segmentors: the whole image at '
+                       "once, or windows (default: the config's)")
+    model.add_argument('--crop', type=int, nargs=2, metavar=('H', 'W'),
+                       help="windows of --mode slide (default: the config's crop_size)")
+    model.add_argument('--stride', type=int, nargs=2, metavar=('H', 'W'),
+                       help='steps of the windows (default: two thirds of them)')
+    model.add_argument('--gather', default='cpu', metavar='DEVICE',
+                       help='where the windows are put together (default: %(default)s, which '
+                       'has the memory for big images)')
+    results = parser.add_argument_group('the results')
+    results.add_argument('--conf', type=float, help='least score of an object (default: 0.3); '
+                         'segmentors: least probability of a pixel (default: 0)')
+    results.add_argument('--classes', nargs='+', metavar='NAME', help='names or indices to keep')
+    results.add_argument('--max-det', type=int, metavar='N', help='objects of one picture, at most')
+    results.add_argument('--save-json', type=Path, metavar='FILE', help='all results in one COCO '
+                         'file, or one line a picture in a .jsonl file')
+    results.add_argument('--save-labels', action='store_true',
+                         help='labels of the frames of videos too')
+    results.add_argument('--video', type=Path, metavar='FILE.mp4',
+                         help='the overlays of all pictures in one video, and no overlays as PNG')
+    results.add_argument('--opacity', type=float, default=0.5,
+                         help='of the colours, 0 to 1 (default: %(default)s)')
+    results.add_argument('--no-legend', action='store_true', help='overlays of the image size')
     add_cfg_options(parser)
     add_debug(parser)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.checkpoint = None
+    if not Path(args.model).is_dir():
+        args.checkpoint, *args.sources = args.sources
+        if not args.sources:
+            parser.error('CONFIG and CHECKPOINT are followed by at least one of SOURCES')
+    return args
 
 
-def find_images(arguments: list[str]) -> list[Path]:
-    """The files that `arguments` name, each once and in their order.
-
-    Raises:
-        UserError: something is not there, is a folder without images, or is no image.
-    """
-    found: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
-            if not inside:
-                raise UserError(f'the folder {path} holds no images '
-                                f'({", ".join(sorted(_SUFFIXES))})')
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        elif glob.has_magic(argument):
-            matches = sorted(Path(p) for p in glob.glob(argument, recursive=True))
-            matches = [p for p in matches if p.suffix.lower() in _SUFFIXES]
-            if not matches:
-                raise UserError(f'no image matches {argument}')
-            found += matches
-        else:
-            raise UserError(f'no image {path}: there is no such file or folder')
-    found = list(dict.fromkeys(found))
-    for path in found:
-        try:
-            with Image.open(path) as image:
-                image.verify()
-        # Pillow's decoders raise SyntaxError and others, according to the format.
-        except Exception as error:
-            raise UserError(f'{path} is no image, or is damaged: {error}') from error
-    return found
-
-
-def name_outputs(images: list[Path]) -> list[str]:
-    """A name for the outputs of each image: its stem, with more of it where two are alike."""
-    names: list[str] = []
-    for path in images:
-        choices = [path.stem, path.name.replace('.', '_'), f'{path.parent.name}_{path.stem}']
-        choices += [f'{path.stem}_{i}' for i in range(2, len(images) + 2)]
-        names.append(next(name for name in choices if name not in names))
-    return names
-
-
-def segment(args: argparse.Namespace) -> None:
-    """Segment the images that the command line names."""
+def predict(args: argparse.Namespace) -> None:
+    """Predict on what the command line names."""
     if not 0 <= args.opacity <= 1:
         raise UserError(f'--opacity is from 0 to 1, got {args.opacity}')
-    images = find_images(args.images)
-    cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    # A number is a camera, unless there is a file of that name.
+    sources = open_sources([int(name) if name.isdigit() and not Path(name).exists() else name
+                            for name in args.sources])
+    sources.verify()
+    # This imports torch and the models: a wrong path should not have to wait for them.
+    from visattn_dense import Predictor
+    predictor = Predictor(
+        args.model, args.checkpoint, device=args.device, cfg_options=args.cfg_options,
+        half=args.half, optimize=args.optimize, tta=args.tta, native=args.native, mode=args.mode,
+        crop=args.crop and tuple(args.crop), stride=args.stride and tuple(args.stride),
+        gather=args.gather)
     try:
         args.out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'cannot write to {args.out_dir}: {error.strerror}; choose another '
                         'folder with --out-dir') from error
-    # These import torch and the models: a wrong path should not have to wait for them.
-    import mmcv
-    import torch
-
-    from visattn_dense.openmmlab.inference import open_segmentor
-    from visattn_dense.visualization import overlay, write_label
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    segmentor = open_segmentor(
-        cfg, args.checkpoint, device=device, mode=args.mode, crop=args.crop and tuple(args.crop),
-        stride=args.stride and tuple(args.stride), gather=args.gather)
-    names = list(segmentor.classes)
+    names = list(predictor.classes)
     (args.out_dir / 'classes.json').write_text(json.dumps(dict(enumerate(names)), indent=1) + '\n')
-    for number, (path, name) in enumerate(zip(images, name_outputs(images), strict=True), 1):
-        label = segmentor.label(path)
-        # The reader of the pipeline: it turns a photograph as its EXIF entry says.
-        picture = mmcv.imread(path, channel_order='rgb')
-        painted = overlay(picture, label, segmentor.palette, opacity=args.opacity,
-                          names=None if args.no_legend else names)
-        write_label(args.out_dir / f'{name}_label.png', label)
-        Image.fromarray(painted).save(args.out_dir / f'{name}_overlay.png')
-        top = np.bincount(label.ravel(), minlength=len(names)).argsort()[::-1][:3]
-        shares = [f'{names[i]} {(label == i).mean():.0%}' for i in top if (label == i).any()]
-        print(f'[{number}/{len(images)}] {path}: {", ".join(shares)}', flush=True)
-    print(f'{args.out_dir}: NAME_overlay.png to look at; NAME_label.png with class indices from 0, '
-          'named in classes.json')
+    results = predictor(sources, batch_size=args.batch_size, conf=args.conf, classes=args.classes,
+                        max_det=args.max_det)
+    begun, count, sizes = time.monotonic(), 0, set()
+    with Files(args, names) as files, tqdm(total=sources.total, unit='image', disable=None) as bar:
+        for count, result in enumerate(results, 1):
+            files.write(result)
+            bar.update()
+            sizes.add((result.size, result.model_size))
+            if result.frame is None:
+                height, width = result.model_size
+                tqdm.write(f'[{count}/{sources.total or "?"}] {result.title}: {result.summary()} '
+                           f'(computed at {height}x{width})', file=sys.stdout)
+                sys.stdout.flush()
+    seconds = time.monotonic() - begun
+    print(f'{args.out_dir}: {files.written()}')
+    print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {_sizes(sizes)}')
+
+
+def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]]) -> str:
+    """At which size the model saw the pictures."""
+    shrunk = [pair for pair in sizes if pair[1] < pair[0]]
+    if not shrunk:
+        return 'the model saw all of them at their own size or enlarged'
+    size, seen = max(shrunk)
+    return (f'the model saw {size[0]}x{size[1]} pixels shrunk to {seen[0]}x{seen[1]}, as the '
+            'config says: --native keeps the size')
+
+
+class Files:
+    """The files of the results, written by a thread of their own; a context manager."""
+
+    def __init__(self, args: argparse.Namespace, names: list[str]) -> None:
+        self.args, self.names = args, names
+        self.kinds: dict[str, None] = {}
+        self.waiting: deque[Future] = deque()
+        self.video: VideoWriter | None = None
+        self.stem = ''
+
+    def __enter__(self) -> Files:
+        self.stack = contextlib.ExitStack().__enter__()
+        self.videos = self.stack.enter_context(contextlib.ExitStack())
+        self.json = self.args.save_json and self.stack.enter_context(
+            JsonWriter(self.args.save_json, self.names))
+        self.pool = ThreadPoolExecutor(1)
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                while self.waiting:
+                    self.waiting.popleft().result()
+            self.pool.shutdown(cancel_futures=True)
+        # An error of the writing is also an error for the files that are still open.
+        except BaseException:
+            self.stack.__exit__(*sys.exc_info())
+            raise
+        self.stack.__exit__(kind, *rest)
+
+    def write(self, result: Result) -> None:
+        """Have a result written; waits while four others are to be written first."""
+        while len(self.waiting) > 4:
+            self.waiting.popleft().result()
+        self.waiting.append(self.pool.submit(self._write, result))
+
+    def written(self) -> str:
+        """What there is to find in the folder."""
+        return '; '.join(self.kinds)
+
+    def _write(self, result: Result) -> None:
+        args = self.args
+        look = dict(opacity=args.opacity, legend=not args.no_legend)
+        if args.video or result.frame is not None:
+            self._film(result, **look)
+        else:
+            result.save_overlay(args.out_dir, **look)
+            self.kinds['NAME_overlay.png to look at'] = None
+        if result.frame is None or args.save_labels:
+            path = result.save_labels(args.out_dir)
+            self.kinds['NAME_label.png with class indices from 0, named in classes.json'
+                       if path.suffix == '.png' else
+                       'NAME.json with boxes, scores and masks'] = None
+        if self.json:
+            self.json.write(result)
+
+    def _film(self, result: Result, *, opacity: float, legend: bool) -> None:
+        # The legend has another height in each frame: a video has none.
+        frame = result.draw(opacity=opacity, legend=False)
+        stem = '' if self.args.video else result.name.rpartition('_')[0]
+        if self.video is None or stem != self.stem:
+            # Close the video before this one.
+            self.videos.close()
+            path = self.args.video or self.args.out_dir / f'{stem}_overlay.mp4'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.video = self.videos.enter_context(VideoWriter(path, result.fps or 10))
+            self.stem = stem
+            self.kinds[f'{path.name} to look at'] = None
+        self.video.write(frame)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(segment, parse_args(arguments))
+    return run(predict, parse_args(arguments))
 
 
 if __name__ == '__main__':

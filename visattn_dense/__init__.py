@@ -9,9 +9,19 @@ Importing this package is cheap: it loads neither torch nor OpenMMLab. It arrang
 - the backbones and heads stand in OpenMMLab's registries as soon as these are there, whichever
   of the two is imported first (`visattn_dense.openmmlab.registration`).
 """
+from importlib import import_module
+
 from visattn_dense.openmmlab import compat, registration
 
 __version__ = '0.1.0'
 
 compat.apply()
 registration.arrange()
+
+
+def __getattr__(name: str):
+    # By name, at the first use: `import visattn_dense` stays cheap, and each room below does not
+    # depend on the room at the top.
+    if name == 'Predictor':
+        return import_module('visattn_dense.predictor').Predictor
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,7 +1,9 @@
-"""Trained models at work.
+"""Trained models at work, in torch.
 
-segmentor  a segmentor on images of any size
-allocator  the C library's allocator, told to keep what is freed
+preparation  from a picture to a model's input
+segmentor    a segmentor on images of any size
+detector     a detector or instance segmentor
+allocator    the C library's allocator, told to keep what is freed
 """
 from visattn_dense import former
 

@@ -12,16 +12,20 @@ classes would need 7 GB twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense.errors import UserError
+from visattn_dense.predict import results
+from visattn_dense.predict.sources import Picture
+from visattn_dense.predict.stream import Options
+
+from .preparation import Preparation, PreparedPicture
 
 _CLASSES_AT_ONCE = 8
 
@@ -32,45 +36,83 @@ class Segmentor:
 
     Attributes:
         model: mmseg's EncoderDecoder, in evaluation mode on its device.
-        pipeline: a function from dict(img_path=...) to the model's input.
+        pipeline: from a picture to the model's input.
         classes, palette: name and RGB triple of each class.
         mode: 'whole' or 'slide'.
         crop, stride: (H, W) of the windows and of their steps, in pixels of the prepared image.
         gather: the device on which the windows' logits are summed.
+        half: the dtype of autocast; None for the dtype of the weights.
     """
 
     model: nn.Module
-    pipeline: Callable[[dict[str, Any]], dict[str, Any]]
+    pipeline: Preparation
     classes: Sequence[str]
     palette: Sequence[Sequence[int]]
     mode: str = 'whole'
     crop: tuple[int, int] = (512, 512)
     stride: tuple[int, int] = (341, 341)
     gather: str | torch.device = 'cpu'
+    half: torch.dtype | None = None
 
-    @torch.inference_mode()
     def label(self, path: str | os.PathLike) -> np.ndarray:
-        """The class index of each pixel: (H, W), uint8 (uint16 beyond 256 classes).
+        """The class index of each pixel: (H, W), uint8 (uint16 from 256 classes on).
 
         Raises:
             UserError: the file is not an image, or is damaged.
         """
-        try:
-            prepared = self.pipeline(dict(img_path=os.fspath(path)))
-        except (OSError, ValueError, AttributeError) as error:
-            # mmcv returns None for an image that OpenCV cannot read; the pipeline fails on None.
-            raise UserError(f'{path} cannot be read as an image: {error}') from error
-        sample = prepared['data_samples']
-        batch = self.model.data_preprocessor(
-            dict(inputs=[prepared['inputs']], data_samples=[sample]), False)
-        inputs, meta = batch['inputs'], dict(sample.metainfo)
-        logits = (self._slide(inputs, meta) if self.mode == 'slide' else
-                  self.model.encode_decode(inputs, [dict(meta, pad_shape=inputs.shape[2:])]))
-        return _decide(logits, meta['ori_shape'][:2], self.model.align_corners,
-                       getattr(self.model.decode_head, 'threshold', None))
+        prepared = self.prepare(Picture('', os.fspath(path)))
+        return self.finish(prepared, self.run([prepared])[0], Options()).labels
 
-    def _slide(self, inputs: Tensor, meta: Mapping[str, Any]) -> Tensor:
-        """Mean logits of overlapping windows: (1, C, H, W) on `gather`."""
+    def prepare(self, picture: Picture) -> PreparedPicture:
+        """Load and resize a picture, as the config says.
+
+        Raises:
+            UserError: the picture is not an image, or is damaged.
+        """
+        return self.pipeline(picture)
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[PreparedPicture]) -> list[list[Tensor]]:
+        """Logits of pictures of one size: for each picture, and each of its versions, (1, C, h, w).
+        """
+        outputs: list[list[Tensor]] = [[] for _ in batch]
+        for version in range(len(batch[0].inputs)):
+            data = self.model.data_preprocessor(dict(
+                inputs=[prepared.inputs[version] for prepared in batch],
+                data_samples=[prepared.samples[version] for prepared in batch]), False)
+            # The preprocessor notes on its own copies what it has padded.
+            samples = data['data_samples']
+            logits = self._logits(data['inputs'], [dict(sample.metainfo) for sample in samples])
+            for output, sample, own in zip(outputs, samples, logits.split(1), strict=True):
+                left, right, top, bottom = sample.metainfo.get('img_padding_size', (0, 0, 0, 0))
+                height, width = own.shape[2:]
+                output.append(own[:, :, top:height - bottom, left:width - right])
+        return outputs
+
+    @torch.inference_mode()
+    def finish(self, prepared: PreparedPicture, output: Sequence[Tensor], options: Options
+               ) -> results.Segmentation:
+        """Decide on the class of each pixel of the picture."""
+        size = prepared.image.shape[:2]
+        decision = (self._decide(output[0], size, options) if len(output) == 1 else
+                    self._decide_mean(output, prepared, options))
+        return results.Segmentation(
+            **results.about(prepared.picture), image=prepared.image,
+            model_size=prepared.model_size, classes=self.classes, palette=self.palette,
+            **decision._asdict())
+
+    def _logits(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        if self.mode == 'slide':
+            return self._slide(inputs, metas)
+        return self._encode_decode(inputs, [dict(meta, pad_shape=inputs.shape[2:])
+                                            for meta in metas])
+
+    def _encode_decode(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        with torch.autocast(inputs.device.type, self.half, enabled=self.half is not None):
+            return self.model.encode_decode(inputs, metas)
+
+    def _slide(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
+        """Mean logits of overlapping windows: (B, C, H, W) on `gather`."""
         height, width = inputs.shape[2:]
         total = None
         counts = torch.zeros(height, width, device=self.gather)
@@ -78,13 +120,40 @@ class Segmentor:
             for x1, x2 in window_spans(width, self.crop[1], self.stride[1]):
                 window = inputs[:, :, y1:y2, x1:x2]
                 # mmseg's heads take the size of a window from `img_shape`, as a torch.Size.
-                logits = self.model.encode_decode(
-                    window, [dict(meta, img_shape=window.shape[2:])]).to(self.gather)
+                logits = self._encode_decode(
+                    window, [dict(meta, img_shape=window.shape[2:]) for meta in metas]
+                ).to(self.gather).float()
                 if total is None:
-                    total = logits.new_zeros(1, logits.shape[1], height, width)
+                    total = logits.new_zeros(*logits.shape[:2], height, width)
                 total[:, :, y1:y2, x1:x2] += logits
                 counts[y1:y2, x1:x2] += 1
         return total.div_(counts)
+
+    def _decide(self, logits: Tensor, size: tuple[int, int], options: Options) -> Decision:
+        return decide(logits, size, self.model.align_corners, self.threshold, options)
+
+    def _decide_mean(self, outputs: Sequence[Tensor], prepared: PreparedPicture, options: Options
+                     ) -> Decision:
+        """By the mean of the versions' probabilities at the size of the picture, as mmseg does."""
+        size, mean = prepared.image.shape[:2], None
+        for logits, sample in zip(outputs, prepared.samples, strict=True):
+            if sample.metainfo.get('flip'):
+                axis = 3 if sample.metainfo['flip_direction'] == 'horizontal' else 2
+                logits = logits.flip(axis)
+            logits = F.interpolate(logits.float(), size, mode='bilinear',
+                                   align_corners=self.model.align_corners)
+            part = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+            mean = part if mean is None else mean.add_(part)
+        mean /= len(outputs)
+        # What `decide` takes: log p has the softmax p; the logit of p has the sigmoid p.
+        mean = mean.logit() if mean.shape[1] == 1 else mean.log()
+        return self._decide(mean, size, options)
+
+    @property
+    def threshold(self) -> float:
+        """The sigmoid of one channel from which on a pixel is of class 1; mmseg's default."""
+        threshold = getattr(self.model.decode_head, 'threshold', None)
+        return 0.3 if threshold is None else threshold
 
 
 def window_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
@@ -94,25 +163,60 @@ def window_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
     return [(max(end - crop, 0), end) for end in ends]
 
 
-def _decide(logits: Tensor, size: tuple[int, int], align_corners: bool,
-            threshold: float | None) -> np.ndarray:
+class Decision(NamedTuple):
+    """labels (H, W), the value of pixels without a class, and scores (C, H, W) or None."""
+
+    labels: np.ndarray
+    ignored: int
+    scores: np.ndarray | None
+
+
+def decide(logits: Tensor, size: tuple[int, int], align_corners: bool, threshold: float,
+           options: Options) -> Decision:
     """The best class at each pixel of (H, W) = `size`, from (1, C, h, w) logits.
 
     A few classes at a time are resized and compared with the best class so far, so no tensor of
-    (C, H, W) is in memory.
+    (C, H, W) is in memory, unless the scores are asked for.
+
+    Args:
+        logits: of C classes, or of one sigmoid channel, which decides between classes 0 and 1.
+        size: of the picture.
+        align_corners: of the resizing.
+        threshold: the sigmoid from which on a pixel is of class 1.
+        options: which classes count, from which probability on, and whether scores are wanted.
     """
     channels = logits.shape[1]
-    best = torch.full(size, -torch.inf, device=logits.device)
-    label = torch.zeros(size, dtype=torch.int16, device=logits.device)
-    for first in range(0, channels, _CLASSES_AT_ONCE):
-        part = F.interpolate(logits[:, first:first + _CLASSES_AT_ONCE].float(), size,
-                             mode='bilinear', align_corners=align_corners)[0]
-        if channels == 1:
-            # One sigmoid channel: class 1 where it is above the head's threshold; mmseg's default.
-            label = (part[0].sigmoid() > (0.3 if threshold is None else threshold)).to(label.dtype)
-            break
-        values, winners = part.max(0)
-        better = values > best
-        best = torch.where(better, values, best)
-        label = torch.where(better, (winners + first).to(label.dtype), label)
-    return label.cpu().numpy().astype(np.uint8 if channels <= 256 else np.uint16)
+    if channels == 1:
+        part = F.interpolate(logits.float(), size, mode='bilinear',
+                             align_corners=align_corners)[0].sigmoid()
+        label = (part[0] > threshold).to(torch.int16)
+        probability = torch.where(label > 0, part[0], 1 - part[0])
+        scores = torch.cat([1 - part, part]).half().cpu().numpy() if options.scores else None
+    else:
+        best = torch.full(size, -torch.inf, device=logits.device)
+        label = torch.zeros(size, dtype=torch.int16, device=logits.device)
+        total = torch.full(size, -torch.inf, device=logits.device)
+        # Without them, no pixel needs the sum over all classes.
+        needs_total = options.scores or options.conf is not None
+        parts = []
+        for first in range(0, channels, _CLASSES_AT_ONCE):
+            part = F.interpolate(logits[:, first:first + _CLASSES_AT_ONCE].float(), size,
+                                 mode='bilinear', align_corners=align_corners)[0]
+            values, winners = part.max(0)
+            better = values > best
+            best = torch.where(better, values, best)
+            label = torch.where(better, (winners + first).to(label.dtype), label)
+            if needs_total:
+                total = torch.logaddexp(total, part.logsumexp(0))
+            if options.scores:
+                parts.append(part)
+        probability = (best - total).exp() if needs_total else None
+        scores = (np.concatenate([(part - total).exp().half().cpu().numpy() for part in parts])
+                  if options.scores else None)
+    labels = label.cpu().numpy().astype(np.uint8 if channels < 256 else np.uint16)
+    ignored = 255 if channels < 256 else 65535
+    if options.conf is not None:
+        labels[(probability < options.conf).cpu().numpy()] = ignored
+    if options.classes is not None:
+        labels[~np.isin(labels, options.classes)] = ignored
+    return Decision(labels, ignored, scores)

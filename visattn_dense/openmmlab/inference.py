@@ -1,4 +1,4 @@
-"""A segmentor of mmsegmentation from a config and a checkpoint, ready for images of any size.
+"""A model of mmsegmentation or mmdetection from a config and a checkpoint, ready for pictures.
 
     segmentor = open_segmentor(Config.fromfile(CONFIG), CHECKPOINT, device='cuda:0')
     label = segmentor.label('photo.jpg')        # (H, W) class indices, at the size of the file
@@ -8,24 +8,52 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.checkpoints.pretrained import fill
 from visattn_dense.errors import UserError
+from visattn_dense.inference.detector import Detector
+from visattn_dense.inference.preparation import Preparation
 from visattn_dense.inference.segmentor import Segmentor
+from visattn_dense.openmmlab.engine.evaluation import augment
+from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.engine.resume import candidates
 from visattn_dense.visualization import distinct_palette
 from visattn_dense.zoo.segmentor import fit_whole
 
 
+def open_model(cfg: Config, checkpoint: str | os.PathLike, *, mode: str | None = None,
+               crop: tuple[int, int] | None = None, stride: tuple[int, int] | None = None,
+               gather: str | None = None, **options: Any) -> Segmentor | Detector:
+    """The segmentor or the detector of a config; see `open_segmentor` and `open_detector`.
+
+    Raises:
+        UserError: the options of windows, and the config is of a detector.
+    """
+    if cfg.get('default_scope') != 'mmdet':
+        return open_segmentor(cfg, checkpoint, mode=mode, crop=crop, stride=stride, gather=gather,
+                              **options)
+    if mode == 'slide' or crop or stride:
+        raise UserError(f'{cfg.filename} is a config of a detector, and windows whose logits are '
+                        'averaged (mode, crop, stride) are for segmentors')
+    return open_detector(cfg, checkpoint, **options)
+
+
 def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu',
                    mode: str | None = None, crop: tuple[int, int] | None = None,
-                   stride: tuple[int, int] | None = None, gather: str | None = None) -> Segmentor:
+                   stride: tuple[int, int] | None = None, gather: str | None = None,
+                   native: bool = False, tta: bool = False, half: bool = False,
+                   optimize: bool = False) -> Segmentor:
     """Build a config's segmentor and fill it from a checkpoint, of mmseg 1.x or 0.x.
 
     Args:
@@ -36,6 +64,11 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
         crop, stride: of the windows, (H, W); where None the config's `test_cfg`, or its
             `crop_size` and two thirds of it.
         gather: where windows are summed; the CPU where None.
+        native: leave out the resizing of the test pipeline.
+        tta: compute the versions of the config's `tta_pipeline`, else the picture and its mirror
+            image, and average their probabilities.
+        half: compute in float16 (on a CPU in bfloat16), by autocast.
+        optimize: call `layers.optimize_for_inference` on the model.
 
     Raises:
         UserError, FileNotFoundError: no segmentor in the config, an unknown device, a checkpoint
@@ -45,24 +78,8 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
     if cfg.get('default_scope') != 'mmseg' or 'decode_head' not in model_cfg:
         raise UserError(f'{cfg.filename} is no config of a segmentor (default_scope is '
                         f'{cfg.get("default_scope")!r}, model {model_cfg.get("type")!r})')
-    # Neither pretrained weights nor the auxiliary head have a part in inference.
+    # The auxiliary head has no part in inference.
     model_cfg.pop('auxiliary_head', None)
-    model_cfg.backbone.pop('init_cfg', None)
-    contents = read_checkpoint(checkpoint)
-    from mmseg.registry import MODELS
-    from mmseg.utils import register_all_modules
-    register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope('mmseg'), warnings.catch_warnings():
-        # About losses, which have no part here either.
-        warnings.simplefilter('ignore')
-        model = MODELS.build(model_cfg)
-        pipeline = Compose(_inference_pipeline(cfg))
-    tensors, _ = fit_whole(model, contents, origin=checkpoint)
-    fill(model, tensors, checkpoint)
-    try:
-        model = revert_sync_batchnorm(model).eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'device {device!r} is not to be had here: {error}') from error
     test_cfg = model_cfg.get('test_cfg') or {}
     crop = crop or test_cfg.get('crop_size') or cfg.get('crop_size') or (512, 512)
     stride = stride or (None if crop != test_cfg.get('crop_size') else test_cfg.get('stride'))
@@ -70,14 +87,163 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
     if min(*crop, *stride) < 1 or any(s > c for s, c in zip(stride, crop, strict=True)):
         raise UserError(f'windows of {crop} at steps of {stride} leave gaps or are empty: a step '
                         'is 1 up to the window')
-    classes, palette = _class_table(cfg, contents, model.decode_head.num_classes)
-    return Segmentor(model, pipeline, classes, palette, mode or test_cfg.get('mode', 'whole'),
-                     tuple(crop), tuple(stride), gather or 'cpu')
+    model, contents = _build(cfg, model_cfg, checkpoint)
+    model = _placed(model, device, half, optimize)
+    classes, palette = _class_table(cfg, contents, model.num_classes)
+    return Segmentor(model, _preparation(cfg, native, tta), classes, palette,
+                     mode or test_cfg.get('mode', 'whole'), tuple(crop), tuple(stride),
+                     gather or 'cpu', _dtype(device) if half else None)
 
 
-def _inference_pipeline(cfg: Config) -> list[dict]:
-    steps = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline
-    return [step for step in steps if not str(step['type']).endswith('LoadAnnotations')]
+def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu',
+                  native: bool = False, tta: bool = False, half: bool = False,
+                  optimize: bool = False) -> Detector:
+    """Build a config's detector or instance segmentor and fill it from a checkpoint.
+
+    Args:
+        cfg: a config of mmdetection; it is not changed.
+        checkpoint, device, native, half, optimize: see `open_segmentor`.
+        tta: merge the boxes of the versions of the config's `tta_pipeline`, else of the picture and
+            its mirror image; for models without masks only, as in mmdetection.
+
+    Raises:
+        UserError, FileNotFoundError: no detector in the config, an unknown device, a checkpoint
+            that does not load or leaves a part of the model empty.
+    """
+    model_cfg = Config(dict(model=cfg.model)).copy().model
+    if cfg.get('default_scope') != 'mmdet':
+        raise UserError(f'{cfg.filename} is no config of a detector (default_scope is '
+                        f'{cfg.get("default_scope")!r}, model {model_cfg.get("type")!r})')
+    model, contents = _build(cfg, model_cfg, checkpoint)
+    model = _placed(model, device, half, optimize)
+    has_masks = model.with_mask or hasattr(model, 'panoptic_head')
+    if tta and has_masks:
+        raise UserError('tta: mmdetection merges boxes only, and this model finds masks too')
+    classes, palette = _class_table(cfg, contents, _count_classes(model))
+    pipeline = _preparation(cfg, native, tta)
+    if tta:
+        from mmdet.registry import MODELS
+        wrapper = dict(_augmented(cfg).model)
+        wrapper.pop('module')
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = MODELS.build(dict(wrapper, module=model)).eval()
+    return Detector(model, pipeline, classes, palette, has_masks, _dtype(device) if half else None)
+
+
+def find_run(folder: str | os.PathLike) -> tuple[Path, Path]:
+    """The config and the checkpoint in the folder of a training run (its work_dir).
+
+    The newest best checkpoint is taken; without one, the newest.
+
+    Raises:
+        UserError: there is no config, no checkpoint, or more than one config.
+    """
+    folder = Path(folder)
+    configs = sorted(folder.glob('*.py'))
+    if len(configs) != 1:
+        raise UserError(f'{folder} has {len(configs)} config files at its top'
+                        + (f' ({", ".join(path.name for path in configs)})' if configs else '')
+                        + ', and the folder of a run has one: name config and checkpoint')
+    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
+    found = [*reversed(best), *candidates(folder)]
+    if not found:
+        raise UserError(f'{folder} has no checkpoint (*.pth) yet')
+    return configs[0], found[0]
+
+
+def _build(cfg: Config, model_cfg: Config, checkpoint: str | os.PathLike) -> tuple[nn.Module, Any]:
+    """The model with the weights of the checkpoint, and the contents of the checkpoint."""
+    # Pretrained weights have no part in inference.
+    for part in (model_cfg, model_cfg.get('backbone') or {}):
+        part.pop('init_cfg', None)
+    contents = read_checkpoint(checkpoint)
+    scope = cfg.default_scope
+    register_scope(scope)
+    from mmengine.registry import MODELS
+    with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
+        # About losses, which have no part here either.
+        warnings.simplefilter('ignore')
+        model = MODELS.build(model_cfg)
+    tensors, _ = fit_whole(model, contents, origin=checkpoint)
+    fill(model, tensors, checkpoint)
+    return model, contents
+
+
+def _placed(model: nn.Module, device: str, half: bool, optimize: bool) -> nn.Module:
+    if half and optimize and device.startswith('cpu'):
+        raise UserError('half and optimize exclude each other on a CPU: optimized layers compute '
+                        'in the dtype of their weights')
+    try:
+        model = revert_sync_batchnorm(model).eval().to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {device!r} is not to be had here: {error}') from error
+    if optimize:
+        from visattn_dense.layers import optimize_for_inference
+        optimize_for_inference(model)
+    return model
+
+
+def _dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device.startswith('cpu') else torch.float16
+
+
+def _count_classes(model: nn.Module) -> int:
+    """The number of a detector's classes."""
+    heads = [getattr(model, name, None) for name in ('roi_head', 'bbox_head', 'mask_head',
+                                                     'panoptic_head')]
+    for head in heads:
+        inner = getattr(head, 'bbox_head', head)
+        inner = inner[-1] if isinstance(inner, nn.ModuleList) else inner
+        for name in ('num_classes', 'num_things_classes'):
+            if isinstance(getattr(inner, name, None), int):
+                return getattr(inner, name)
+    raise UserError(f'{type(model).__name__} does not say how many classes it finds')
+
+
+def _augmented(cfg: Config) -> Config:
+    """The config with test-time augmentation: its own, else the picture and its mirror image."""
+    cfg = deepcopy(cfg)
+    detection = cfg.default_scope == 'mmdet'
+    if not detection and 'tta_pipeline' not in cfg:
+        flips = [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)]
+        steps = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline
+        cfg.tta_pipeline = [*steps[:-1], dict(
+            type='TestTimeAug', transforms=[flips, [dict(type='PackSegInputs')]])]
+        cfg.tta_model = dict(type='SegTTAModel')
+    augment(cfg, detection)
+    return cfg
+
+
+def _preparation(cfg: Config, native: bool, tta: bool) -> Preparation:
+    """The test pipeline without annotations, cut behind the loader."""
+    dataset = (_augmented(cfg) if tta else cfg).test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    steps = dataset.pipeline if tta else cfg.get('test_pipeline') or dataset.pipeline
+    kept = _without(steps, ('Annotations', *(('Resize',) if native else ())))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loader, rest = Compose(kept[:1]), Compose(kept[1:])
+    (first,) = loader.transforms
+    stock = type(first).__module__.startswith('mmcv.') and (
+        type(first).__name__ == 'LoadImageFromFile')
+    return Preparation(loader, rest, as_float=stock and first.to_float32,
+                       in_colour=stock and first.color_type.startswith('color'))
+
+
+def _without(steps: Sequence[Any], endings: tuple[str, ...]) -> list[Any]:
+    """Steps of a pipeline without those whose type ends so, in TestTimeAug and others too."""
+    kept = []
+    for step in steps:
+        if isinstance(step, (list, tuple)):
+            # TestTimeAug takes one step of each group; a group without any is left out.
+            inner = _without(step, endings)
+            kept += [inner] if inner else []
+        elif not str(step['type']).endswith(endings):
+            step = dict(step)
+            if isinstance(step.get('transforms'), (list, tuple)):
+                step['transforms'] = _without(step['transforms'], endings)
+            kept.append(step)
+    return kept
 
 
 def _class_table(cfg: Config, contents: Any, count: int) -> tuple[Sequence[str], Sequence]:
@@ -85,8 +251,10 @@ def _class_table(cfg: Config, contents: Any, count: int) -> tuple[Sequence[str],
     meta = contents.get('meta') if isinstance(contents, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    from mmseg.registry import DATASETS
-    with DefaultScope.overwrite_default_scope('mmseg'):
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    from mmengine.registry import DATASETS
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         kind = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else None
     tables = (meta.get('dataset_meta'), {key.lower(): value for key, value in meta.items()},
               dataset.get('metainfo'), getattr(kind, 'METAINFO', None))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .colour import Palette
-from .text import FAINT, INK, PAPER, draw_legend, font
+from .text import FAINT, INK, PAPER, draw_legend, font, legible
 
 _MARGIN, _GAP = 28, 10
 
@@ -105,7 +105,8 @@ def draw_instance_sheet(rows: Sequence[InstanceRow], names: Sequence[str], palet
                  for objects in (row.truth, row.prediction)] for row in rows]
     shown = sorted({int(label) for row in rows for objects in (row.truth, row.prediction)
                     for label in objects.labels})
-    legend = draw_legend([names[i] for i in shown], [palette[i] for i in shown],
+    written = legible(names)
+    legend = draw_legend([written[i] for i in shown], [palette[i] for i in shown],
                          width - 2 * _MARGIN)
     lines = [(text, font(size, bold), colour) for text, size, bold, colour in
              ((title, 24, True, INK), (subtitle, 15, False, FAINT)) if text]

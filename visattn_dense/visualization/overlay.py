@@ -4,12 +4,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from .colour import IGNORED, Palette, colourise
-from .text import as_array, draw_legend
+from .text import as_array, draw_legend, legible
+
+_ROWS = 256
 
 
 def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, *, opacity: float = 0.5,
@@ -36,17 +37,35 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, *, opacity: 
     if not 0 <= opacity <= 1:
         raise ValueError(f'opacity is from 0 to 1, got {opacity}')
     known = (label >= 0) & (label < len(palette)) & (label != ignored)
-    mixed = cv2.addWeighted(image, 1 - opacity, colourise(label, palette, ignored), opacity, 0)
-    painted = np.where(known[..., None], mixed, image)
+    painted = image.copy()
+    # Some rows at a time: the floats of a large image would take four times its memory.
+    for first in range(0, len(image), _ROWS):
+        rows = np.s_[first:first + _ROWS]
+        mixed = (1 - opacity) * image[rows] + opacity * colourise(label[rows], palette, ignored)
+        np.copyto(painted[rows], mixed.round().astype(np.uint8), where=known[rows][..., None])
     if names is None:
         return painted
     # Largest first: that is the order in which one looks.
-    present, counts = np.unique(label[known], return_counts=True)
-    present = present[np.argsort(-counts, kind='stable')]
-    margin = 8
+    counts = np.bincount(label[known].ravel())
+    present = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
+    shown = legible(names)
+    return with_legend(painted, [shown[i] for i in present], [palette[i] for i in present])
+
+
+def with_legend(painted: np.ndarray, names: Sequence[str], palette: Palette) -> np.ndarray:
+    """The picture above a legend, whose letters grow with the picture.
+
+    Args:
+        painted: (H, W, 3) uint8 RGB.
+        names, palette: name and RGB triple of each class to show.
+
+    Returns:
+        (H, W, 3) uint8 RGB, at least 160 pixels wide.
+    """
     width = max(painted.shape[1], 160)
-    legend = as_array(draw_legend([names[i] for i in present], [palette[i] for i in present],
-                                  width - 2 * margin))
+    size = max(15, round(width / 60))
+    margin = size // 2 + 1
+    legend = as_array(draw_legend(names, palette, width - 2 * margin, size))
     page = np.full((painted.shape[0] + legend.shape[0] + 2 * margin, width, 3), 255, np.uint8)
     page[:painted.shape[0], :painted.shape[1]] = painted
     page[painted.shape[0] + margin:-margin, margin:-margin] = legend
@@ -56,4 +75,4 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, *, opacity: 
 def write_label(path: str | os.PathLike, label: np.ndarray) -> None:
     """Write class indices as a grey PNG: 8 bits, or 16 where an index does not fit."""
     kind = np.uint8 if label.max(initial=0) <= 255 else np.uint16
-    Image.fromarray(label.astype(kind)).save(path)
+    Image.fromarray(label.astype(kind)).save(path, 'PNG')

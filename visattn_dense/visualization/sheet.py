@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .colour import IGNORED, Palette, colourise
-from .text import FAINT, INK, PAPER, draw_legend, font
+from .text import FAINT, INK, PAPER, draw_legend, font, legible
 
 _MARGIN, _GAP = 28, 10
 
@@ -50,7 +50,8 @@ def draw_sheet(rows: Sequence[Row], names: Sequence[str], palette: Palette, *, t
     heights = [round(cell_width * row.image.shape[0] / row.image.shape[1]) for row in rows]
     shown = sorted({int(value) for row in rows for part in (row.truth, row.prediction)
                     for value in np.unique(part) if 0 <= value < len(names) and value != ignored})
-    legend = draw_legend([names[i] for i in shown], [palette[i] for i in shown],
+    written = legible(names)
+    legend = draw_legend([written[i] for i in shown], [palette[i] for i in shown],
                          width - 2 * _MARGIN)
     lines = [(text, font(size, bold), colour) for text, size, bold, colour in
              ((title, 24, True, INK), (subtitle, 15, False, FAINT)) if text]

@@ -32,7 +32,7 @@ def prepare_test(cfg: Config, args: Any) -> None:
     if args.show or args.show_dir:
         _draw(cfg, args, detection)
     if args.tta:
-        _augment(cfg, detection)
+        augment(cfg, detection)
     if args.out:
         _write_predictions(cfg, args.out, detection)
 
@@ -54,7 +54,12 @@ def _draw(cfg: Config, args: Any, detection: bool) -> None:
         cfg.visualizer = visualizer
 
 
-def _augment(cfg: Config, detection: bool) -> None:
+def augment(cfg: Config, detection: bool) -> None:
+    """Wrap the model in the one that merges the versions of a picture, and make the versions.
+
+    Raises:
+        UserError: a segmentor's config without `tta_model` and `tta_pipeline`.
+    """
     if not detection and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
         raise UserError(f'--tta needs tta_model and tta_pipeline, which {cfg.filename} does not '
                         'have')

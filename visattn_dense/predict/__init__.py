@@ -1,0 +1,10 @@
+"""What a prediction goes through, whatever computes it: sources, threads, results, files.
+
+NumPy and Pillow are enough for this room. Neither torch nor OpenMMLab is imported here.
+
+sources  pictures from paths, addresses, bytes, arrays, tensors, folders, videos, cameras
+video    frames out of a video or a camera, and into a video
+stream   reads, computes and hands over at the same time, with bounded memory
+results  the typed results, and their files
+masks    masks as COCO's run lengths and as polygons
+"""

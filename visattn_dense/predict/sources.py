@@ -1,0 +1,403 @@
+"""Pictures from anything that holds pictures.
+
+| source                              | what comes out                                          |
+|-------------------------------------|---------------------------------------------------------|
+| path of an image                    | the image                                               |
+| http(s) address of an image         | the image                                               |
+| folder                              | its images, without those of folders inside             |
+| pattern with *, ? or [              | the images that match                                   |
+| path of a .txt file                 | what its lines name, one source a line                  |
+| path of a video, rtsp:// address    | the frames                                              |
+| int                                 | the frames of the camera with this number               |
+| bytes, an open binary file          | the image                                               |
+| NumPy array, tensor, Pillow's Image | the image                                               |
+| list, tuple                         | the pictures of each entry                              |
+| any other iterable (a generator)    | the pictures of each entry, asked for one after another |
+
+An image file keeps its bytes: the model's own loader decodes it, as in training. An array or a
+tensor is decoded already. `as_rgb` says what becomes of grey, 16 bits, alpha and CMYK.
+"""
+from __future__ import annotations
+
+import glob
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from visattn_dense.errors import UserError
+from visattn_dense.images import MOST_PIXELS, opened
+
+from . import video
+
+log = logging.getLogger('visattn_dense')
+
+IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm'}
+_LARGEST = 2**30
+_PATIENCE = 30.
+
+
+@dataclass
+class Picture:
+    """One picture on its way to a model.
+
+    Attributes:
+        name: of the files of its result, without a suffix.
+        path: of the image file; None without one.
+        data: the bytes of an image file, or (H, W, 3) uint8 RGB; None where `path` has the image.
+        frame: number of the frame in its video, from 0.
+        fps: frames a second of its video, where that is known.
+    """
+
+    name: str
+    path: str | None = None
+    data: bytes | np.ndarray | None = None
+    frame: int | None = None
+    fps: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call the picture in a message."""
+        return self.path or self.name
+
+    def rgb(self) -> np.ndarray:
+        """The picture, decoded by Pillow: (H, W, 3) uint8 RGB.
+
+        Raises:
+            UserError: it is no image, or damaged.
+        """
+        if isinstance(self.data, np.ndarray):
+            return self.data
+        try:
+            if self.data is None:
+                with opened(self.path) as image:
+                    return as_rgb(image)
+            with Image.open(io.BytesIO(self.data)) as image:
+                return as_rgb(image)
+        # Pillow's decoders raise SyntaxError and others, according to the format.
+        except Exception as error:
+            raise UserError(f'{self.title} is no image, or is damaged: {error}') from error
+
+
+@dataclass
+class Sources:
+    """The pictures of a source; iterate over it once.
+
+    Attributes:
+        pictures: they come when they are asked for.
+        total: their number; None where nobody knows it.
+        paths: of the image files, where all are known before the start.
+    """
+
+    pictures: Iterable[Picture]
+    total: int | None = None
+    paths: Sequence[str] = ()
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def verify(self) -> None:
+        """Look into the image files before work starts, without decoding them.
+
+        A warning names a file of which the loader uses a part: one page of many, the upper 8 of 16
+        bits, colours without their alpha.
+
+        Raises:
+            UserError: a file is no image, or is damaged.
+        """
+        for path in self.paths:
+            try:
+                with Image.open(path) as image:
+                    used = _used(image)
+                    image.verify()
+            except Exception as error:
+                raise UserError(f'{path} is no image, or is damaged: {error}') from error
+            if used:
+                log.warning('%s: %s', path, used)
+
+
+def _used(image: Image.Image) -> str:
+    pages = getattr(image, 'n_frames', 1)
+    return '; '.join(filter(None, (
+        f'{pages} pages, the first is used' if pages > 1 and image.format != 'MPO' else '',
+        '16 bits a channel, the upper 8 are used' if '16' in image.mode else '')))
+
+
+def open_sources(source: Any, *, channels: str = 'rgb') -> Sources:
+    """The pictures of a source; see the table of this module.
+
+    Args:
+        source: what the table names.
+        channels: 'rgb' or 'bgr', the order of colours in NumPy arrays and tensors. OpenCV's arrays
+            are 'bgr'. An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a tensor (C, H, W) or
+            (N, C, H, W); both hold uint8, uint16, or floats from 0 to 1.
+
+    Raises:
+        UserError: something is not there, is a folder without images, or is no picture.
+    """
+    if channels not in ('rgb', 'bgr'):
+        raise UserError(f"channels is 'rgb' or 'bgr', got {channels!r}")
+    if isinstance(source, Sources):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return _named(os.fspath(source))
+    if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+        return Sources(_frames(int(source), f'camera_{source}'))
+    if _is_one(source):
+        return _one(source, 'image', channels)
+    if isinstance(source, (list, tuple)):
+        return _joined([_part(entry, number, channels) for number, entry in enumerate(source)])
+    if isinstance(source, Iterable):
+        return Sources(_streamed(source, channels))
+    raise UserError(f'cannot predict on {type(source).__name__}: give a path, an address, bytes, '
+                    'an array, an image, or several of them')
+
+
+def _is_one(source: Any) -> bool:
+    return (isinstance(source, (bytes, bytearray, memoryview, np.ndarray, Image.Image))
+            or _is_tensor(source) or hasattr(source, 'read'))
+
+
+def _is_tensor(source: Any) -> bool:
+    # torch is not imported here; whoever has a tensor has imported torch.
+    return all(hasattr(source, name) for name in ('detach', 'cpu', 'permute'))
+
+
+def _part(entry: Any, number: int, channels: str) -> Sources:
+    if _is_one(entry):
+        return _one(entry, f'image_{number:06d}', channels)
+    return open_sources(entry, channels=channels)
+
+
+def _one(source: Any, name: str, channels: str) -> Sources:
+    # A batch of tensors has one picture for each entry of its first axis.
+    total = source.shape[0] if _is_tensor(source) and source.ndim == 4 else 1
+    return Sources(_Lazy(lambda: _decoded(source, name, channels)), total)
+
+
+def _streamed(source: Iterable, channels: str) -> Iterator[Picture]:
+    number = 0
+    for entry in source:
+        for picture in _part(entry, number, channels):
+            # Names of all pictures so far would grow without end; the number tells twins apart.
+            if picture.path is not None and picture.frame is None:
+                picture.name = f'{picture.name}_{number:06d}'
+            yield picture
+        number += 1
+
+
+def _joined(parts: Sequence[Sources]) -> Sources:
+    """Several sources one after another; each image file once."""
+    totals = [part.total for part in parts]
+    total = None if None in totals else sum(totals)
+    if all(isinstance(part.pictures, list) for part in parts):
+        seen, pictures = set(), []
+        for picture in (picture for part in parts for picture in part):
+            if picture.data is None and picture.path in seen:
+                continue
+            seen.add(picture.path)
+            pictures.append(picture)
+        _tell_apart(pictures)
+        return Sources(pictures, len(pictures),
+                       paths=[p.path for p in pictures if p.data is None])
+    return Sources(_Lazy(lambda: _renamed(parts)), total,
+                   [path for part in parts for path in part.paths])
+
+
+def _renamed(parts: Sequence[Sources]) -> Iterator[Picture]:
+    """The pictures of several sources, each with its own name."""
+    taken: set[str] = set()
+    for number, part in enumerate(parts):
+        last = ''
+        for picture in part:
+            # The frames of a video share a stem, which is taken or not as a whole.
+            stem, _, frame = picture.name.rpartition('_')
+            stem = picture.name if picture.frame is None else stem
+            if stem in taken and stem != last:
+                picture.name = f'{stem}_part{number}' + (
+                    '' if picture.frame is None else f'_{frame}')
+            else:
+                taken.add(stem)
+                last = '' if picture.frame is None else stem
+            yield picture
+
+
+def _tell_apart(pictures: Sequence[Picture]) -> None:
+    """Give each picture its own name: its stem, with more of the path where two are alike."""
+    taken: set[str] = set()
+    for picture in pictures:
+        path = Path(picture.path or picture.name)
+        choices = [picture.name, path.name.replace('.', '_'), f'{path.parent.name}_{path.stem}']
+        picture.name = next((name for name in choices if name not in taken), '')
+        number = 2
+        while not picture.name:
+            name = f'{path.stem}_{number}'
+            picture.name = name if name not in taken else ''
+            number += 1
+        taken.add(picture.name)
+
+
+def _named(name: str) -> Sources:
+    """What a path, an address or a pattern names."""
+    scheme = urlsplit(name).scheme if '://' in name else ''
+    if scheme in ('http', 'https'):
+        suffix = Path(urlsplit(name).path).suffix.lower()
+        if suffix in video.SUFFIXES:
+            return _video(name)
+        stem = Path(unquote(urlsplit(name).path)).stem or 'image'
+        return Sources(_Lazy(lambda: [Picture(stem, data=fetch(name))]), 1)
+    if scheme:
+        return Sources(_frames(name, scheme))
+    path = Path(name)
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        if not inside:
+            raise UserError(f'the folder {path} holds no images ({", ".join(sorted(IMAGES))})')
+        return _files(inside)
+    if path.is_file():
+        if path.suffix.lower() in video.SUFFIXES:
+            return _video(name)
+        return _listed(path) if path.suffix.lower() == '.txt' else _files([path])
+    if glob.has_magic(name):
+        matches = sorted(Path(p) for p in glob.glob(name, recursive=True))
+        matches = [p for p in matches if p.suffix.lower() in IMAGES]
+        if not matches:
+            raise UserError(f'no image matches {name}')
+        return _files(matches)
+    raise UserError(f'no image {path}: there is no such file or folder')
+
+
+def _files(paths: Iterable[Path]) -> Sources:
+    pictures = [Picture(path.stem, str(path)) for path in paths]
+    _tell_apart(pictures)
+    return Sources(pictures, len(pictures), paths=[picture.path for picture in pictures])
+
+
+def _listed(path: Path) -> Sources:
+    """The sources that the lines of a file name; relative paths begin at the file's folder."""
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'the list {path} cannot be read: {error}') from error
+    names = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+    if not names:
+        raise UserError(f'the list {path} names nothing; it has one path or address a line')
+    return _joined([_named(name if '://' in name else str(path.parent / name)) for name in names])
+
+
+class _Lazy:
+    """Pictures that are made when they are asked for."""
+
+    def __init__(self, make: Callable[[], Iterable[Picture]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self._make())
+
+
+def _video(path: str) -> Sources:
+    about = video.about(path)
+    return Sources(_frames(path, Path(urlsplit(path).path).stem or 'video', about.fps),
+                   about.frames)
+
+
+def _frames(where: str | int, name: str, fps: float | None = None) -> _Lazy:
+    return _Lazy(lambda: (
+        Picture(f'{name}_{number:06d}', str(where), frame, number, fps)
+        for number, frame in enumerate(video.frames(where))))
+
+
+def fetch(url: str) -> bytes:
+    """The bytes behind an http(s) address, at most 1 GiB.
+
+    Raises:
+        UserError: the server does not answer, refuses, is too slow, or sends too much.
+    """
+    from visattn_dense.checkpoints.web import Interrupted, Refused, open_url
+    body = bytearray()
+    try:
+        with open_url(url, {'User-Agent': 'visattn-dense'}, _PATIENCE) as response:
+            while block := response.read_some(1 << 16):
+                body += block
+                if len(body) > _LARGEST:
+                    raise UserError(f'{url} has more than {_LARGEST} bytes')
+    except (Interrupted, Refused) as error:
+        raise UserError(f'{url} cannot be fetched: {error}') from error
+    return bytes(body)
+
+
+def _decoded(source: Any, name: str, channels: str) -> list[Picture]:
+    """The pictures of something that is no name: one, or several of a batch of tensors."""
+    if isinstance(source, Image.Image):
+        return [Picture(_stem_of(source, name), data=as_rgb(source))]
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return [Picture(name, data=bytes(source))]
+    if hasattr(source, 'read'):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise UserError(f'{source} is open as text; open it as bytes (mode "rb")')
+        return [Picture(_stem_of(source, name), data=data)]
+    if not isinstance(source, np.ndarray):
+        array = source.detach().cpu().numpy()
+        if array.ndim == 4:
+            return [picture for number, image in enumerate(source)
+                    for picture in _decoded(image, f'{name}_{number}', channels)]
+        if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+            raise UserError(f'a tensor of a picture is (C, H, W) or (N, C, H, W) with 1, 3 or 4 '
+                            f'channels, got {array.shape}')
+        source = np.moveaxis(array, 0, 2)
+    return [Picture(name, data=_array_as_rgb(source, channels))]
+
+
+def _stem_of(source: Any, name: str) -> str:
+    file = getattr(source, 'filename', None) or getattr(source, 'name', None)
+    return Path(file).stem if isinstance(file, str) and file else name
+
+
+def _array_as_rgb(array: np.ndarray, channels: str) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise UserError(f'an array of a picture is (H, W) or (H, W, C) with 1, 3 or 4 channels, '
+                        f'got {array.shape}; of several pictures, give a list')
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(array.dtype, np.floating):
+        # A comparison with NaN is false.
+        if not (0 <= array.min() and array.max() <= 1):
+            raise UserError('an array of floats holds values from 0 to 1, got '
+                            f'{array.min():g} to {array.max():g}; give bytes from 0 to 255 as '
+                            'uint8')
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise UserError(f'an array of a picture is uint8, uint16 or floats from 0 to 1, got '
+                        f'{array.dtype}')
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    array = array[..., :3]
+    return np.ascontiguousarray(array[..., ::-1] if channels == 'bgr' else array)
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """An image of Pillow as (H, W, 3) uint8 RGB, as OpenCV reads a file in colour.
+
+    The EXIF orientation is applied. Grey becomes three equal channels, alpha is dropped, of 16 bits
+    the upper 8 stay, CMYK is converted without its profile, of several pages the current one counts
+    (the first, unless somebody moved on).
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(f'an image of {image.width}x{image.height} pixels is too large')
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I;16') or image.mode == 'I':
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert('RGB'))

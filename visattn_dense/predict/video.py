@@ -1,0 +1,150 @@
+"""Frames out of a video or a camera by OpenCV, and into a video by PyAV.
+
+OpenCV is there already, as mmcv needs it; it reads files, cameras and network streams alike and
+turns frames as the file says. But its wheels write no H.264, which browsers and telephones play;
+PyAV's wheels do: `pip install visattn-dense[video]`.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from visattn_dense.errors import UserError
+
+SUFFIXES = {'.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv',
+            '.ts', '.gif'}
+
+
+class About(NamedTuple):
+    """Frames a second, and the number of frames as the head of the file says; None if unknown."""
+
+    fps: float | None
+    frames: int | None
+
+
+def _capture(where: str | int) -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError('videos and cameras need OpenCV: pip install opencv-python-headless'
+                        ) from error
+    capture = cv2.VideoCapture(where)
+    if not capture.isOpened():
+        what = 'camera' if isinstance(where, int) else 'video'
+        raise UserError(f'the {what} {where} cannot be opened'
+                        + ('; cameras count from 0' if what == 'camera' else
+                           ': it is damaged, or of a format that OpenCV does not know'))
+    return capture
+
+
+def about(path: str) -> About:
+    """What the head of a video says.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    import cv2
+    capture = _capture(path)
+    try:
+        fps, frames = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
+    return About(fps if 0 < fps < 1000 else None, frames if frames > 0 else None)
+
+
+def frames(where: str | int) -> Iterator[np.ndarray]:
+    """The frames of a video file, of a stream's address, or of the camera of a number.
+
+    Yields:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: it cannot be opened, or has no frame that can be decoded.
+    """
+    capture, count = _capture(where), 0
+    try:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                break
+            count += 1
+            yield np.ascontiguousarray(frame[..., ::-1])
+    finally:
+        capture.release()
+    if not count:
+        raise UserError(f'{where} has no frame that can be decoded')
+
+
+class VideoWriter:
+    """Writes frames into an H.264 video; a context manager.
+
+    The first frame sets the size. Frames of another size are fitted into it, on black. After an
+    error the file is removed; after Ctrl-C it ends with the last frame.
+
+    Args:
+        path: the file, .mp4 or .mkv.
+        fps: frames a second.
+
+    Raises:
+        UserError: PyAV is missing, or the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, fps: float = 10.) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise UserError('writing a video needs PyAV: pip install visattn-dense[video]'
+                            ) from error
+        self._av, self._path = av, Path(path)
+        self._fps = Fraction(fps).limit_denominator(1001)
+        self._stream: Any = None
+        try:
+            self._container = av.open(str(path), 'w')
+        except (OSError, ValueError) as error:
+            raise UserError(f'cannot write the video {path}: {error}; name a file that ends in '
+                            '.mp4 or .mkv') from error
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame: (H, W, 3) uint8 RGB."""
+        if self._stream is None:
+            self._stream = self._container.add_stream('libx264', rate=self._fps)
+            # H.264 with halved colours takes even sides only.
+            self._size = tuple(max(2, side + side % 2) for side in frame.shape[:2])
+            self._stream.height, self._stream.width = self._size
+            self._stream.pix_fmt = 'yuv420p'
+            self._stream.options = {'crf': '20'}
+        image = self._av.VideoFrame.from_ndarray(_fitted(frame, self._size), format='rgb24')
+        self._container.mux(self._stream.encode(image))
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        kept = self._stream is not None and kind in (None, KeyboardInterrupt)
+        if kept:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+        if not kept:
+            with suppress(OSError):
+                self._path.unlink()
+
+
+def _fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = frame.shape[:2]
+    if height > size[0] or width > size[1]:
+        from PIL import Image
+        ratio = min(size[0] / height, size[1] / width)
+        frame = np.asarray(Image.fromarray(frame).resize(
+            (max(1, int(width * ratio)), max(1, int(height * ratio)))))
+        height, width = frame.shape[:2]
+    if (height, width) == size:
+        return frame
+    # One column or row more is a copy of the last; a smaller picture lies on black.
+    mode = 'edge' if size[0] - height < 2 and size[1] - width < 2 else 'constant'
+    return np.pad(frame, ((0, size[0] - height), (0, size[1] - width), (0, 0)), mode)

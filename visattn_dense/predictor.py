@@ -1,0 +1,115 @@
+"""One predictor for pictures, folders, videos and cameras.
+
+    predict = Predictor('config.py', 'checkpoint.pth', device='cuda')
+    for result in predict(['a.jpg', array, image], batch_size=8):
+        result.save('out')
+
+docs/inference.md has the sources, the results and the options.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.predict.results import Result
+from visattn_dense.predict.sources import open_sources
+from visattn_dense.predict.stream import Options, Runtime, predictions
+
+
+class Predictor:
+    """A trained segmentor, detector or instance segmentor.
+
+    Args:
+        model: a config file; or the folder of a training run, which has config and checkpoint (the
+            newest best one, else the newest).
+        checkpoint: file or URL; nothing in it is executed. With the folder of a run, another
+            checkpoint than its best.
+        device: where the model runs; 'cuda:0' if there is a GPU, else 'cpu', where None.
+        cfg_options: changes of the config, as --cfg-options of the tools takes them.
+        **options: of the model: `half`, `optimize`, `tta`, `native`; of segmentors also `mode`,
+            `crop`, `stride`, `gather`. See `visattn_dense.openmmlab.inference.open_segmentor`.
+
+    Attributes:
+        runtime: the model, as `visattn_dense.predict.stream.Runtime` describes it.
+        classes, palette: name and RGB triple of each class.
+
+    Raises:
+        UserError, FileNotFoundError: no such config, folder, checkpoint or device; a checkpoint
+            that does not fit.
+    """
+
+    def __init__(self, model: str | os.PathLike, checkpoint: str | os.PathLike | None = None, *,
+                 device: str | None = None, cfg_options: Mapping[str, Any] | None = None,
+                 **options: Any) -> None:
+        self.runtime = _open(os.fspath(model), checkpoint, device, cfg_options, options)
+        self.classes, self.palette = self.runtime.classes, self.runtime.palette
+
+    def __call__(self, source: Any, *, batch_size: int = 1, channels: str = 'rgb',
+                 conf: float | None = None, classes: Sequence[str | int] | None = None,
+                 max_det: int | None = None, scores: bool = False, workers: int = 2
+                 ) -> Iterator[Result]:
+        """The results of a source, one after another; nothing is kept of those that you drop.
+
+        Loading, the model and your own work on the results run at the same time.
+
+        Args:
+            source: see `visattn_dense.predict.sources`: paths, addresses, folders, patterns,
+                videos, cameras, bytes, arrays, tensors, images, lists and generators of them.
+            batch_size: pictures that the model gets at once; only pictures of one prepared size
+                share a batch.
+            channels: 'rgb' or 'bgr': the order of colours in arrays and tensors.
+            conf: the least score of an object (0.3 where None); of segmentors the least probability
+                of a pixel's class, below which a pixel is `ignored` (none where None).
+            classes: names or indices of the classes to keep.
+            max_det: objects of one picture at most.
+            scores: segmentors also give the probability of each class.
+            workers: threads that load pictures.
+
+        Returns:
+            An iterator of `Segmentation` or `Detection` (`visattn_dense.predict.results`).
+
+        Raises:
+            UserError: at once where the source or an option is wrong; during the iteration where a
+                picture cannot be read.
+        """
+        if conf is not None and not 0 <= conf <= 1:
+            raise UserError(f'conf is from 0 to 1, got {conf}')
+        if max_det is not None and max_det < 1:
+            raise UserError(f'max_det is at least 1, got {max_det}')
+        if batch_size < 1 or workers < 1:
+            raise UserError('batch_size and workers are at least 1, got '
+                            f'{batch_size} and {workers}')
+        kept = None if classes is None else tuple(self._index(name) for name in classes)
+        return predictions(self.runtime, open_sources(source, channels=channels),
+                           Options(conf, kept, max_det, scores), batch_size=batch_size,
+                           workers=workers)
+
+    def _index(self, name: str | int) -> int:
+        names = list(self.classes)
+        if isinstance(name, str) and name in names:
+            return names.index(name)
+        if str(name).isdigit() and int(name) < len(names):
+            return int(name)
+        raise UserError(f'the model has no class {name!r}. {did_you_mean(str(name), names)}')
+
+
+def _open(model: str, checkpoint: str | os.PathLike | None, device: str | None,
+          cfg_options: Mapping[str, Any] | None, options: dict[str, Any]) -> Runtime:
+    """The model that computes: decided by what `model` is."""
+    folder = Path(model) if Path(model).is_dir() else None
+    if folder is None and checkpoint is None:
+        raise UserError(f'{model} is no folder of a training run: name a checkpoint too')
+    import torch
+
+    from visattn_dense.openmmlab.config import merge_options, read_config
+    from visattn_dense.openmmlab.inference import find_run, open_model
+    if folder is not None:
+        config, found = find_run(folder)
+        model, checkpoint = str(config), checkpoint or found
+    cfg = read_config(model)
+    merge_options(cfg, cfg_options)
+    device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    return open_model(cfg, checkpoint, device=device, **options)
