@@ -1,6 +1,7 @@
 """Stochastic depth (arXiv 1603.09382): drop a whole residual branch, sample by sample."""
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,9 +22,9 @@ class DropPath(nn.Module):
         """(B, ...) to the same shape."""
         if not self.training or self.drop_prob == 0.:
             return x
-        keep = 1. - self.drop_prob
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        # bernoulli_(1 - p) would fix p in a compiled graph, and p is another in every block.
+        kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.drop_prob
+        return x * (kept / (1. - self.drop_prob)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f'{self.drop_prob:.3g}'

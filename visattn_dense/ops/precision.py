@@ -11,7 +11,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     On a device without autocast, such as meta, the context does nothing.
     """
     kind = like.device.type
-    if not torch.amp.is_autocast_available(kind):
+    if not _has_autocast(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)
 
@@ -19,5 +19,11 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
 def is_half(weight: Tensor, x: Tensor) -> bool:
     """Whether an operator with `weight` on `x` computes in half precision, also by autocast."""
     kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     return autocast or weight.dtype in (torch.float16, torch.bfloat16)
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    """`torch.amp.is_autocast_available`, which torch.compile cannot trace before torch 2.15."""
+    return torch.amp.is_autocast_available(kind)
