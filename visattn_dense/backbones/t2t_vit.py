@@ -241,7 +241,7 @@ class T2TViT(DenseBackbone):
         fine, middle, tokens = self.tokens_to_token(pad_to_minimum(x, 3), self.run_block)
         maps = self.block_maps(tokens)
         if self.fine_levels == 'tokens':
-            maps |= {0: fine, 1: middle}
+            maps.update({0: fine, 1: middle})
         sizes = [t.shape[1:3] for t in (fine, middle, tokens)]
         return tuple(self.level_map(i, maps[i].permute(0, 3, 1, 2), sizes)
                      for i in self.out_indices)

@@ -1,6 +1,7 @@
 """Stochastic depth (arXiv 1603.09382): drop a whole residual branch, sample by sample."""
 import itertools
 
+import torch
 from torch import Tensor, nn
 
 
@@ -22,7 +23,12 @@ class DropPath(nn.Module):
         if not self.training or self.drop_prob == 0.:
             return None
         keep = 1. - self.drop_prob
-        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        if torch.compiler.is_compiling():
+            # bernoulli_(keep) would fix `keep` in a compiled graph, and `keep` is another in every
+            # block.
+            return ((torch.rand(shape, device=x.device) < keep) / keep).to(x.dtype)
+        return x.new_empty(shape).bernoulli_(keep).div_(keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to the same shape."""

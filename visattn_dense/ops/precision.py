@@ -12,7 +12,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     On a device without autocast, such as meta, the context does nothing.
     """
     kind = like.device.type
-    if not torch.amp.is_autocast_available(kind):
+    if not _has_autocast(kind):
         return nullcontext()
     return torch.autocast(kind, enabled=False)
 
@@ -20,7 +20,7 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
 def is_half(weight: Tensor, x: Tensor) -> bool:
     """Whether an operator with `weight` on `x` computes in half precision, also by autocast."""
     kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     return autocast or weight.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -28,6 +28,12 @@ def product_dtype(like: Tensor) -> torch.dtype:
     """The dtype in which a linear layer or a convolution takes `like`, also inside autocast."""
     kind = like.device.type
     if (like.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            and _has_autocast(kind) and torch.is_autocast_enabled(kind)):
         return torch.get_autocast_dtype(kind)
     return like.dtype
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    """`torch.amp.is_autocast_available`, which torch.compile cannot trace before torch 2.15."""
+    return torch.amp.is_autocast_available(kind)

@@ -1,0 +1,51 @@
+"""torch.compile in training: gradients as without it, and one graph for many blocks."""
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from visattn_dense.attention import FocusedLinearAttention, LePESelfAttention
+from visattn_dense.backbones import BiFormer
+from visattn_dense.layers import TransformerBlock, drop_path_rates
+
+ATTENTION = {
+    'self-attention': lambda: LePESelfAttention(16, 2),
+    'focused linear': lambda: FocusedLinearAttention(16, 2, native_size=(6, 7)),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet():
+    torch._dynamo.reset()
+
+
+def gradients(model: nn.Module, compiled: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    sum(level.square().mean() for level in compiled(x)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_are_those_of_the_model_that_is_not_compiled():
+    torch.manual_seed(0)
+    model = BiFormer(dict(embed_dims=(16, 24, 32, 48), depths=(1, 1, 1, 1), mlp_ratio=3.,
+                          overlapping=True), n_win=3, head_dim=8, topks=(1, 2, 4, -2))
+    x = torch.randn(1, 3, 64, 96)
+    expected = gradients(model, model, x)
+    found = gradients(model, torch.compile(model, fullgraph=True, backend='aot_eager'), x)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize('attention', ATTENTION)
+def test_blocks_that_differ_in_their_drop_rate_share_a_graph(attention: str):
+    """Compiled block by block, as users compile deep models: not once for each block."""
+    (rates,) = drop_path_rates(.3, (6,))
+    counter = CompileCounter()
+    x = torch.randn(2, 6, 7, 16)
+    for rate in rates:
+        block = TransformerBlock(16, ATTENTION[attention](), drop_path=rate).train()
+        block.compile(fullgraph=True, backend=counter)
+        x = block(x).detach()
+    # One graph for the rate 0, which drops nothing, and one for all others.
+    assert counter.frame_count == 2
