@@ -25,6 +25,7 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
+from visattn_dense.ops.pointwise import grouped_pointwise
 
 
 def random(*shape: int) -> Tensor:
@@ -74,6 +75,8 @@ CALLS = {
                           lambda: dict(weight=random(3, 1, 3, 3), bias=random(3), stride=2)),
     'depthwise, windows': (depthwise, lambda: [random(2, 5, 7, 3)],
                            lambda: dict(weight=random(3, 1, 5, 5), window=(2, 3), plus_input=True)),
+    'grouped pointwise': (grouped_pointwise, lambda: [random(2, 3, 5, 8), random(6, 4, 1, 1)],
+                          lambda: dict(groups=2)),
     'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],
                  lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),
     'norm alone': (partial(add_norm, update=None), lambda: [random(2, 5, 7)],

@@ -33,16 +33,21 @@ def test_cases(tmp_path):
 
 @needs_triton
 @pytest.mark.skipif(gpu.INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('capability', [80, 90])
-@pytest.mark.parametrize('name', [
-    'add_norm, 384 channels, bfloat16', 'depthwise 3x3, windows, bfloat16'])
+@pytest.mark.parametrize('name, capability', [
+    ('add_norm, 384 channels, bfloat16', 80), ('depthwise 3x3, windows, bfloat16', 90),
+    ('grouped pointwise, 32 channels, bfloat16', 80), ('focused, 128 channels, bfloat16', 90)])
 def test_kernels_compile_to_gpu_code(name, capability, tmp_path, monkeypatch):
-    """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU."""
+    """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU.
+
+    `python -m tests.triton_resources` compiles all kernels, for both capabilities.
+    """
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for launch in LAUNCHES[name]():
         needed = compiled(launch, capability)
         # What a thread block may have on every GPU from capability 8.0 on; no spilled registers.
         assert needed.shared <= 99 * 1024 and needed.local == 0
+        assert 'focused' not in name or launch.kernel.fn.__name__ in (
+            'statistics_kernel', 'focus_gradient_kernel') or 'mma' in needed.ptx
 
 
 @needs_triton

@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
+from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import TransformerBlock
 from visattn_dense.ops import use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
 from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.linear_attention import (
+    focused_attention,
+    performer_attention,
+    relu_attention,
+)
+from visattn_dense.ops.pointwise import grouped_pointwise
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -167,12 +175,13 @@ MAPS = {
     'stride 2, even': ((1, 6, 8, 3), 5, dict(stride=2)),
     'windows beyond the map': ((2, 5, 7, 3), 5, dict(window=(3, 2), onto=True)),
     'stripes': ((1, 9, 5, 16), 3, dict(window=(9, 2))),
-    'several tiles': ((2, 27, 40, 8), 3, dict(window=(4, 40))),
+    'several tiles': ((1, 27, 16, 8), 3, dict(window=(4, 16))),
 }
 
 
-@pytest.mark.parametrize('case', MAPS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('case, dtype', [
+    *((case, torch.float32) for case in MAPS), ('windows beyond the map', torch.bfloat16),
+    ('stride 2, odd', torch.float16)])
 def test_depthwise(case, dtype):
     """The map lies in a larger tensor, as the values lie in q, k and v."""
     shape, side, options = MAPS[case]
@@ -218,3 +227,151 @@ def test_channels_apart_in_memory_are_left_to_torch():
     with use_implementation('triton', operator='depthwise'):
         with pytest.raises(ValueError, match='side by side'):
             depthwise(x, weight)
+
+
+LINEAR = {
+    # What is parametrised: batch, heads, d, tokens.
+    'odd': (2, 2, 5, 11),
+    'several tiles': (1, 1, 16, 150),
+    'wide heads': (1, 1, 64, 40),
+    'one token': (1, 3, 3, 1),
+}
+# The first case in every dtype, the others in float32.
+LINEAR_CASES = [('odd', torch.float16), ('odd', torch.bfloat16),
+                *((case, torch.float32) for case in LINEAR)]
+# Gradients of features are differences of larger terms.
+LINEAR_SLACK = 3
+
+
+@pytest.mark.parametrize('case, dtype', LINEAR_CASES)
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_relu_attention(case, dtype, channels_last):
+    batch, heads, d, tokens = LINEAR[case]
+    qkv = random(batch, heads, 3, d, tokens, dtype=dtype)
+    if channels_last:
+        qkv = inside_nan(qkv.permute(0, 4, 1, 2, 3), dims=(0,)).permute(0, 2, 3, 4, 1)
+    # Where no key or no query is positive, the quotient is 0 / ε.
+    check(relu_attention, [qkv], dict(epsilon=1e-4), slack=LINEAR_SLACK)
+
+
+@pytest.mark.parametrize('case, dtype', LINEAR_CASES)
+def test_performer_attention(case, dtype):
+    batch, _, d, tokens = LINEAR[case]
+    joint = inside_nan(random(batch, tokens, 3 * d, dtype=dtype) / 2)
+    check(performer_attention, [joint], dict(w=random(max(1, d // 2), d), epsilon=1e-8),
+          slack=LINEAR_SLACK, call=lambda t, **rest: performer_attention(*t.chunk(3, -1), **rest))
+
+
+def test_performer_attention_of_tensors_apart():
+    inputs = [random(2, 3, 4), random(2, 4, 3).mT, random(2, 3, 4)]
+    check(performer_attention, inputs, dict(w=random(3, 4), epsilon=1e-8), slack=LINEAR_SLACK)
+
+
+FOCUSED = {
+    # map, window, heads, d, power
+    'whole map': ((2, 5, 6), (5, 6), 2, 3, 3),
+    'windows beyond the map': ((2, 4, 3), (3, 2), 2, 5, 3),
+    'stripes': ((1, 9, 3), (9, 2), 1, 16, 2),
+    'several tiles': ((2, 9, 5), (9, 5), 1, 24, 4),
+    'a broken power': ((1, 3, 4), (3, 4), 2, 4, 2.5),
+}
+
+
+@pytest.mark.parametrize('case, dtype', [
+    ('stripes', torch.float16), ('stripes', torch.bfloat16),
+    *((case, torch.float32) for case in FOCUSED)])
+def test_focused_attention(case, dtype):
+    """q, k and v are a half of a larger tensor, as in the cross."""
+    size, window, heads, d, power = FOCUSED[case]
+    channels = heads * d
+    qkv = inside_nan(random(*size, 3, channels, dtype=dtype))
+    inputs = [qkv, random(1, window[0] * window[1], channels), random(1, 1, channels),
+              random(channels, 1, 3, 3), random(channels)]
+
+    def call(qkv, position, scale, kernel, bias, **rest):
+        return focused_attention(qkv, window, position=position, scale=scale, kernel=kernel,
+                                 bias=bias, **rest)
+
+    check(focused_attention, inputs, dict(num_heads=heads, power=power, epsilon=1e-6), call=call,
+          slack=4 * LINEAR_SLACK)
+
+
+@pytest.mark.parametrize('kind', ['relu', 'performer', 'focused'])
+def test_linear_attention_is_sound(kind):
+    if kind == 'relu':
+        sound(relu_attention, random(1, 2, 3, 4, 9), epsilon=1e-4)
+    elif kind == 'performer':
+        sound(performer_attention, *(random(2, 7, 4) for _ in range(3)), w=random(3, 4),
+              epsilon=1e-8)
+    else:
+        sound(focused_attention, random(1, 2, 3, 3, 4), window=(2, 3), num_heads=2,
+              position=random(1, 6, 4), scale=random(1, 1, 4), power=3, epsilon=1e-6,
+              kernel=random(4, 1, 3, 3), bias=random(4))
+
+
+@pytest.mark.parametrize('operator, shape, options', [
+    (relu_attention, (0, 2, 3, 4, 5), {}), (performer_attention, (1, 0, 12), {'w': (2, 4)})])
+def test_linear_attention_of_nothing_is_left_to_torch(operator, shape, options):
+    options = {key: random(*size) for key, size in options.items()}
+    inputs = [random(*shape)] if operator is relu_attention else random(*shape).chunk(3, -1)
+    with use_implementation('triton', operator=operator.name):
+        with pytest.raises(ValueError, match='no tokens'):
+            operator(*inputs, epsilon=1e-8, **options)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('positions, groups, inside, outside', [
+    ((2, 3, 5), 3, 5, 7), ((1, 9, 9), 2, 33, 16), ((1, 1, 1), 1, 1, 1)])
+def test_grouped_pointwise(dtype, positions, groups, inside, outside):
+    inputs = [inside_nan(random(*positions, groups * inside, dtype=dtype)),
+              random(groups * outside, inside, 1, 1, dtype=dtype)]
+    check(grouped_pointwise, inputs, dict(groups=groups))
+
+
+def test_grouped_pointwise_is_sound():
+    sound(grouped_pointwise, random(1, 5, 3, 8), random(6, 4, 1, 1), groups=2)
+
+
+@pytest.mark.parametrize('positions', [(1, 3, 4), (0, 3, 4)])
+def test_grouped_pointwise_inside_autocast(positions):
+    """As the convolution: rounds the input and the weights to autocast's dtype."""
+    inputs, found = [random(*positions, 6), random(4, 3, 1, 1)], []
+    for form in ('triton', 'torch'):
+        with (use_implementation(form, operator='grouped_pointwise'),
+              torch.autocast(DEVICE, dtype=torch.bfloat16)):
+            found.append(results(lambda *ts: grouped_pointwise(*ts, groups=2), inputs))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+MODULES = {
+    'LiteMLA': (lambda: LiteMLA(6, 2, head_dim=5, scales=(3,), eps=1e-4), (2, 6, 5, 3)),
+    'focused stripes': (lambda: FocusedLinearAttention(
+        8, 2, native_size=(4, 4), stripe_width=2, kernel_size=3), (1, 5, 3, 8)),
+    'performer tokens': (lambda: TokenPerformer(7, 4, dropout=0.), (2, 3, 5, 7)),
+}
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('name', MODULES)
+def test_module_is_its_equation(name, autocast):
+    build, shape = MODULES[name]
+    # A BatchNorm that trains has no gradient along its input: rounding alone would be compared.
+    fast = build().to(DEVICE).eval()
+    slow = as_naive(build().to(DEVICE).eval())
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.copy_(random(*parameter.shape) / 2)
+    slow.load_state_dict(fast.state_dict())
+    x = random(*shape)
+    x = x.contiguous(memory_format=torch.channels_last) if name == 'LiteMLA' else x
+    found = []
+    for module, form in ((fast, 'triton'), (slow, 'torch')):
+        with (use_implementation(form),
+              torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast and form == 'triton')):
+            out = module(x)
+        grads = torch.autograd.grad(out.float().square().sum(), list(module.parameters()))
+        found.append([out.float(), *grads])
+    for a, b in zip(*found, strict=True):
+        error = (a - b).abs().max() / b.abs().max().clamp(min=1e-6)
+        assert error < (6e-2 if autocast else 2e-5), float(error)

@@ -120,6 +120,40 @@ def depthwise_launches(channels: int, side: int, dtype: torch.dtype, *, stride: 
     return launches
 
 
+def linear_attention_launches(kind: str, heads: int, width: int,
+                              dtype: torch.dtype) -> list[Launch]:
+    """Forward and backward, of maps as the backbones have them."""
+    from visattn_dense.ops.linear_attention import triton_form, triton_kernels
+    matrix = position = scale = k = v = None
+    cut = [1, 256, 0, 0]
+    if kind == 'performer':
+        q, k, v = (t[:, None, :, None] for t in torch.empty(2, 256, 3 * width, dtype=dtype).chunk(
+            3, -1))
+        matrix = torch.empty(width // 2, width)
+    elif kind == 'relu':
+        q = torch.empty(2, 1, 256, heads, 3, width, dtype=dtype).transpose(3, 4)
+    else:
+        q = torch.empty(2, 16, 16, 3, heads, width, dtype=dtype)
+        position, scale, cut = torch.empty(256, heads * width), torch.empty(heads * width), [
+            16, 16, 0, 0]
+    with recorded(triton_kernels) as launches:
+        inputs = q, k, v, matrix, position, scale
+        out, sums, statistics = triton_form._forward._init_fn(*inputs, None, cut, 3., 1e-6, kind)
+        triton_form._backward_op._init_fn(out, *inputs, sums, statistics, cut, 3., 1e-6, kind)
+    return launches
+
+
+def pointwise_launches(width: int, dtype: torch.dtype) -> list[Launch]:
+    """Forward and both gradients, of 18 groups."""
+    from visattn_dense.ops.pointwise import triton_form, triton_kernels
+    x, weight = torch.empty(2, 8, 8, 18 * width, dtype=dtype), torch.empty(18 * width, width)
+    with recorded(triton_kernels) as launches:
+        out = triton_form._forward._init_fn(x, weight, 18, dtype)
+        triton_form._input_gradient._init_fn(out, x, weight, 18)
+        triton_form._weight_gradient._init_fn(out, x, weight, 18)
+    return launches
+
+
 LAUNCHES: dict[str, Callable[[], list[Launch]]] = {
     'add_norm, 64 channels, bfloat16': lambda: add_norm_launches(64, torch.bfloat16),
     'add_norm, 384 channels, bfloat16': lambda: add_norm_launches(384, torch.bfloat16),
@@ -129,6 +163,18 @@ LAUNCHES: dict[str, Callable[[], list[Launch]]] = {
     'depthwise 3x3, stride 2, bfloat16': lambda: depthwise_launches(
         192, 3, torch.bfloat16, stride=2),
     'depthwise 5x5, float32': lambda: depthwise_launches(96, 5, torch.float32),
+    'grouped pointwise, 32 channels, bfloat16': lambda: pointwise_launches(32, torch.bfloat16),
+    'grouped pointwise, 32 channels, float32': lambda: pointwise_launches(32, torch.float32),
+    'relu, heads of 32, bfloat16': lambda: linear_attention_launches(
+        'relu', 6, 32, torch.bfloat16),
+    'performer, 64 channels, bfloat16': lambda: linear_attention_launches(
+        'performer', 1, 64, torch.bfloat16),
+    'performer, 64 channels, float32': lambda: linear_attention_launches(
+        'performer', 1, 64, torch.float32),
+    'focused, 128 channels, bfloat16': lambda: linear_attention_launches(
+        'focused', 4, 32, torch.bfloat16),
+    'focused, 96 channels, float32': lambda: linear_attention_launches(
+        'focused', 4, 24, torch.float32),
 }
 
 

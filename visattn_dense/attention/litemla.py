@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers import ConvNormAct, DepthwiseConv2d
+from visattn_dense.layers import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.linear_attention import relu_attention
 
@@ -68,7 +68,7 @@ class LiteMLA(UsesOperators, nn.Module):
         self.aggreg = nn.ModuleList(
             nn.Sequential(
                 DepthwiseConv2d(3 * width, scale, bias=False),
-                nn.Conv2d(3 * width, 3 * width, 1, groups=3 * num_heads, bias=False))
+                GroupedPointwiseConv(3 * width, 3 * width, groups=3 * num_heads))
             for scale in scales)
         self.proj = ConvNormAct((1 + len(scales)) * width, out_dim or dim, norm_eps=norm_eps)
 
@@ -89,4 +89,4 @@ class LiteMLA(UsesOperators, nn.Module):
         """
         tokens = qkv.flatten(2).unflatten(1, (self.num_heads, 3, self.head_dim))
         out = relu_attention(tokens, epsilon=self.eps, mode=self.mode)          # (B, h, d, N)
-        return out.flatten(1, 2).unflatten(-1, qkv.shape[2:]).to(qkv.dtype)
+        return out.flatten(1, 2).unflatten(-1, qkv.shape[2:])

@@ -63,7 +63,7 @@ class TokenPerformer(UsesOperators, nn.Module):
         self.register_buffer('w', w)
 
     def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
-        """Linear attention: (B, N, D) each to (B, N, D), in float32 or wider."""
+        """Linear attention: (B, N, D) each to (B, N, D)."""
         return performer_attention(q, k, v, self.w, epsilon=self.eps, mode=self.mode)
 
     def forward(self, x: Tensor) -> Tensor:

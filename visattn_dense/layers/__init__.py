@@ -27,6 +27,7 @@ from .mbconv import (
     DepthwiseConv2d,
     DepthwiseSeparableConv,
     FusedMBConv,
+    GroupedPointwiseConv,
     MBConv,
     Residual,
     fold_batch_norm,
@@ -38,9 +39,9 @@ from .position import resize_position_grid, sinusoid_table
 
 __all__ = [
     'AddNorm', 'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d',
-    'DepthwiseSeparableConv', 'DropPath', 'FusedMBConv', 'LayerNorm2d', 'MBConv', 'Mlp',
-    'PackedConv2d', 'PackedLinear', 'PreNorm', 'Residual', 'TransformerBlock', 'crop',
-    'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
+    'DepthwiseSeparableConv', 'DropPath', 'FusedMBConv', 'GroupedPointwiseConv', 'LayerNorm2d',
+    'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'Residual', 'TransformerBlock',
+    'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
     'optimize_for_inference', 'pad_to_multiple', 'partition_windows', 'resize_position_grid',
     'sinusoid_table', 'without_autocast',
 ]

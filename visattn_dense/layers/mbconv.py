@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .drop import DropPath
 
@@ -46,6 +47,25 @@ class DepthwiseConv2d(UsesOperators, nn.Conv2d):
         """(B, C, H, W) to (B, C, ⌈H/s⌉, ⌈W/s⌉)."""
         return depthwise(x.permute(0, 2, 3, 1), self.weight, self.bias, stride=self.stride[0],
                          mode=self.mode).permute(0, 3, 1, 2)
+
+
+class GroupedPointwiseConv(UsesOperators, nn.Conv2d):
+    """A 1×1 convolution in groups of channels, without a bias, NCHW.
+
+    The parameter is that of nn.Conv2d: weight (C', C/groups, 1, 1).
+
+    Args:
+        in_dim, dim: C and C', channels in and out.
+        groups: of the channels.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, groups: int) -> None:
+        super().__init__(in_dim, dim, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W)."""
+        return grouped_pointwise(x.permute(0, 2, 3, 1), self.weight, groups=self.groups,
+                                 mode=self.mode).permute(0, 3, 1, 2)
 
 
 class ConvNormAct(nn.Module):

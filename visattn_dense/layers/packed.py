@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visattn_dense.ops import UsesOperators, native
 from visattn_dense.ops.depthwise import depthwise
 
-from .mbconv import ConvNormAct, DepthwiseConv2d, fold_batch_norm
+from .mbconv import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv, fold_batch_norm
 from .mlp import Mlp
 
 Activation = tuple[str, str]
@@ -199,7 +199,7 @@ def _activation(module: nn.Module | None) -> Activation:
 def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
     """The packed layer, or None if packing is impossible or brings no gain."""
     # A subclass may compute something else, or other code may read its weights.
-    if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d):
+    if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
         return None
     weight = layer.weight
     if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):

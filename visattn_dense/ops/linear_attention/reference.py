@@ -70,7 +70,7 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
         epsilon: added to the denominator.
 
     Returns:
-        (B, h, d, N), in float32 or wider.
+        (B, h, d, N), in the dtype of qkv.
     """
     q, k, v = qkv.mT.unbind(2)
     return attention(q.relu(), k.relu(), v, epsilon).mT
@@ -85,7 +85,7 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: 
         epsilon: added to the denominator.
 
     Returns:
-        (B, N, D), in float32 or wider.
+        (B, N, D), in the dtype of v.
     """
     def feature(t: Tensor) -> Tensor:
         projected = einsum('b n d, m d -> b n m', t, w) - (t * t).sum(-1, keepdim=True) / 2

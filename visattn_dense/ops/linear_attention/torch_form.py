@@ -70,7 +70,7 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
         q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(2)
         q, k = q.relu(), k.relu()                                   # each (B, h, d, N)
         keys = k.sum(-1, keepdim=True)                              # (B, h, d, 1)
-        return (v @ k.mT) @ q / (keys.mT @ q + epsilon)
+        return ((v @ k.mT) @ q / (keys.mT @ q + epsilon)).to(qkv.dtype)
 
 
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:
@@ -79,7 +79,7 @@ def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: 
         phi_q, phi_k = (performer_features(t.to(dtype), w) for t in (q, k))
         key_sum = phi_k.sum(1)[..., None]                           # (B, m, 1)
         context = phi_k.transpose(1, 2) @ v.to(dtype)               # (B, m, D)
-        return phi_q @ context / (phi_q @ key_sum + epsilon)
+        return (phi_q @ context / (phi_q @ key_sum + epsilon)).to(v.dtype)
 
 
 def performer_features(t: Tensor, w: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""A 1×1 convolution in groups by Triton: one kernel for all groups.
+
+The result has the dtype of a linear layer, also inside autocast. The gradient of the weights is a
+sum in a fixed order, without atomic additions.
+"""
+import torch
+from torch import Tensor
+
+from .. import gpu
+from ..precision import product_dtype
+
+MAX_WIDTH = 128
+
+
+def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    reason = gpu.why_not(x, weight)
+    if reason is None and max(weight.shape[1], weight.shape[0] // groups) > MAX_WIDTH:
+        reason = f'a group has more than {MAX_WIDTH} channels'
+    if reason is None and x.stride(-1) != 1:
+        reason = 'the channels are not side by side in memory (channels_last)'
+    return reason
+
+
+def grouped_pointwise(x: Tensor, weight: Tensor, *, groups: int) -> Tensor:
+    return torch.ops.visattn.grouped_pointwise_triton(x, weight.flatten(1), groups,
+                                                      product_dtype(x))
+
+
+def _launch_options(dtype: torch.dtype, inside: int, outside: int) -> dict:
+    import triton.language as tl
+    kinds = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    half = dtype != torch.float32
+    widths = [max(16, gpu.power_of_two(width)) for width in (inside, outside)]
+    return dict(IN=inside, OUT=outside, KIND=kinds[dtype],
+                BLOCK=64 if half or max(widths) <= 32 else 32, BLOCK_I=widths[0],
+                BLOCK_O=widths[1], PRECISION='tf32' if half else 'ieee', num_warps=4,
+                num_stages=2, enable_fp_fusion=True)
+
+
+def _product(x: Tensor, weight: Tensor, out: Tensor, groups: int, dtype: torch.dtype, *,
+             transposed: bool) -> Tensor:
+    from .triton_kernels import product_kernel
+    positions = out[..., 0].numel()
+    if positions == 0:
+        return out
+    options = _launch_options(dtype, x.shape[-1] // groups, out.shape[-1] // groups)
+    with gpu.on(x):
+        product_kernel[-(-positions // options['BLOCK']), groups](
+            x.contiguous(), weight.contiguous(), out, positions, groups, TRANSPOSED=transposed,
+            **options)
+    return out
+
+
+@torch.library.custom_op(
+    'visattn::grouped_pointwise_triton', mutates_args=(),
+    schema='(Tensor x, Tensor weight, int groups, ScalarType dtype) -> Tensor')
+def _forward(x, weight, groups, dtype):
+    return _product(x, weight, _empty(x, weight, groups, dtype), groups, dtype, transposed=False)
+
+
+@_forward.register_fake
+def _empty(x, weight, groups, dtype):
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op(
+    'visattn::grouped_pointwise_triton_input_gradient', mutates_args=(),
+    schema='(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
+def _input_gradient(grad, x, weight, groups):
+    return _product(grad, weight, x.new_empty(x.shape), groups, grad.dtype, transposed=True)
+
+
+@_input_gradient.register_fake
+def _(grad, x, weight, groups):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(
+    'visattn::grouped_pointwise_triton_weight_gradient', mutates_args=(),
+    schema='(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
+def _weight_gradient(grad, x, weight, groups):
+    from .triton_kernels import weight_gradient_kernel
+    positions = x[..., 0].numel()
+    if positions == 0:
+        return torch.zeros_like(weight)
+    options = _launch_options(grad.dtype, weight.shape[1], weight.shape[0] // groups)
+    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
+    programs = max(1, min(-(-positions // options['BLOCK']), 1024 // groups))
+    shares = x.new_empty(programs, *weight.shape, dtype=torch.float32)
+    with gpu.on(x):
+        weight_gradient_kernel[programs, groups](
+            x.contiguous(), grad.contiguous(), shares, positions, groups, **options)
+    return shares.sum(0).to(weight.dtype)
+
+
+@_weight_gradient.register_fake
+def _(grad, x, weight, groups):
+    return weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, ctx.groups, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.visattn.grouped_pointwise_triton_input_gradient(
+            grad, x, weight, ctx.groups)
+    if ctx.needs_input_grad[1]:
+        grad_weight = torch.ops.visattn.grouped_pointwise_triton_weight_gradient(
+            grad, x, weight, ctx.groups)
+    return grad_x, grad_weight, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
