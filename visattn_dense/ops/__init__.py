@@ -5,6 +5,7 @@ linear_attention  focused (FLatten), ReLU (EfficientViT) and performer (T2T-ViT)
 depthwise         depthwise convolution of an NHWC map
 choose            which form of an operator computes, and `use_implementation`, which forces one
 kept              keeps what a form prepares from a weight from one call to the next
+launching         whether Triton can compute here, and the launch of its kernels
 native            the kernels in C++ for inference on a CPU, compiled on the user's machine
 padding           zero-padding of an NHWC map to multiples, and the crop that removes the padding
 windows           cuts an NHWC map into windows or stripes, and merges windows

@@ -16,8 +16,14 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives to products on the device of `x`; None without autocast."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 def is_half(weight: Tensor, x: Tensor) -> bool:
     """Whether an operator with `weight` on `x` computes in half precision, also by autocast."""
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return autocast or weight.dtype in (torch.float16, torch.bfloat16)
+    return autocast_dtype(x) is not None or weight.dtype in (torch.float16, torch.bfloat16)

@@ -1,13 +1,12 @@
 """Softmax attention by torch's fused operator: inside windows, and on whole maps."""
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..depthwise.torch_form import depthwise
 from ..padding import crop, is_padded, pad_to_multiple
-from ..windows import merge_windows, partition_windows, regions_of, tokens_on_map
+from ..windows import merge_windows, partition_windows, pool_regions, regions_of, tokens_on_map
 from .routed import routed_attention
 
 
@@ -39,11 +38,8 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
                      n_win: int, scale: float, weight: Tensor | None = None,
                      pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     # Views of (B, n_win, n_win, h, w, heads, d). The form of routed attention cuts the regions.
-    q, k, v = (regions_of(t, n_win) for t in (q, k, v))
-    if pool is not None:
-        kv = torch.cat([k, v], -1).flatten(0, 2).permute(0, 3, 1, 2)
-        kv = pool(kv).permute(0, 2, 3, 1).unflatten(0, q.shape[:3])
-        k, v = kv.split([k.shape[-1], v.shape[-1]], -1)
-    q, k, v = (t.unflatten(-1, (num_heads, -1)) for t in (q, k, v))
+    k, v = ((regions_of(k, n_win), regions_of(v, n_win)) if pool is None
+            else pool_regions(k, v, n_win, pool))
+    q, k, v = (t.unflatten(-1, (num_heads, -1)) for t in (regions_of(q, n_win), k, v))
     out = routed_attention(q, k, v, index, scale=scale, weight=weight)
     return out.flatten(-2).transpose(2, 3).flatten(3, 4).flatten(1, 2)
