@@ -1,6 +1,8 @@
 """Windows, whole maps and regions of maps by Triton. tests/test_routed_triton.py runs these cases
 in a process of their own: on the GPU where there is one, else in Triton's interpreter, which has to
 be chosen before Triton is imported."""
+import time
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from visattn_dense.attention.naive import as_naive
 from visattn_dense.ops import use_implementation
 from visattn_dense.ops.choose import decisions
 from visattn_dense.ops.group_attention import full_attention, region_attention, window_attention
+from visattn_dense.ops.group_attention.fused import fused_attention
 
 from .interpreting import interpret_quickly
 
@@ -228,3 +231,31 @@ def test_gradients_are_the_same_at_every_run():
         (qkv, kernel)) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_torch_form_on_a_gpu():
+    """Without cuDNN's backend, eager and compiled."""
+    q, k, v = torch.randn(3, 2, 2, 33, 32, device=DEVICE, dtype=torch.bfloat16).requires_grad_()
+    compiled = torch.compile(fused_attention, fullgraph=True, backend='aot_eager')
+    for run in (fused_attention, compiled):
+        out = run(q, k, v, scale=.3)
+        assert 'Cudnn' not in type(out.grad_fn).__name__
+        exact = (q.double() @ k.double().mT * .3).softmax(-1) @ v.double()
+        torch.testing.assert_close(out.double(), exact, rtol=.02, atol=.02)
+
+
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
+def test_a_new_size_takes_no_time():
+    """The kernels are compiled once. A compilation takes seconds, a pass milliseconds."""
+    def seconds(height: int, width: int) -> float:
+        qkv = torch.randn(1, height, width, 3, 32, device=DEVICE).requires_grad_()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        window_attention(qkv, (height, 7), num_heads=1, kernel=kernel, bias=None).sum().backward()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    kernel = learned(32, 1, 3, 3)
+    seconds(32, 32)
+    assert max(seconds(32 + i, 31 + 2 * i) for i in range(8)) < .3

@@ -12,6 +12,7 @@ The arguments are those of the functions in `reference`, and `mode` (see
 
 reference       the equations
 torch_form      torch's fused attention on windows that are cut, and on whole maps
+fused           torch's fused attention, by a backend that builds no plan for each shape
 routed          routed regions in chunks of bounded memory
 gpu             windows, routed regions and whole maps by Triton; triton_launch holds the launches,
                 triton_kernels the kernels

@@ -24,12 +24,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import choose
 from ..choose import Form, Operator, reference_form, triton_form
 from . import gpu, reference
+from .fused import fused_attention
 
 CHUNK_BYTES = 4 * 2**20
 """The approximate bytes of a chunk on a CPU: few enough for the caches. On other devices a chunk
@@ -109,8 +109,7 @@ def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
     """(c, n, d), (c, K·M, d) and (c, K·M, e) to (c, n, e), written to `out`."""
     if _fused(q):
-        out[:] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None],
-                                                scale=scale).squeeze(1)
+        out[:] = fused_attention(q[:, None], k[:, None], v[:, None], scale=scale).squeeze(1)
     else:
         torch.bmm(_probabilities(q, k, scale), v, out=out)
 

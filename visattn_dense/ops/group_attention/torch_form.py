@@ -1,19 +1,19 @@
 """Softmax attention by torch's fused operator: inside windows, and on whole maps."""
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..depthwise.torch_form import depthwise
 from ..padding import crop, is_padded, pad_to_multiple
 from ..windows import merge_windows, partition_windows, pool_regions, regions_of, tokens_on_map
+from .fused import fused_attention
 from .routed import routed_attention
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                    scale: float | None = None) -> Tensor:
     heads = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, h, N, d)
-    out = F.scaled_dot_product_attention(*heads, scale=scale)
+    out = fused_attention(*heads, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -27,7 +27,7 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
 
     tokens = stripes.flatten(1, 2).unflatten(-1, (num_heads, -1))
     q, k, v = tokens.permute(2, 0, 3, 1, 4)                         # each (B·S, heads, N, d)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = fused_attention(q, k, v, mask=mask, scale=scale)
     out = out.transpose(1, 2).reshape(*stripes.shape[:3], -1)
 
     out = out + depthwise(stripes[..., 2, :], kernel, bias)
