@@ -6,11 +6,15 @@ from torch import Tensor
 
 from visattn_dense.attention import BiLevelRoutingAttention, routed, routed_attention
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.ops.group_attention.routed_triton import INTERPRETED, transpose_routing
+from visattn_dense.ops.group_attention.triton_launch import transpose_routing
+from visattn_dense.ops.launching import INTERPRETED
+
+from .interpreting import interpret_quickly
+
+interpret_quickly()
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-OPERATOR = torch.ops.visattn.routed_attention_triton
 
 
 @pytest.fixture(autouse=True)
@@ -155,8 +159,9 @@ def test_operator_is_sound():
     """torch's own check: schema, fake tensors, autograd registration, AOT dispatch."""
     index = torch.randint(2, (1, 2, 2), device=DEVICE)
     for weight in (None, torch.rand(1, 2, 2, device=DEVICE, requires_grad=True)):
-        q, k, v = strided(1, 2, 2, 3, 1, 4, 4, torch.float32)
-        torch.library.opcheck(OPERATOR.default, (q, k, v, index, weight, .3))
+        q, k, v = (t.flatten(-2) for t in strided(1, 2, 2, 3, 1, 4, 4, torch.float32))
+        torch.library.opcheck(torch.ops.visattn.group_attention.default,
+                              (q, k, v, index, weight, 1, 1, 2, 1, 3, .3))
 
 
 def test_compiles_whole_and_for_any_size():
@@ -188,11 +193,26 @@ def test_gradients_are_the_same_at_every_run():
 
 def test_routing_is_transposed():
     index = torch.randint(5, (2, 5, 3), device=DEVICE)
-    pairs, offsets = transpose_routing(index)
+    pairs, askers, offsets, _, _ = transpose_routing(index)
     assert sorted(pairs.tolist()) == list(range(30)) and offsets[0] == 0 and offsets[-1] == 30
     for row in range(10):
         for pair in pairs[offsets[row]:offsets[row + 1]].tolist():
             assert pair // 15 * 5 + index.flatten()[pair] == row
+    assert askers.tolist() == [pair // 3 % 5 for pair in pairs.tolist()]
+
+
+def test_long_lists_are_cut_into_equal_segments():
+    """Region 0 is routed to by all: 9 of the 9 regions with 1 slot each, so 5 segments."""
+    index = torch.zeros(1, 9, 1, dtype=torch.int64, device=DEVICE)
+    routing = transpose_routing(index)
+    assert routing.starts.tolist() == [0, 5, *range(6, 14)]
+    assert routing.rows.tolist() == [0] * 5 + list(range(1, 9)) + [9]
+    check(*strided(1, 9, 2, 3, 1, 4, 5, torch.float32), index, None)
+    # Every second list has one entry more than two slots hold.
+    index = torch.tensor([[[0, 1], [0, 1], [0, 1], [0, 1], [0, 3]]], device=DEVICE)
+    assert transpose_routing(index).starts.tolist() == [0, 2, 3, 4, 5, 6]
+    check(*strided(1, 5, 2, 20, 2, 4, 5, torch.float32), index,
+          torch.rand(1, 5, 2, device=DEVICE).requires_grad_())
 
 
 @pytest.mark.parametrize('dtype, d, message', [

@@ -1,6 +1,7 @@
 """The operators: every form beside the equation, and the one place that chooses among them."""
 import itertools
 import logging
+import threading
 from functools import partial
 
 import pytest
@@ -19,6 +20,7 @@ from visattn_dense.ops.group_attention import (
     routed_attention,
     window_attention,
 )
+from visattn_dense.ops.group_attention.fused import without_plans
 from visattn_dense.ops.kept import kept
 from visattn_dense.ops.linear_attention import (
     focused_attention,
@@ -182,6 +184,32 @@ def test_a_forced_form_that_cannot_compute_is_an_error_that_says_why(toy):
         with pytest.raises(ValueError, match='is one of .*; got'):
             with ops.use_implementation(**wrong):
                 pass
+
+
+def test_cudnn_is_off_while_any_thread_attends_and_then_as_before():
+    """Blocks of two threads that overlap: the first to enter is the first to leave."""
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with without_plans():
+            entered.set()
+            assert may_leave.wait(60)
+
+    for before in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        thread = threading.Thread(target=other)
+        try:
+            with without_plans():
+                entered.clear()
+                may_leave.clear()
+                thread.start()
+                assert entered.wait(60)
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            may_leave.set()
+            thread.join()
+            assert torch.backends.cuda.cudnn_sdp_enabled() == before
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_training_never_meets_the_compiled_kernels():

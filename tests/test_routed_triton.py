@@ -6,25 +6,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from visattn_dense.attention import routed, routed_attention
-from visattn_dense.ops.group_attention import routed_triton
-from visattn_dense.ops.group_attention.routed_triton import Tile
+from benchmarks.registers import compile_launch, launches
+from visattn_dense.attention import (
+    BiLevelRoutingAttention,
+    CrossShapedWindowAttention,
+    routed,
+    routed_attention,
+)
+from visattn_dense.ops.choose import decisions
+from visattn_dense.ops.group_attention import gpu
+from visattn_dense.ops.group_attention.triton_launch import Tile
+from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED, recorded
 
-CASES = Path(__file__).with_name('routed_triton_cases.py')
-needs_triton = pytest.mark.skipif(not routed_triton.HAS_TRITON, reason='needs Triton')
+ROOT = Path(__file__).resolve().parents[1]
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='needs Triton')
 
 
 @needs_triton
-def test_cases(tmp_path):
+@pytest.mark.parametrize('cases', ['routed_triton_cases.py', 'group_triton_cases.py'])
+def test_cases(cases):
     """On the GPU where there is one, else in Triton's interpreter."""
     env = {name: value for name, value in os.environ.items() if not name.startswith('PYTEST_')}
     if not torch.cuda.is_available():
         env['TRITON_INTERPRET'] = '1'
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
-         str(CASES)],
-        cwd=CASES.parents[1], env=env, capture_output=True, text=True)
+         f'tests/{cases}'],
+        cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert ' passed' in run.stdout
 
@@ -41,7 +51,7 @@ def test_cpu_tensors_go_in_chunks():
     assert 'triton' not in type(routed_attention(q, k, v, INDEX, scale=1.).grad_fn).__name__
 
 
-@pytest.mark.skipif(routed_triton.INTERPRETED, reason='the interpreter takes CPU tensors')
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter takes CPU tensors')
 def test_triton_on_the_cpu_is_an_error_that_says_why():
     with routed.use_implementation('triton'), pytest.raises(ValueError, match="use 'auto'"):
         routed_attention(*inputs(), INDEX, scale=1.)
@@ -64,7 +74,7 @@ def test_weights_may_be_wider_than_keys():
 
 
 @pytest.mark.parametrize('forward', [True, False])
-@pytest.mark.parametrize('dtype', routed_triton.DTYPES)
+@pytest.mark.parametrize('dtype', DTYPES)
 def test_tiles_are_what_triton_takes(dtype, forward):
     for own, other, regions, width in [(1, 1, 1, 1), (1, 3, 2, 65), (49, 49, 4, 32), (5, 1, 99, 8),
                                        (4096, 4096, 64, 128), (3, 33, 3, 64), (17, 2, 5, 100)]:
@@ -76,46 +86,77 @@ def test_tiles_are_what_triton_takes(dtype, forward):
 
 
 COMPILE = [
-    # dtype, head dim, tokens of a region, routed regions, weighted, compute capability
-    ('bf16', 32, 256, 1, False, 90),
-    ('fp16', 24, 1, 7, True, 80),
-    ('fp32', 16, 49, 2, True, 80),
+    # case of benchmarks.registers, dtype, head dim, compute capability · 10
+    ('windows', torch.bfloat16, 32, 90),
+    ('small regions', torch.float16, 24, 80),
+    ('weighted regions', torch.float32, 16, 80),
 ]
 
 
 @needs_triton
-@pytest.mark.skipif(routed_triton.INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('dtype, width, tokens, slots, weighted, capability', COMPILE)
-@pytest.mark.parametrize('name', ['forward', 'query_gradient', 'key_gradient'])
-def test_kernels_compile_to_gpu_code(name, dtype, width, tokens, slots, weighted, capability,
-                                     tmp_path, monkeypatch):
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('case, dtype, head_dim, capability', COMPILE)
+def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from visattn_dense.ops.group_attention import triton_kernels as kernels
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    kernel = getattr(kernels, f'{name}_kernel')
-    torch_dtype = dict(zip(('fp32', 'bf16', 'fp16'), routed_triton.DTYPES, strict=True))[dtype]
-    tile = Tile.of(tokens, tokens, slots, torch_dtype, width, forward=name == 'forward')
-    half = torch.empty(1, 1, 1, 1, width)
-    options = routed_triton._launch_options(tile, half, half, half if weighted else None)
-    launch = {key: options.pop(key) for key in ('num_warps', 'num_stages', 'enable_fp_fusion')}
-    # What a launch makes constant: no tensor, the number 1.
-    constant = {**options, **{key: 1 for key in ('q_d', 'k_d', 'v_d', 'g_d')}}
-    constant |= {} if weighted else dict(weight=None, grad_w=None)
-    constant |= dict(N=1, M=1, R=1, HEADS=1) if tokens == 1 else {}
-    pointers = {'lse': 'fp32', 'delta': 'fp32', 'grad_w': 'fp32', 'weight': 'fp32',
-                'index': 'i64', 'askers': 'i64', 'offsets': 'i64',
-                **{key: dtype for key in ('q', 'k', 'v', 'out', 'grad', 'grad_q', 'grad_k',
-                                          'grad_v')}}
-    signature = {
-        key: 'constexpr' if key in constant else 'fp32' if key == 'scale'
-        else f'*{pointers[key]}' if key in pointers else 'i32' for key in kernel.arg_names}
-    source = ASTSource(kernel, signature,
-                       {key: value for key, value in constant.items() if key in signature})
-    binary = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=launch)
-    # What a thread block may have on every GPU from capability 8.0 on.
-    assert binary.metadata.shared <= 99 * 1024
-    assert dtype == 'fp32' or 'mma' in binary.asm['ptx']
+    found = {each.kernel.__name__: compile_launch(each, capability)
+             for each in launches(case, dtype, head_dim)}
+    assert {'forward_kernel', 'query_gradient_kernel', 'key_gradient_kernel'} <= set(found)
+    for name, usage in found.items():
+        # What a thread block may have on every GPU from capability 8.0 on.
+        assert usage.shared <= 99 * 1024 and usage.spills == 0
+        assert usage.matrix_units == (dtype != torch.float32 and name != 'part_sum_kernel')
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('operator', ['windows', 'whole maps', 'regions'])
+def test_a_new_size_compiles_nothing(operator):
+    """Launches at other sizes, also of 1 or of multiples of 16, differ in no constant."""
+    def run(height: int, width: int, batch: int) -> None:
+        qkv = torch.empty(batch, height, width, 3, 64, requires_grad=True)
+        q, k, v = qkv.unbind(3)
+        if operator == 'windows':
+            out = gpu.window_attention(qkv, (height, 7), num_heads=2,
+                                       kernel=torch.empty(64, 1, 3, 3), bias=None)
+        elif operator == 'whole maps':
+            out = gpu.full_attention(*(t.flatten(1, 2) for t in (q, k, v)), num_heads=2)
+        else:
+            out = gpu.region_attention(q, k, v, torch.zeros(batch, 64, 3, dtype=torch.int64),
+                                       num_heads=2, n_win=8, scale=1.)
+        out.backward(torch.empty_like(out))
+
+    kinds = set()
+    for size in ((72, 88, 1), (64, 128, 16), (104, 80, 3), (136, 72, 1)):
+        with recorded() as found:
+            run(*size)
+        for each in found:
+            for parameter, value in zip(each.kernel.params, each.args, strict=False):
+                assert parameter.do_not_specialize or type(value) is not int, parameter.name
+            kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
+    assert len(kinds) == len(found)
+
+
+def test_forms_on_a_gpu_that_is_not_there():
+    """Fake tensors on 'cuda' reach the Triton operators, forward and backward, without a GPU."""
+    with FakeTensorMode(), torch.device('cuda'):
+        attn = CrossShapedWindowAttention(32, 2, stripe_width=7)
+        assert attn(torch.empty(2, 20, 33, 32)).shape == (2, 20, 33, 32)
+        attn = BiLevelRoutingAttention(32, 2, n_win=4, topk=3, soft_routing=True)
+        assert attn(torch.empty(2, 21, 33, 32)).shape == (2, 21, 33, 32)
+        # torch's engine runs no backward pass on a device that is not there.
+        qkv, kernel = torch.empty(2, 5, 7, 3, 6), torch.empty(6, 1, 3, 3)
+        options = 2, 3, 4, .5
+        out, mixed, lse = torch.ops.visattn.window_attention(qkv, kernel, None, *options, True,
+                                                             True)
+        grads = torch.ops.visattn.window_attention_backward(out, qkv, kernel, None, mixed, lse,
+                                                            *options)
+        assert [g.shape for g in grads] == [qkv.shape, kernel.shape, (0,)]
+        options = 2, 5, 7, 5, 7, .5
+        q, k, v = qkv.unbind(3)
+        out, lse = torch.ops.visattn.group_attention(q, k, v, None, None, *options)
+        grads = torch.ops.visattn.group_attention_backward(out, q, k, v, None, None, out, lse,
+                                                           *options)
+        assert [g.shape for g in grads] == [q.shape, k.shape, v.shape, (0,)]
+    computed = {each.operator: each.form for each in decisions() if each.reason is None}
+    assert computed['window_attention'] == computed['region_attention'] == 'triton'

@@ -133,8 +133,9 @@ class CrossShapedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        qkv = self.qkv(x).unflatten(-1, (3, len(self.attns), -1))     # (B, H, W, 3, branch, C')
-        out = [attn(qkv[..., i, :]) for i, attn in enumerate(self.attns)]
+        # (B, H, W, 3, branch, C'). The backward pass of unbind writes each gradient once.
+        branches = self.qkv(x).unflatten(-1, (3, len(self.attns), -1)).unbind(-2)
+        out = [attn(qkv) for attn, qkv in zip(self.attns, branches, strict=True)]
         return self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0])
 
 

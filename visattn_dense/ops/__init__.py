@@ -8,6 +8,7 @@ add_norm          the residual sum and its LayerNorm
 choose            which form of an operator computes, and `use_implementation`, which forces one
 gpu               what the Triton forms share
 kept              keeps what a form prepares from a weight from one call to the next
+launching         whether Triton can compute here, and the launch of its kernels
 native            the kernels in C++ for inference on a CPU, compiled on the user's machine
 padding           zero-padding of an NHWC map to multiples, and the crop that removes the padding
 windows           cuts an NHWC map into windows or stripes, and merges windows

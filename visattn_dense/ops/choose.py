@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from . import launching
+
 Mode = Literal['auto', 'inference', 'reference']
 
 
@@ -53,6 +55,12 @@ def compiled_form(compute: Callable[..., Any], why_not: Callable[..., str | None
                   name: str = 'compiled') -> Form:
     """A form that calls the kernels in C++, for inference on a CPU."""
     return Form(name, compute, why_not, modes=('inference',), devices=('cpu',))
+
+
+def triton_form(compute: Callable[..., Any], why_not: Callable[..., str | None],
+                name: str = 'triton') -> Form:
+    """A form that calls Triton kernels, with gradients, on a GPU or in Triton's interpreter."""
+    return Form(name, compute, why_not, devices=launching.DEVICES)
 
 
 class Decision(NamedTuple):

@@ -17,19 +17,23 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives to products on the device of `x`; None without autocast."""
+    kind = x.device.type
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 def is_half(weight: Tensor, x: Tensor) -> bool:
     """Whether an operator with `weight` on `x` computes in half precision, also by autocast."""
-    kind = x.device.type
-    autocast = _has_autocast(kind) and torch.is_autocast_enabled(kind)
-    return autocast or weight.dtype in (torch.float16, torch.bfloat16)
+    return autocast_dtype(x) is not None or weight.dtype in (torch.float16, torch.bfloat16)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
     """The dtype in which a linear layer or a convolution takes `like`, also inside autocast."""
-    kind = like.device.type
-    if (like.dtype in (torch.float32, torch.float16, torch.bfloat16)
-            and _has_autocast(kind) and torch.is_autocast_enabled(kind)):
-        return torch.get_autocast_dtype(kind)
+    if like.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return autocast_dtype(like) or like.dtype
     return like.dtype
 
 

@@ -1,4 +1,6 @@
 """Cut an NHWC map into windows, and merge windows. A stripe is a window as long as the map."""
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,15 @@ def window_corner(map_size: tuple[int, int], window_size: tuple[int, int]) -> tu
 def regions_of(x: Tensor, n_win: int) -> Tensor:
     """A map as n_win × n_win regions, a view: (B, H, W, ...) to (B, n_win, n_win, h, w, ...)."""
     return x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1)).transpose(2, 3)
+
+
+def pool_regions(k: Tensor, v: Tensor, n_win: int, pool: Callable[[Tensor], Tensor]
+                 ) -> tuple[Tensor, Tensor]:
+    """Reduce the keys and values of each region: (B, H, W, ·) to (B, n_win, n_win, h', w', ·)."""
+    kv = torch.cat([k, v], -1)
+    kv = regions_of(kv, n_win).flatten(0, 2).permute(0, 3, 1, 2)
+    kv = pool(kv).permute(0, 2, 3, 1).unflatten(0, (len(k), n_win, n_win))
+    return kv.split([k.shape[-1], v.shape[-1]], -1)
 
 
 def region_means(x: Tensor, n_win: int) -> Tensor:

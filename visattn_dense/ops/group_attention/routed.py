@@ -9,8 +9,7 @@ so torch.compile and export see no loop:
 - chunked: `visattn::routed_attention`, below, on any device. The pairs of a region and a head are
   computed in chunks. The gathered copies and matrices of a chunk take at most a fixed number of
   bytes, and backward computes them again. Only q, k, v, out and one chunk are in memory.
-- triton: `visattn::routed_attention_triton` in `routed_triton` beside this file. Nothing is
-  gathered.
+- triton: `visattn::group_attention` in `gpu` beside this file. Nothing is gathered.
 
 The Triton form takes CUDA tensors of float32, bfloat16 or float16 with at most 128 channels in a
 head, if Triton is installed and the GPU has compute capability 8.0 or later. The chunked form takes
@@ -25,12 +24,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import choose
-from ..choose import Form, Operator, reference_form
-from . import reference, routed_triton
+from ..choose import Form, Operator, reference_form, triton_form
+from . import gpu, reference
+from .fused import fused_attention
 
 CHUNK_BYTES = 4 * 2**20
 """The approximate bytes of a chunk on a CPU: few enough for the caches. On other devices a chunk
@@ -110,8 +109,7 @@ def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
     """(c, n, d), (c, K·M, d) and (c, K·M, e) to (c, n, e), written to `out`."""
     if _fused(q):
-        out[:] = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None],
-                                                scale=scale).squeeze(1)
+        out[:] = fused_attention(q[:, None], k[:, None], v[:, None], scale=scale).squeeze(1)
     else:
         torch.bmm(_probabilities(q, k, scale), v, out=out)
 
@@ -236,7 +234,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
 
 routed_attention = Operator(
     'routed_attention',
-    Form('triton', routed_triton.routed_attention, routed_triton.why_not, devices=('cuda',)),
+    triton_form(gpu.routed_attention, gpu.why_not_routed),
     Form('chunked', _chunked), reference_form(reference.routed_attention))
 
 use_implementation = partial(choose.use_implementation, operator='routed_attention')

@@ -1,20 +1,19 @@
 """Softmax attention by torch's fused operator: inside windows, and on whole maps."""
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..depthwise.torch_form import depthwise
 from ..padding import crop, is_padded, pad_to_multiple
-from ..windows import merge_windows, partition_windows, regions_of, tokens_on_map
+from ..windows import merge_windows, partition_windows, pool_regions, regions_of, tokens_on_map
+from .fused import fused_attention
 from .routed import routed_attention
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                    scale: float | None = None) -> Tensor:
     heads = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, h, N, d)
-    out = F.scaled_dot_product_attention(*heads, scale=scale)
+    out = fused_attention(*heads, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -28,7 +27,7 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
 
     tokens = stripes.flatten(1, 2).unflatten(-1, (num_heads, -1))
     q, k, v = tokens.permute(2, 0, 3, 1, 4)                         # each (B·S, heads, N, d)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    out = fused_attention(q, k, v, mask=mask, scale=scale)
     out = out.transpose(1, 2).reshape(*stripes.shape[:3], -1)
 
     out = out + depthwise(stripes[..., 2, :], kernel, bias)
@@ -39,11 +38,8 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
                      n_win: int, scale: float, weight: Tensor | None = None,
                      pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     # Views of (B, n_win, n_win, h, w, heads, d). The form of routed attention cuts the regions.
-    q, k, v = (regions_of(t, n_win) for t in (q, k, v))
-    if pool is not None:
-        kv = torch.cat([k, v], -1).flatten(0, 2).permute(0, 3, 1, 2)
-        kv = pool(kv).permute(0, 2, 3, 1).unflatten(0, q.shape[:3])
-        k, v = kv.split([k.shape[-1], v.shape[-1]], -1)
-    q, k, v = (t.unflatten(-1, (num_heads, -1)) for t in (q, k, v))
+    k, v = ((regions_of(k, n_win), regions_of(v, n_win)) if pool is None
+            else pool_regions(k, v, n_win, pool))
+    q, k, v = (t.unflatten(-1, (num_heads, -1)) for t in (regions_of(q, n_win), k, v))
     out = routed_attention(q, k, v, index, scale=scale, weight=weight)
     return out.flatten(-2).transpose(2, 3).flatten(3, 4).flatten(1, 2)

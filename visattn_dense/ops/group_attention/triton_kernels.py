@@ -1,9 +1,10 @@
-"""Triton kernels of routed attention: forward, gradient of q, gradient of k and v.
+"""Triton kernels of group attention: forward, gradient of q, gradient of k and v.
 
     s_ij = scale · w_j (q_i · k_j),   p_ij = exp(s_ij − lse_i),   out_i = Σ_j p_ij w_j v_j
 
-where j runs over the tokens of the routed regions and w_j is the weight of j's region, or 1. With
-Δ_i = dO_i · out_i and dS_ij = p_ij (w_j dO_i · v_j − Δ_i):
+where i is a token of a group of queries, j runs over the tokens of the groups of keys that the
+group attends to, and w_j is the weight of j's group, or 1. With Δ_i = dO_i · out_i and
+dS_ij = p_ij (w_j dO_i · v_j − Δ_i):
 
     dq_i = scale Σ_j w_j dS_ij k_j,   dk_j = scale Σ_i w_j dS_ij q_i,   dv_j = Σ_i w_j p_ij dO_i,
     dw_r = Σ_i Σ_{j in r} ( scale · dS_ij (q_i · k_j) + p_ij (dO_i · v_j) )
@@ -12,15 +13,31 @@ The softmax runs over the key tiles with a running maximum (Milakov and Gimelshe
 arXiv 1805.02867; the tiling is FlashAttention-2's, arXiv 2307.08691). Sums are float32; the
 operands of the products have the inputs' dtype.
 
-A program owns one tile of one region and head. "Row" is the number of a region among all images:
-image · R + region. Small regions share a tile of the other side: such a tile has SLOTS regions with
-TOKENS tokens each; both numbers are powers of two.
+The geometry is arithmetic on numbers that are known at run time. q, k and v are maps
+(B, H, W, heads · channels) that the kernels read where the maps lie, by their strides. A map is a
+grid of groups of h × w tokens, counted row by row. The geometries:
 
-N query tokens and M key tokens of a region, K routed regions, R regions of an image, D channels of
-a head in q and k, E in v. An uncut map has rows of RC regions; a region has rows of NC query tokens
-or MC key tokens. `q_b, q_r, q_c, q_y, q_x, q_h, q_d` are the strides of q by image, row and column
-of the region, row and column of the token, head and channel. `out`, `lse`, `delta` and the
-gradients are contiguous.
+- stripes and windows: group r attends to group r. The groups cover the map and TOP rows and LEFT
+  columns of padding before the map, and padding after the map. A group has only the tokens that lie
+  on the map (CLIPPED). The padding is never computed: a key of the padding has logit 0 and value 0,
+  so it adds 1 to the sum of the softmax, or nothing.
+- routed regions: group r attends to the groups index[r] (LISTED). No padding.
+- a whole map: one group.
+
+A program owns one tile of one group and head. "Row" is the number of a group among all images:
+image · GROUPS + group. Small groups share a tile of the other side: such a tile has SLOTS groups
+with TOKENS tokens each; both numbers are powers of two.
+
+With SIDE > 0, forward adds a depthwise SIDE × SIDE convolution of v (LePE), which sees zeros around
+each group; the other two kernels add the gradients of the convolution.
+
+HEADS heads; D channels of a head in q and k, E in v. KEYS: how many groups a group attends to. The
+query map has H rows, W columns, and QC groups of QH × QW tokens in a row of groups; the key map has
+KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column; UNIT divides
+all strides. `out` and the gradients are contiguous maps, except that the gradients may lie side by
+side, APART of them. `lse` and `delta` are (B · GROUPS, HEADS, QH · QW).
+
+No size is specialised (SIZES): one compilation serves every map.
 """
 import os
 
@@ -31,40 +48,69 @@ INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
+SIZES = ['HEADS', 'GROUPS', 'KEYS', 'QC', 'QH', 'QW', 'KC', 'KH', 'KW', 'TOP', 'LEFT', 'H', 'W',
+         'padding_counts', 'rows_in_all',
+         *(f'{tensor}_{axis}' for tensor in 'qkvg' for axis in 'byx')]
+"""Arguments that change from map to map. Triton must not compile for their values."""
+
 
 @triton.jit
-def _place(length, HEADS, R, BLOCK: tl.constexpr):
-    """Row, image, region, head and first token of this program's tile."""
+def _program(length, HEADS, BLOCK: tl.constexpr):
+    """Row, head, number and first token of this program's tile."""
     tiles = tl.cdiv(length, BLOCK)
     program = tl.program_id(0)
-    # Offsets in a large batch are larger than 2³¹.
-    row = (program // (tiles * HEADS)).to(tl.int64)
-    return row, row // R, row % R, program // tiles % HEADS, program % tiles * BLOCK
+    return program // (tiles * HEADS), program // tiles % HEADS, program % tiles
 
 
 @triton.jit
-def _at(nth, columns, row_stride, column_stride):
-    """Offset of the nth item of a grid, counted row by row."""
-    return nth // columns * row_stride + nth % columns * column_stride
+def _image(row, GROUPS):
+    """Image and group of a row. Offsets in a large batch are larger than 2³¹."""
+    return (row // GROUPS).to(tl.int64), row % GROUPS
 
 
 @triton.jit
-def _load(base, token, valid, channel_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _group(nth, columns, height, width, TOP, LEFT, H, W, CLIPPED: tl.constexpr):
+    """First row and column of a group on the map, and its numbers of rows and columns there."""
+    y = nth // columns * height
+    x = nth % columns * width
+    if CLIPPED:
+        y -= TOP
+        x -= LEFT
+        height = tl.minimum(y + height, H) - tl.maximum(y, 0)
+        width = tl.minimum(x + width, W) - tl.maximum(x, 0)
+        y = tl.maximum(y, 0)
+        x = tl.maximum(x, 0)
+    return y, x, height, width
+
+
+@triton.jit
+def _at(y, x, y_stride, x_stride, UNIT: tl.constexpr):
+    """Offset of a place of a map."""
+    return tl.multiple_of(y * y_stride + x * x_stride, UNIT)
+
+
+@triton.jit
+def _token(n, columns, y_stride, x_stride, UNIT: tl.constexpr):
+    """Offset of the nth token of a group, counted row by row."""
+    return _at(n // columns, n % columns, y_stride, x_stride, UNIT)
+
+
+@triton.jit
+def _load(base, token, valid, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """(tokens, BLOCK) of a tensor; zero where a token or channel does not exist.
 
     `base` is a pointer, or a column with one pointer for each token. `token` has the offset of each
     token.
     """
     channel = tl.arange(0, BLOCK)
-    return tl.load(base + token[:, None] + channel[None, :] * channel_stride,
+    return tl.load(base + token[:, None] + channel[None, :],
                    mask=valid[:, None] & (channel < WIDTH)[None, :], other=0.)
 
 
 @triton.jit
-def _store(base, token, valid, token_stride, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _store(base, token, valid, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     channel = tl.arange(0, BLOCK)
-    tl.store(base + token[:, None] * token_stride + channel[None, :],
-             value.to(base.dtype.element_ty),
+    tl.store(base + token[:, None] + channel[None, :], value.to(base.dtype.element_ty),
              mask=valid[:, None] & (channel < WIDTH)[None, :])
 
 
@@ -95,6 +141,31 @@ def _row(value, SLOTS: tl.constexpr):
 
 
 @triton.jit
+def _other(step, tiles, own, table, begin, end, LISTED: tl.constexpr, SLOTS: tl.constexpr,
+           TOKENS: tl.constexpr):
+    """The tile of the other side that a program meets in its nth step.
+
+    LISTED: the groups table[begin:end], `tiles` steps for each SLOTS of them. Else the group `own`.
+
+    Returns:
+        The position of the first group in `table`; the groups, as `_entry` gives them; the number
+        of each token in its group; whether each token's group exists.
+    """
+    row = tl.arange(0, SLOTS * TOKENS)
+    if LISTED:
+        first = begin + step // tiles * SLOTS
+        group = _entry(table, first, end, SLOTS, TOKENS).to(tl.int32)
+        token = step % tiles * TOKENS + row % TOKENS
+        exists = first + row // TOKENS < end
+    else:
+        first = begin
+        group = own
+        token = step * TOKENS + row
+        exists = row >= 0
+    return first, group, token, exists
+
+
+@triton.jit
 def _product(a, b, total, PRECISION: tl.constexpr):
     """a b + total in float32; a b if `total` is None."""
     if INTERPRETED:
@@ -105,176 +176,346 @@ def _product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(q, k, v, index, weight, out, lse, scale, N, M, K, R, HEADS,
-                   RC, NC, MC, q_b, q_r, q_c, q_y, q_x, q_h, q_d,
-                   k_b, k_r, k_c, k_y, k_x, k_h, k_d, v_b, v_r, v_c, v_y, v_x, v_h, v_d,
-                   D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-                   WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-                   SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """out and lse of one query tile."""
-    row, image, region, head, start = _place(N, HEADS, R, BLOCK)
-    n = start + tl.arange(0, BLOCK)
-    token = tl.arange(0, SLOTS * TOKENS) % TOKENS
-    slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    queries = _load(q + image * q_b + _at(region, RC, q_r, q_c) + head * q_h, _at(n, NC, q_y, q_x),
-                    n < N, q_d, D, BLOCK_D)
-    k += image * k_b + head * k_h
-    v += image * v_b + head * v_h
-    index += row * K
-    if WEIGHTED:
-        weight += row * K
+def _neighbours(base, n, exists, rows, columns, dy, dx, y_stride, x_stride, E: tl.constexpr,
+                BLOCK_E: tl.constexpr, UNIT: tl.constexpr):
+    """The tokens dy rows below and dx columns right of tokens n; zero outside the group."""
+    y = n // columns + dy
+    x = n % columns + dx
+    inside = exists & (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
+    return _load(base, _at(y, x, y_stride, x_stride, UNIT), inside, E, BLOCK_E).to(tl.float32)
 
+
+@triton.jit
+def _convolve(total, base, n, exists, rows, columns, y_stride, x_stride, taps,
+              SIGN: tl.constexpr, SIDE: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
+              UNIT: tl.constexpr):
+    """total + the depthwise convolution inside a group; with SIGN −1 its transpose.
+
+    `taps` points to the (E, SIDE, SIDE) weights of the head.
+    """
+    channel = tl.arange(0, BLOCK_E)
+    for tap in tl.range(SIDE * SIDE, num_stages=1):
+        near = _neighbours(base, n, exists, rows, columns, SIGN * (tap // SIDE - SIDE // 2),
+                           SIGN * (tap % SIDE - SIDE // 2), y_stride, x_stride, E, BLOCK_E, UNIT)
+        factor = tl.load(taps + channel * (SIDE * SIDE) + tap, mask=channel < E, other=0.)
+        total += factor.to(tl.float32)[None, :] * near
+    return total
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
+                   HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, padding_counts,
+                   q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
+                   D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+                   UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr,
+                   WEIGHTED: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
+                   BLOCK: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr):
+    """out and lse of one query tile; with SIDE, `mixed` is the attention without the convolution.
+
+    `mixed` may be None. `padding_counts` is 1 if the keys of the padding take part, else 0.
+    """
+    row, head, tile = _program(QH * QW, HEADS, BLOCK)
+    image, group = _image(row, GROUPS)
+    y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
+    n = tile * BLOCK + tl.arange(0, BLOCK)
+    exists = n < rows * columns
+    queries = _load(q + image * q_b + head * D + _at(y, x, q_y, q_x, UNIT),
+                    _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
+    k += image * k_b + head * D
+    v += image * v_b + head * E
+
+    # The logits are multiplied by the (positive) scale where the exponential is taken.
+    rate = scale * LOG2E
     top = tl.full((BLOCK,), float('-inf'), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    if CLIPPED:
+        absent = (QH * QW - rows * columns) * padding_counts
+        total += absent
+        top = tl.where(total > 0, 0., top)
     mix = tl.zeros((BLOCK, BLOCK_E), tl.float32)
-    tiles = tl.cdiv(M, TOKENS)
-    for step in range(tl.cdiv(K, SLOTS) * tiles):
-        first = step // tiles * SLOTS
-        m = step % tiles * TOKENS + token
-        valid = (first + slot < K) & (m < M)
-        routed = _column(_entry(index, first, K, SLOTS, TOKENS).to(tl.int64), SLOTS)
-        keys = _load(k + _at(routed, RC, k_r, k_c), _at(m, MC, k_y, k_x), valid, k_d, D, BLOCK_D)
-        values = _load(v + _at(routed, RC, v_r, v_c), _at(m, MC, v_y, v_x), valid, v_d, E, BLOCK_E)
+    first_key = row.to(tl.int64) * KEYS
+    tiles = tl.cdiv(KH * KW, TOKENS)
+    for step in range(tl.cdiv(KEYS, SLOTS) * tiles):
+        first, keys_of, m, valid = _other(step, tiles, group, index, first_key, first_key + KEYS,
+                                          LISTED, SLOTS, TOKENS)
+        k_top, k_left, k_rows, k_columns = _group(keys_of, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
+        valid &= m < k_rows * k_columns
+        keys = _load(k + _column(_at(k_top, k_left, k_y, k_x, UNIT), SLOTS),
+                     _token(m, k_columns, k_y, k_x, UNIT), valid, D, BLOCK_D)
+        values = _load(v + _column(_at(k_top, k_left, v_y, v_x, UNIT), SLOTS),
+                       _token(m, k_columns, v_y, v_x, UNIT), valid, E, BLOCK_E)
 
-        logits = _product(queries, tl.trans(keys), None, PRECISION) * (scale * LOG2E)
+        logits = _product(queries, tl.trans(keys), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, K, SLOTS, TOKENS).to(tl.float32), SLOTS)
+            factor = _row(_entry(weight, first, first_key + KEYS, SLOTS, TOKENS).to(tl.float32),
+                          SLOTS)
             logits *= factor
-        # Every tile has a valid key, so `top` is finite after the first tile.
         logits = tl.where(valid[None, :], logits, float('-inf'))
         new_top = tl.maximum(top, tl.max(logits, 1))
-        p = tl.exp2(logits - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        # A clipped group may have no key in its last tile, but every first tile has one, so `top`
+        # is finite after the first tile.
+        p = tl.exp2(logits * rate - (new_top * rate)[:, None])
+        shrink = tl.exp2((top - new_top) * rate)
         total = total * shrink + tl.sum(p, 1)
         if WEIGHTED:
             p *= factor
         mix = _product(p.to(values.dtype), values, mix * shrink[:, None], PRECISION)
         top = new_top
 
-    _store(out + (row * N * HEADS + head) * E, n, n < N, HEADS * E, mix / total[:, None], E,
-           BLOCK_E)
-    tl.store(lse + (row * HEADS + head) * N + n, (top + tl.log2(total)) * LN2, mask=n < N)
+    mix /= total[:, None]
+    place = image * (H * W * HEADS * E) + head * E + _at(y, x, W * HEADS * E, HEADS * E, E)
+    token = _token(n, columns, W * HEADS * E, HEADS * E, E)
+    if SIDE > 0:
+        if mixed is not None:
+            _store(mixed + place, token, exists, mix, E, BLOCK_E)
+        channel = tl.arange(0, BLOCK_E)
+        if bias is not None:
+            mix += tl.load(bias + head * E + channel, mask=channel < E, other=0.
+                           ).to(tl.float32)[None, :]
+        mix = _convolve(mix, v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns, v_y, v_x,
+                        taps + head * (E * SIDE * SIDE), 1, SIDE, E, BLOCK_E, UNIT)
+    _store(out + place, token, exists, mix, E, BLOCK_E)
+    statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
+    # A place without a token gets 0, so that `lse` is the same at every run.
+    tl.store(lse + statistics + n, tl.where(exists, top * scale + tl.log2(total) * LN2, 0.),
+             mask=n < QH * QW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
-        q, k, v, index, weight, out, lse, grad, delta, grad_q, scale, N, M, K, R, HEADS,
-        RC, NC, MC, q_b, q_r, q_c, q_y, q_x, q_h, q_d, k_b, k_r, k_c, k_y, k_x, k_h, k_d,
-        v_b, v_r, v_c, v_y, v_x, v_h, v_d, g_b, g_r, g_c, g_y, g_x, g_h, g_d,
+        q, k, v, index, weight, mixed, lse, grad, delta, grad_q, tap_shares, scale,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W,
+        q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-        WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
+        SIDE: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
         SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """grad_q of one query tile, and its delta for `key_gradient_kernel`."""
-    row, image, region, head, start = _place(N, HEADS, R, BLOCK)
-    n = start + tl.arange(0, BLOCK)
-    token = tl.arange(0, SLOTS * TOKENS) % TOKENS
-    slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    queries = _load(q + image * q_b + _at(region, RC, q_r, q_c) + head * q_h, _at(n, NC, q_y, q_x),
-                    n < N, q_d, D, BLOCK_D)
-    grads = _load(grad + image * g_b + _at(region, RC, g_r, g_c) + head * g_h, _at(n, NC, g_y, g_x),
-                  n < N, g_d, E, BLOCK_E)
-    outs = _load(out + (row * N * HEADS + head) * E, n * (HEADS * E), n < N, 1, E, BLOCK_E)
-    row_delta = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), 1)
-    statistics = (row * HEADS + head) * N
-    tl.store(delta + statistics + n, row_delta, mask=n < N)
-    row_lse = tl.load(lse + statistics + n, mask=n < N, other=0.) * LOG2E
-    k += image * k_b + head * k_h
-    v += image * v_b + head * v_h
-    index += row * K
-    if WEIGHTED:
-        weight += row * K
+    """grad_q of one query tile, and its delta for `key_gradient_kernel`.
 
+    With SIDE, `tap_shares` (HEADS, B · GROUPS · tiles, SIDE² + 1, E) takes the tile's share of the
+    gradient of the convolution's weights and bias.
+    """
+    row, head, tile = _program(QH * QW, HEADS, BLOCK)
+    image, group = _image(row, GROUPS)
+    y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
+    n = tile * BLOCK + tl.arange(0, BLOCK)
+    exists = n < rows * columns
+    queries = _load(q + image * q_b + head * D + _at(y, x, q_y, q_x, UNIT),
+                    _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
+    grads = _load(grad + image * g_b + head * E + _at(y, x, g_y, g_x, UNIT),
+                  _token(n, columns, g_y, g_x, UNIT), exists, E, BLOCK_E)
+    mixes = _load(mixed + image * (H * W * HEADS * E) + head * E
+                  + _at(y, x, W * HEADS * E, HEADS * E, E),
+                  _token(n, columns, W * HEADS * E, HEADS * E, E), exists, E, BLOCK_E)
+    row_delta = tl.sum(mixes.to(tl.float32) * grads.to(tl.float32), 1)
+    statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
+    tl.store(delta + statistics + n, row_delta, mask=exists)
+    row_lse = tl.load(lse + statistics + n, mask=exists, other=0.) * LOG2E
+    k += image * k_b + head * D
+    v += image * v_b + head * E
+
+    if SIDE > 0:
+        channel = tl.arange(0, BLOCK_E)
+        places = tl.num_programs(0) // HEADS
+        share = (head.to(tl.int64) * places + row * tl.cdiv(QH * QW, BLOCK) + tile) * (
+            (SIDE * SIDE + 1) * E)
+        wide = grads.to(tl.float32)
+        for tap in tl.range(SIDE * SIDE, num_stages=1):
+            near = _neighbours(v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns,
+                               tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2, v_y, v_x, E,
+                               BLOCK_E, UNIT)
+            tl.store(tap_shares + share + tap * E + channel, tl.sum(wide * near, 0),
+                     mask=channel < E)
+        tl.store(tap_shares + share + SIDE * SIDE * E + channel, tl.sum(wide, 0),
+                 mask=channel < E)
+
+    rate = scale * LOG2E
     total = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    tiles = tl.cdiv(M, TOKENS)
-    for step in range(tl.cdiv(K, SLOTS) * tiles):
-        first = step // tiles * SLOTS
-        m = step % tiles * TOKENS + token
-        valid = (first + slot < K) & (m < M)
-        routed = _column(_entry(index, first, K, SLOTS, TOKENS).to(tl.int64), SLOTS)
-        keys = _load(k + _at(routed, RC, k_r, k_c), _at(m, MC, k_y, k_x), valid, k_d, D, BLOCK_D)
-        values = _load(v + _at(routed, RC, v_r, v_c), _at(m, MC, v_y, v_x), valid, v_d, E, BLOCK_E)
+    first_key = row.to(tl.int64) * KEYS
+    tiles = tl.cdiv(KH * KW, TOKENS)
+    for step in range(tl.cdiv(KEYS, SLOTS) * tiles):
+        first, keys_of, m, valid = _other(step, tiles, group, index, first_key, first_key + KEYS,
+                                          LISTED, SLOTS, TOKENS)
+        k_top, k_left, k_rows, k_columns = _group(keys_of, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
+        valid &= m < k_rows * k_columns
+        keys = _load(k + _column(_at(k_top, k_left, k_y, k_x, UNIT), SLOTS),
+                     _token(m, k_columns, k_y, k_x, UNIT), valid, D, BLOCK_D)
+        values = _load(v + _column(_at(k_top, k_left, v_y, v_x, UNIT), SLOTS),
+                       _token(m, k_columns, v_y, v_x, UNIT), valid, E, BLOCK_E)
 
-        logits = _product(queries, tl.trans(keys), None, PRECISION) * (scale * LOG2E)
+        logits = _product(queries, tl.trans(keys), None, PRECISION)
         grad_p = _product(grads, tl.trans(values), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, K, SLOTS, TOKENS).to(tl.float32), SLOTS)
+            factor = _row(_entry(weight, first, first_key + KEYS, SLOTS, TOKENS).to(tl.float32),
+                          SLOTS)
             logits *= factor
             grad_p *= factor
         # Without the mask a padded key would have exp(0 − lse), which may be infinite.
-        p = tl.where(valid[None, :], tl.exp2(logits - row_lse[:, None]), 0.)
+        p = tl.where(valid[None, :], tl.exp2(logits * rate - row_lse[:, None]), 0.)
         grad_s = p * (grad_p - row_delta[:, None])
         if WEIGHTED:
             grad_s *= factor
         total = _product(grad_s.to(keys.dtype), keys, total, PRECISION)
 
-    _store(grad_q + (row * N * HEADS + head) * D, n, n < N, HEADS * D, total * scale, D, BLOCK_D)
+    x_stride = APART * HEADS * D
+    _store(grad_q + image * (H * W * x_stride) + head * D + _at(y, x, W * x_stride, x_stride, D),
+           _token(n, columns, W * x_stride, x_stride, D), exists, total * scale, D, BLOCK_D)
 
 
 @triton.jit
-def key_gradient_kernel(
-        q, k, v, weight, lse, grad, delta, grad_k, grad_v, grad_w, askers, offsets, scale,
-        N, M, R, HEADS, RC, NC, MC,
-        q_b, q_r, q_c, q_y, q_x, q_h, q_d, k_b, k_r, k_c, k_y, k_x, k_h, k_d,
-        v_b, v_r, v_c, v_y, v_x, v_h, v_d, g_b, g_r, g_c, g_y, g_x, g_h, g_d,
-        D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-        WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-        SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """grad_k and grad_v of one key tile: sums over the query regions routed to its key region.
+def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl.constexpr):
+    """Row of the nth segment; its begin and end in `askers`; how many segments the row has.
 
-    `askers[offsets[row]:offsets[row + 1]]` are the rows of the query regions that are routed to key
-    region `row`. `weight` and `grad_w` have the order of `askers`. `grad_w` (askers, HEADS, key
-    tiles, query tiles) takes the shares of the gradient of the weights. Each place is written by
-    one program.
+    The row is `rows_in_all` if there is no such segment. See `triton_launch.transpose_routing`.
     """
-    row, image, region, head, start = _place(M, HEADS, R, BLOCK)
-    m = start + tl.arange(0, BLOCK)
-    token = tl.arange(0, SLOTS * TOKENS) % TOKENS
-    slot = tl.arange(0, SLOTS * TOKENS) // TOKENS
-    keys = _load(k + image * k_b + _at(region, RC, k_r, k_c) + head * k_h, _at(m, MC, k_y, k_x),
-                 m < M, k_d, D, BLOCK_D)
-    values = _load(v + image * v_b + _at(region, RC, v_r, v_c) + head * v_h, _at(m, MC, v_y, v_x),
-                   m < M, v_d, E, BLOCK_E)
-    q += image * q_b + head * q_h
-    grad += image * g_b + head * g_h
+    row = nth
+    begin = 0
+    end = 1
+    part = 0
+    parts = 1
+    if LISTED:
+        row = tl.load(segment_rows + nth)
+        there = row < rows_in_all
+        first = tl.load(segment_starts + row, mask=there, other=0)
+        part = nth - first
+        parts = tl.load(segment_starts + row + 1, mask=there, other=1) - first
+        start = tl.load(offsets + row, mask=there, other=0)
+        length = tl.load(offsets + row + 1, mask=there, other=0) - start
+        begin = start + part * length // parts
+        end = start + (part + 1) * length // parts
+    return row, begin, end, parts
 
-    begin = tl.load(offsets + row)
-    end = tl.load(offsets + row + 1)
+
+@triton.jit(do_not_specialize=SIZES)
+def key_gradient_kernel(
+        q, k, v, weight, taps, lse, grad, delta, grad_k, grad_v, grad_w, parts,
+        askers, offsets, segment_rows, segment_starts, scale,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, rows_in_all,
+        q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
+        D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
+        SIDE: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+        SLOTS: tl.constexpr, TOKENS: tl.constexpr):
+    """grad_k and grad_v of one key tile: sums over the query groups that attend to its key group.
+
+    LISTED: a program sums over one segment of the list of these query groups. If the row has one
+    segment, the sums are the gradients. Else they go to `parts` (rows, KH · KW, HEADS, D + E), and
+    `part_sum_kernel` adds them. `weight` and `grad_w` have the order of `askers`. `grad_w` (askers,
+    HEADS, key tiles, query tiles) takes the shares of the gradient of the weights. Each place is
+    written by one program.
+    """
+    segment, head, tile = _program(KH * KW, HEADS, BLOCK)
+    row, begin, end, count = _segment(segment, rows_in_all, offsets, segment_rows,
+                                       segment_starts, LISTED)
+    if row >= rows_in_all:
+        return
+    image, group = _image(row, GROUPS)
+    y, x, rows, columns = _group(group, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
+    m = tile * BLOCK + tl.arange(0, BLOCK)
+    exists = m < rows * columns
+    keys = _load(k + image * k_b + head * D + _at(y, x, k_y, k_x, UNIT),
+                 _token(m, columns, k_y, k_x, UNIT), exists, D, BLOCK_D)
+    values = _load(v + image * v_b + head * E + _at(y, x, v_y, v_x, UNIT),
+                   _token(m, columns, v_y, v_x, UNIT), exists, E, BLOCK_E)
+    q += image * q_b + head * D
+    grad += image * g_b + head * E
+    statistics = image * GROUPS * HEADS * (QH * QW)
+    lse += statistics
+    delta += statistics
+
+    rate = scale * LOG2E
     total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     total_v = tl.zeros((BLOCK, BLOCK_E), tl.float32)
-    tiles = tl.cdiv(N, TOKENS)
+    tiles = tl.cdiv(QH * QW, TOKENS)
     for step in range(tl.cdiv(end - begin, SLOTS) * tiles):
-        first = begin + step // tiles * SLOTS
-        n = step % tiles * TOKENS + token
-        valid = (first + slot < end) & (n < N)
-        asker = _entry(askers, first, end, SLOTS, TOKENS).to(tl.int64)
-        asker_region = _column(asker - image * R, SLOTS)
-        queries = _load(q + _at(asker_region, RC, q_r, q_c), _at(n, NC, q_y, q_x), valid, q_d, D,
-                        BLOCK_D)
-        grads = _load(grad + _at(asker_region, RC, g_r, g_c), _at(n, NC, g_y, g_x), valid, g_d, E,
-                      BLOCK_E)
-        statistics = (asker * HEADS + head) * N + n
-        row_lse = tl.load(lse + statistics, mask=valid, other=0.) * LOG2E
-        row_delta = tl.load(delta + statistics, mask=valid, other=0.)
+        first, asker, n, valid = _other(step, tiles, group, askers, begin, end, LISTED, SLOTS,
+                                        TOKENS)
+        q_top, q_left, q_rows, q_columns = _group(asker, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
+        valid &= n < q_rows * q_columns
+        queries = _load(q + _column(_at(q_top, q_left, q_y, q_x, UNIT), SLOTS),
+                        _token(n, q_columns, q_y, q_x, UNIT), valid, D, BLOCK_D)
+        grads = _load(grad + _column(_at(q_top, q_left, g_y, g_x, UNIT), SLOTS),
+                      _token(n, q_columns, g_y, g_x, UNIT), valid, E, BLOCK_E)
+        place = (asker * HEADS + head) * (QH * QW) + n
+        row_lse = tl.load(lse + place, mask=valid, other=0.) * LOG2E
+        row_delta = tl.load(delta + place, mask=valid, other=0.)
 
-        products = _product(keys, tl.trans(queries), None, PRECISION) * scale
+        products = _product(keys, tl.trans(queries), None, PRECISION)
         grad_p = _product(values, tl.trans(grads), None, PRECISION)
-        both = (m < M)[:, None] & valid[None, :]
+        both = exists[:, None] & valid[None, :]
         if WEIGHTED:
             factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32), SLOTS)
-            p = tl.where(both, tl.exp2(products * factor * LOG2E - row_lse[None, :]), 0.)
+            p = tl.where(both, tl.exp2(products * factor * rate - row_lse[None, :]), 0.)
             grad_s = p * (grad_p * factor - row_delta[None, :])
-            share = tl.sum(grad_s * products + p * grad_p, 0)
+            share = tl.sum(grad_s * products * scale + p * grad_p, 0)
             share = tl.sum(tl.reshape(share, (SLOTS, TOKENS)), 1)
             nth = first + tl.arange(0, SLOTS)
-            place = (nth.to(tl.int64) * HEADS + head) * tl.cdiv(M, BLOCK) + start // BLOCK
-            tl.store(grad_w + place * tiles + step % tiles, share, mask=nth < end)
+            shares = (nth.to(tl.int64) * HEADS + head) * tl.cdiv(KH * KW, BLOCK) + tile
+            tl.store(grad_w + shares * tiles + step % tiles, share, mask=nth < end)
             p *= factor
             grad_s *= factor
         else:
-            p = tl.where(both, tl.exp2(products * LOG2E - row_lse[None, :]), 0.)
+            p = tl.where(both, tl.exp2(products * rate - row_lse[None, :]), 0.)
             grad_s = p * (grad_p - row_delta[None, :])
         total_v = _product(p.to(grads.dtype), grads, total_v, PRECISION)
         total_k = _product(grad_s.to(queries.dtype), queries, total_k, PRECISION)
 
-    _store(grad_k + (row * M * HEADS + head) * D, m, m < M, HEADS * D, total_k * scale, D, BLOCK_D)
-    _store(grad_v + (row * M * HEADS + head) * E, m, m < M, HEADS * E, total_v, E, BLOCK_E)
+    total_k *= scale
+    if SIDE > 0:
+        total_v = _convolve(total_v, grad + _at(y, x, g_y, g_x, UNIT), m, exists, rows, columns,
+                            g_y, g_x, taps + head * (E * SIDE * SIDE), -1, SIDE, E, BLOCK_E, UNIT)
+    if LISTED:
+        if count > 1:
+            # Segments of rows with several segments begin at least KEYS entries apart.
+            sums = parts + ((begin // KEYS).to(tl.int64) * (KH * KW) * HEADS + head) * (D + E)
+            _store(sums, m * (HEADS * (D + E)), exists, total_k, D, BLOCK_D)
+            _store(sums + D, m * (HEADS * (D + E)), exists, total_v, E, BLOCK_E)
+            return
+    _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m,
+                     columns, exists, KC, KH, KW, W, H, CLIPPED, APART, D, E, BLOCK_D, BLOCK_E)
+
+
+@triton.jit
+def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
+                     exists, KC, KH, KW, W, H, CLIPPED: tl.constexpr, APART: tl.constexpr,
+                     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr,
+                     BLOCK_E: tl.constexpr):
+    """Store a tile of the gradients of k and v, maps like k and v."""
+    width = KC * KW
+    area = GROUPS * KH * KW
+    if CLIPPED:
+        width = W
+        area = H * W
+    x_stride = APART * HEADS * D
+    _store(grad_k + image * area * x_stride + head * D + _at(y, x, width * x_stride, x_stride, D),
+           _token(m, columns, width * x_stride, x_stride, D), exists, total_k, D, BLOCK_D)
+    x_stride = APART * HEADS * E
+    _store(grad_v + image * area * x_stride + head * E + _at(y, x, width * x_stride, x_stride, E),
+           _token(m, columns, width * x_stride, x_stride, E), exists, total_v, E, BLOCK_E)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def part_sum_kernel(parts, grad_k, grad_v, offsets, segment_starts, HEADS, GROUPS, KEYS, KC, KH, KW,
+                    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+                    BLOCK: tl.constexpr):
+    """Add the parts of `key_gradient_kernel`, in the order of the list, where a row has several."""
+    row, head, tile = _program(KH * KW, HEADS, BLOCK)
+    first = tl.load(segment_starts + row)
+    count = tl.load(segment_starts + row + 1) - first
+    if count == 1:
+        return
+    image, group = _image(row, GROUPS)
+    y, x, rows, columns = _group(group, KC, KH, KW, 0, 0, 0, 0, False)
+    m = tile * BLOCK + tl.arange(0, BLOCK)
+    exists = m < rows * columns
+    start = tl.load(offsets + row)
+    length = tl.load(offsets + row + 1) - start
+    total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    total_v = tl.zeros((BLOCK, BLOCK_E), tl.float32)
+    for part in range(count):
+        slot = ((start + part * length // count) // KEYS).to(tl.int64)
+        found = parts + (slot * (KH * KW) * HEADS + head) * (D + E)
+        total_k += _load(found, m * (HEADS * (D + E)), exists, D, BLOCK_D)
+        total_v += _load(found + D, m * (HEADS * (D + E)), exists, E, BLOCK_E)
+    _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
+                     exists, KC, KH, KW, 0, 0, False, 1, D, E, BLOCK_D, BLOCK_E)

@@ -1,0 +1,183 @@
+"""What the Triton kernels take of a GPU: registers, spills and shared memory, without a GPU.
+
+    python -m benchmarks.registers                      # all kernels, capabilities 8.0 and 9.0
+    python -m benchmarks.registers --only window --dtype float32
+
+Each case calls an operator, forward and backward, on tensors of a shape that a backbone has, and
+collects the launches (`visattn_dense.ops.launching.recorded`). Triton then compiles each distinct
+kernel as its launch would, and ptxas, the assembler, reports what the kernel takes. To add kernels,
+add their case to CASES.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from visattn_dense.ops.launching import DTYPES, Launch, recorded
+
+CAPABILITIES = 80, 90
+"""Compute capabilities, times ten."""
+
+
+class Usage(NamedTuple):
+    """What one program of a kernel takes.
+
+    Attributes:
+        registers: of one thread; 255 at most.
+        spills: bytes that a thread stores to and loads from memory because registers are few.
+        shared: bytes of shared memory of the program.
+        warps: of the program.
+        matrix_units: whether the products use them.
+    """
+    registers: int
+    spills: int
+    shared: int
+    warps: int
+    matrix_units: bool
+
+
+def compile_launch(launch: Launch, capability: int) -> Usage:
+    """Compile a kernel as the launch would on a GPU of this compute capability.
+
+    Raises:
+        RuntimeError: ptxas refuses the kernel. Triton's own errors pass through.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    signature, constants, divisible = {}, dict(launch.constants), {}
+    options = {name: constants.pop(name) for name in ('num_warps', 'num_stages', 'enable_fp_fusion')
+               if name in constants}
+    given = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
+    for place, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, given.get(parameter.name)
+        if name in constants:
+            signature[name] = 'constexpr'
+        elif value is None or (type(value) is int and value == 1
+                               and not parameter.do_not_specialize):
+            signature[name], constants[name] = 'constexpr', value
+        else:
+            signature[name] = _kind(value)
+            if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0
+                                             and not parameter.do_not_specialize):
+                divisible[place,] = [['tt.divisibility', 16]]
+    binary = triton.compile(ASTSource(launch.kernel, signature, constants, divisible),
+                            target=GPUTarget('cuda', capability, 32), options=options)
+    registers, spills = assembled(binary.asm['ptx'])
+    return Usage(registers, spills, binary.metadata.shared, binary.metadata.num_warps,
+                 'mma' in binary.asm['ptx'])
+
+
+def _kind(value: object) -> str:
+    """Triton's name of the type of an argument."""
+    kinds = {torch.float32: 'fp32', torch.float16: 'fp16', torch.bfloat16: 'bf16',
+             torch.int32: 'i32', torch.int64: 'i64'}
+    if isinstance(value, Tensor):
+        return f'*{kinds[value.dtype]}'
+    return 'fp32' if isinstance(value, float) else 'i32' if value < 2**31 else 'i64'
+
+
+def assembled(ptx: str) -> tuple[int, int]:
+    """Registers of a thread and bytes that it spills, by the report of Triton's ptxas."""
+    import triton
+    folder = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
+    target = re.search(r'^\.target (\S+)', ptx, re.M)[1].split(',')[0]
+    with tempfile.TemporaryDirectory() as where:
+        source = Path(where, 'kernel.ptx')
+        source.write_text(ptx)
+        # Triton may bring an older and a newer assembler; only the newer reads new PTX.
+        for assembler in sorted(folder.glob('ptxas*')):
+            run = subprocess.run([assembler, '-v', f'--gpu-name={target}', source, '-o',
+                                  Path(where, 'kernel.cubin')], capture_output=True, text=True)
+            if run.returncode == 0:
+                break
+    if run.returncode:
+        raise RuntimeError(f'ptxas refuses the kernel: {run.stderr.strip()}')
+    spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', run.stderr)
+    return int(re.search(r'Used (\d+) registers', run.stderr)[1]), sum(map(int, spills.groups()))
+
+
+# The cases.
+
+def windows(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """Vertical stripes with LePE, as in CSWin's third stage."""
+    from visattn_dense.ops.group_attention import gpu
+    qkv = torch.empty(1, 32, 32, 3, 2 * head_dim, dtype=dtype, requires_grad=True)
+    kernel = torch.empty(2 * head_dim, 1, 3, 3, requires_grad=True)
+    bias = torch.empty(2 * head_dim, requires_grad=True)
+    return gpu.window_attention(qkv, (32, 7), num_heads=2, kernel=kernel, bias=bias)
+
+
+def whole_maps(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """All tokens attend to all, as in T2T-ViT."""
+    from visattn_dense.ops.group_attention import gpu
+    q, k, v = (torch.empty(1, 1025, 2 * head_dim, dtype=dtype, requires_grad=True)
+               for _ in range(3))
+    return gpu.full_attention(q, k, v, num_heads=2)
+
+
+def regions(dtype: torch.dtype, head_dim: int, *, side: int = 64, listed: int = 4,
+            weighted: bool = False) -> Tensor:
+    """Routed regions of a map of side², as in BiFormer."""
+    from visattn_dense.ops.group_attention import gpu
+    q, k, v = (torch.empty(1, side, side, 2 * head_dim, dtype=dtype, requires_grad=True)
+               for _ in range(3))
+    weight = torch.empty(1, 64, listed, requires_grad=True) if weighted else None
+    return gpu.region_attention(q, k, v, torch.arange(listed).expand(1, 64, listed), num_heads=2,
+                                n_win=8, scale=1., weight=weight)
+
+
+CASES: dict[str, Callable[[torch.dtype, int], Tensor]] = {
+    'windows': windows, 'whole maps': whole_maps, 'regions': regions,
+    'small regions': partial(regions, side=32, listed=16),
+    'weighted regions': partial(regions, weighted=True)}
+"""Name -> function of a dtype and a head dim that gives the result of an operator. The tensors are
+on the CPU. The result is differentiated, and the launches of both passes are compiled."""
+
+
+def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[Launch]:
+    """The distinct launches of a case, forward and backward, in order."""
+    with recorded() as found:
+        out = CASES[case](dtype, head_dim)
+        out.backward(torch.empty_like(out))
+    distinct = {(each.kernel.__name__, *sorted(each.constants.items())): each for each in found}
+    return list(distinct.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--only', default='', help='cases whose name has this text')
+    parser.add_argument('--dtype', default='bfloat16',
+                        choices=[str(dtype).removeprefix('torch.') for dtype in DTYPES])
+    parser.add_argument('--head-dim', type=int, nargs='+', default=[32, 64])
+    parser.add_argument('--capability', type=int, nargs='+', default=CAPABILITIES)
+    options = parser.parse_args()
+    print('| case | head dim | kernel | tile | capability | warps | registers | spilled bytes '
+          '| shared bytes | matrix units |\n|' + '---|' * 10)
+    for case in CASES:
+        if options.only not in case:
+            continue
+        for head_dim in options.head_dim:
+            for each in launches(case, getattr(torch, options.dtype), head_dim):
+                tile = '×'.join(str(each.constants[name]) for name in ('BLOCK', 'SLOTS', 'TOKENS')
+                                if name in each.constants)
+                for capability in options.capability:
+                    usage = compile_launch(each, capability)
+                    print(f'| {case} | {head_dim} | {each.kernel.__name__} | {tile} | '
+                          f'{capability / 10} | {usage.warps} | {usage.registers} | {usage.spills} '
+                          f'| {usage.shared} | {"yes" if usage.matrix_units else "no"} |',
+                          flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

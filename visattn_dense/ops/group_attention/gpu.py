@@ -1,0 +1,241 @@
+"""Group attention by Triton: the forms, and the two operators of torch that they call.
+
+`visattn::window_attention` is for windows and stripes with LePE, `visattn::group_attention` for
+routed regions and whole maps. Both read the maps where they lie, so nothing is padded, cut,
+gathered or merged. Both have a backward pass and fake implementations, so torch.compile sees no
+loop and no kernel.
+
+Why a Triton form cannot compute: `why_not_full`, `why_not_windows`, `why_not_regions` and
+`why_not_routed`, with the arguments of the forms.
+"""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import launching
+from ..precision import autocast_dtype
+from ..windows import pool_regions
+from .triton_launch import Grid, Groups, attend, gradients, readable, statistics
+
+MAX_HEAD_DIM = 128
+KERNEL_SIDES = (3, 5, 7)
+
+
+def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
+    """Why the kernels cannot take these maps (B, ..., channels), or None."""
+    widest = max(t.shape[-1] for t in maps) // num_heads
+    if widest > MAX_HEAD_DIM:
+        return f'a head has {widest} channels, more than {MAX_HEAD_DIM}'
+    if scale is not None and scale <= 0:
+        return 'the scale is not positive'
+    if max(t.shape[1:].numel() for t in maps) * 3 >= 2**31:
+        return 'an image has so many elements that 32 bits cannot count them'
+    return launching.why_not(*maps)
+
+
+# Windows and stripes.
+
+def why_not_windows(qkv: Tensor, window: tuple[int, int], *, num_heads: int, kernel: Tensor,
+                    scale: float | None = None, **_: object) -> str | None:
+    if kernel.shape[-1] not in KERNEL_SIDES:
+        return f'the side of the convolution is not one of {KERNEL_SIDES}'
+    return _why_not(num_heads, scale, _cast(qkv)[0][:, :, :, 0])
+
+
+def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
+                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
+                     padding_counts: bool = True) -> Tensor:
+    qkv, = _cast(qkv)
+    scale = (qkv.shape[-1] // num_heads)**-.5 if scale is None else scale
+    learned = [t for t in (qkv, kernel, bias) if t is not None and t.requires_grad]
+    return torch.ops.visattn.window_attention(qkv, kernel, bias, num_heads, *window, scale,
+                                              padding_counts,
+                                              torch.is_grad_enabled() and len(learned) > 0)[0]
+
+
+def _cast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as autocast would pass them to torch's fused attention."""
+    kind = autocast_dtype(tensors[0])
+    return [t if kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors]
+
+
+def _window_groups(qkv: Tensor, num_heads: int, window: tuple[int, int]) -> Groups:
+    grid = Grid.of(*qkv.shape[1:3], window)
+    return Groups(num_heads, grid, grid, clipped=True)
+
+
+@torch.library.custom_op('visattn::window_attention', mutates_args=())
+def _windows(qkv: Tensor, kernel: Tensor, bias: Tensor | None, num_heads: int, height: int,
+             width: int, scale: float, padding_counts: bool, keep: bool
+             ) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = readable(qkv).unbind(3)
+    return attend(q, k, v, _window_groups(qkv, num_heads, (height, width)), scale,
+                  taps=kernel.contiguous(), bias=None if bias is None else bias.contiguous(),
+                  padding_counts=padding_counts, keep=keep)
+
+
+@_windows.register_fake
+def _(qkv, kernel, bias, num_heads, height, width, scale, padding_counts, keep):
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1])
+    return (out, torch.empty_like(out) if keep else out.new_empty(0),
+            statistics(qkv, _window_groups(qkv, num_heads, (height, width))))
+
+
+@torch.library.custom_op('visattn::window_attention_backward', mutates_args=())
+def _windows_backward(grad: Tensor, qkv: Tensor, kernel: Tensor, bias: Tensor | None, mixed: Tensor,
+                      lse: Tensor, num_heads: int, height: int, width: int, scale: float
+                      ) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = readable(qkv).unbind(3)
+    grad_qkv = qkv.new_empty(qkv.shape)
+    _, found = gradients(
+        readable(grad), q, k, v, mixed, lse, _window_groups(qkv, num_heads, (height, width)), scale,
+        grad_qkv.unbind(3), apart=3, taps=kernel.contiguous())
+    grad_kernel = kernel.new_empty(kernel.shape)
+    grad_kernel.view(num_heads, -1, found.shape[1] - 1).copy_(found[:, :-1].transpose(1, 2))
+    grad_bias = (kernel if bias is None else bias).new_empty(0 if bias is None else bias.shape)
+    if bias is not None:
+        grad_bias.view(num_heads, -1).copy_(found[:, -1])
+    return grad_qkv, grad_kernel, grad_bias
+
+
+@_windows_backward.register_fake
+def _(grad, qkv, kernel, bias, mixed, lse, num_heads, height, width, scale):
+    return (qkv.new_empty(qkv.shape), kernel.new_empty(kernel.shape),
+            (kernel if bias is None else bias).new_empty(0 if bias is None else bias.shape))
+
+
+def _windows_context(ctx, inputs, output) -> None:
+    qkv, kernel, bias, *ctx.options, _, ctx.kept = inputs
+    _, mixed, lse = output
+    ctx.mark_non_differentiable(mixed, lse)
+    ctx.save_for_backward(qkv, kernel, bias, mixed, lse)
+
+
+def _windows_gradient(ctx, grad: Tensor, *_):
+    if not ctx.kept:
+        raise RuntimeError('visattn::window_attention was called with keep=False, so it has no '
+                           'gradient')
+    found = torch.ops.visattn.window_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    grad_qkv, grad_kernel, grad_bias = found
+    has_bias = ctx.saved_tensors[2] is not None
+    return grad_qkv, grad_kernel, grad_bias if has_bias else None, *(None,) * 6
+
+
+_windows.register_autograd(_windows_gradient, setup_context=_windows_context)
+
+
+# Routed regions and whole maps.
+
+def why_not_full(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
+                 scale: float | None = None) -> str | None:
+    return _why_not(num_heads, scale, *_cast(q, k, v))
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
+                   scale: float | None = None) -> Tensor:
+    scale = (q.shape[-1] // num_heads)**-.5 if scale is None else scale
+    q, k, v = (t[:, None] for t in _cast(q, k, v))              # (B, 1, N, C): a map of one row
+    return _call(q, k, v, None, None, num_heads, q.shape[1:3], k.shape[1:3], scale)[:, 0]
+
+
+def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int, n_win: int,
+                    scale: float, **_: object) -> str | None:
+    return _why_not(num_heads, scale, q, k, v)
+
+
+def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,
+                     n_win: int, scale: float, weight: Tensor | None = None,
+                     pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    region = q.shape[1] // n_win, q.shape[2] // n_win
+    of_keys = region
+    if pool is not None:
+        k, v = pool_regions(k, v, n_win, pool)
+        k, v = (t.flatten(3, 4).flatten(1, 2) for t in (k, v))   # (B, R, M, C): region by region
+        of_keys = 1, k.shape[2]
+    return _call(q, k, v, index, weight, num_heads, region, of_keys, scale)
+
+
+def why_not_routed(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
+                   weight: Tensor | None = None) -> str | None:
+    return _why_not(q.shape[-2], scale, *(t.flatten(-2) for t in (q, k, v)))
+
+
+def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
+                     weight: Tensor | None = None) -> Tensor:
+    if q.ndim == 5:
+        maps = [t.flatten(-2) for t in (q, k, v)]               # regions are the rows of a map
+        windows = [(1, t.shape[2]) for t in maps]
+    else:
+        # Undo `visattn_dense.ops.windows.regions_of`; a view where the regions lie in a map.
+        maps = [t.flatten(-2).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (q, k, v)]
+        windows = [t.shape[3:5] for t in (q, k)]
+    out = _call(*maps, index, weight, q.shape[-2], windows[0], windows[1], scale)
+    if q.ndim == 5:
+        return out.unflatten(-1, (q.shape[-2], -1))
+    rows, columns = q.shape[1:3]
+    out = out.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)
+    return out.unflatten(-1, (q.shape[-2], -1))
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor | None,
+          num_heads: int, of_queries: tuple[int, int], of_keys: tuple[int, int],
+          scale: float) -> Tensor:
+    return torch.ops.visattn.group_attention(q, k, v, index, weight, num_heads, *of_queries,
+                                             *of_keys, scale)[0]
+
+
+def _groups(q: Tensor, k: Tensor, num_heads: int, q_height: int, q_width: int, k_height: int,
+            k_width: int, index: Tensor | None = None, weight: Tensor | None = None) -> Groups:
+    return Groups(num_heads, Grid.of(*q.shape[1:3], (q_height, q_width)),
+                  Grid.of(*k.shape[1:3], (k_height, k_width)),
+                  index=None if index is None else index.contiguous(),
+                  weight=None if weight is None else weight.contiguous())
+
+
+@torch.library.custom_op('visattn::group_attention', mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor | None,
+             num_heads: int, q_height: int, q_width: int, k_height: int, k_width: int,
+             scale: float) -> tuple[Tensor, Tensor]:
+    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
+    out, _, lse = attend(readable(q), readable(k), readable(v), groups, scale)
+    return out, lse
+
+
+@_forward.register_fake
+def _(q, k, v, index, weight, num_heads, q_height, q_width, k_height, k_width, scale):
+    return (q.new_empty(*q.shape[:3], v.shape[-1]),
+            statistics(q, _groups(q, k, num_heads, q_height, q_width, k_height, k_width)))
+
+
+@torch.library.custom_op('visattn::group_attention_backward', mutates_args=())
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor | None,
+              weight: Tensor | None, out: Tensor, lse: Tensor, num_heads: int, q_height: int,
+              q_width: int, k_height: int, k_width: int, scale: float
+              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
+    into = [t.new_empty(t.shape) for t in (q, k, v)]
+    found, _ = gradients(readable(grad), readable(q), readable(k), readable(v), out, lse, groups,
+                         scale, into)
+    return *into, q.new_empty(0) if weight is None else found.to(weight.dtype)
+
+
+@_backward.register_fake
+def _(grad, q, k, v, index, weight, out, lse, *_):
+    return (*(t.new_empty(t.shape) for t in (q, k, v)),
+            q.new_empty(0) if weight is None else weight.new_empty(weight.shape))
+
+
+def _context(ctx, inputs, output) -> None:
+    q, k, v, index, weight, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, index, weight, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradient(ctx, grad: Tensor, _):
+    found = torch.ops.visattn.group_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    grad_weight = None if ctx.saved_tensors[4] is None else found[3]
+    return *found[:3], None, grad_weight, *(None,) * 6
+
+
+_forward.register_autograd(_gradient, setup_context=_context)
