@@ -269,8 +269,8 @@ def test_wrong_input_is_one_message_at_once(segmentor, call, message):
         call(segmentor)
 
 
-def test_windows_are_for_segmentors(detector):
-    with pytest.raises(UserError, match='are for segmentors'):
+def test_averaged_windows_are_for_segmentors(detector):
+    with pytest.raises(UserError, match="use mode 'tiles'"):
         Predictor(detector, mode='slide')
 
 
@@ -327,6 +327,9 @@ def test_the_commands_of_the_page(segmentor, tmp_path, infer, monkeypatch):
     Image.open(segmentor / 'data/images/0.png').save(tmp_path / 'photo.jpg')
     with VideoWriter(tmp_path / 'clip.mp4') as video:
         video.write(np.zeros((40, 64, 3), np.uint8))
+    pytest.importorskip('rasterio')
+    pytest.importorskip('tifffile').imwrite(
+        tmp_path / 'map.tif', np.zeros((300, 280, 3), np.uint8), photometric='rgb', tile=(64, 64))
     monkeypatch.chdir(tmp_path)
     page = (ROOT / 'docs/inference.md').read_text()
     blocks = re.findall(r'^```(sh|python)\n(.*?)^```$', page, re.M | re.S)
@@ -341,3 +344,5 @@ def test_the_commands_of_the_page(segmentor, tmp_path, infer, monkeypatch):
     assert (tmp_path / 'outputs/clip_overlay.mp4').stat().st_size
     assert json.loads((tmp_path / 'all.json').read_text())['annotations']
     assert (tmp_path / 'out/photo_overlay.png').exists()
+    assert {path.name for path in (tmp_path / 'maps').iterdir()} >= {
+        'map_label.tif', 'map_overlay.png', 'map.geojson', 'photo_label.png'}
