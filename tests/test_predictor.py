@@ -187,6 +187,15 @@ def test_half_and_optimize_give_nearly_the_same(segmentor):
     assert 0 < np.abs(plain.scores - half.scores).max() < 0.1
 
 
+@pytest.mark.parametrize('kind', ['detector', 'mask_rcnn'])
+def test_detectors_in_half_find_nearly_the_same(kind, request, segmentor):
+    folder, path = request.getfixturevalue(kind), segmentor / 'data/images/1.png'
+    (plain,), (half,) = (Predictor(folder, half=half)(path, conf=0.) for half in (False, True))
+    assert len(half) > 3 and np.abs(plain.scores[:3] - half.scores[:3]).max() < 0.05
+    assert (plain.scores[:3] != half.scores[:3]).any()
+    assert (half.masks is None) == (kind == 'detector')
+
+
 def test_test_time_augmentation_is_that_of_the_test(segmentor, tmp_path):
     """tools/test.py --tta, by mmseg's SegTTAModel, and the average of a picture and its mirror."""
     path = segmentor / 'data/images/2.png'

@@ -269,7 +269,7 @@ def test_windows_of_a_tiff_are_its_pixels(tmp_path, options):
                                           image[slice(*window[0]), slice(*window[1])])
 
 
-def test_grey_deep_and_alpha_are_read_as_a_loader_does(tmp_path):
+def test_grey_deep_and_alpha_are_read_as_a_loader_does(tmp_path, monkeypatch):
     from visattn_dense.predict.rasters import Raster
     image = smooth_picture(60, 70)
     for number, (stored, options, expected) in enumerate([
@@ -278,6 +278,9 @@ def test_grey_deep_and_alpha_are_read_as_a_loader_does(tmp_path):
             (np.dstack([image, image[..., 0]]), dict(extrasamples=['unassalpha']), image)]):
         with Raster(write_tiff(tmp_path / f'{number}.tif', stored, **options)) as raster:
             np.testing.assert_array_equal(raster.read(((0, 60), (0, 70))), expected)
+    monkeypatch.setattr('visattn_dense.predict.rasters._LARGEST_SEGMENT', 60 * 70 - 1)
+    with pytest.raises(UserError, match='strips of 60x70 pixels are too large'):
+        Raster(write_tiff(tmp_path / 'strip.tif', image, tile=None, rowsperstrip=60))
     for stored, options in ((image.astype(np.float32), {}), (image, dict(
             extratags=[(274, 'H', 1, 6, True)]))):
         with pytest.raises(UserError, match='window by window'):

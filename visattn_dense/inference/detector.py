@@ -32,7 +32,6 @@ class Detector:
         pipeline: from a picture to the model's input.
         classes, palette: name and RGB triple of each class.
         has_masks: the model gives a mask for each object.
-        half: the dtype of autocast; None for the dtype of the weights.
         mode: 'whole', or 'tiles': windows of the picture itself, whose objects are put together.
         crop, stride: (H, W) of the windows and of their steps, in pixels of the picture.
     """
@@ -42,7 +41,6 @@ class Detector:
     classes: Sequence[str]
     palette: Sequence[Sequence[int]]
     has_masks: bool = False
-    half: torch.dtype | None = None
     mode: str = 'whole'
     crop: tuple[int, int] = (1024, 1024)
     stride: tuple[int, int] = (768, 768)
@@ -66,9 +64,7 @@ class Detector:
         samples = [[prepared.samples[v] for prepared in batch] for v in versions]
         if len(versions) == 1:
             inputs, samples = inputs[0], samples[0]
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, self.half, enabled=self.half is not None):
-            found = self.model.test_step(dict(inputs=inputs, data_samples=samples))
+        found = self.model.test_step(dict(inputs=inputs, data_samples=samples))
         return [sample.pred_instances for sample in found]
 
     @torch.inference_mode()

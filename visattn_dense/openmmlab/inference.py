@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.checkpoints.pretrained import fill
@@ -100,7 +100,9 @@ def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = '
 
     Args:
         cfg: a config of mmdetection; it is not changed.
-        checkpoint, device, native, half, optimize: see `open_segmentor`.
+        checkpoint, device, native, optimize: see `open_segmentor`.
+        half: compute backbone and neck in float16 (on a CPU in bfloat16); the heads, whose boxes
+            need more digits, in float32.
         mode: 'whole', or 'tiles': windows of the picture itself, whose objects are put together;
             where None, 'tiles' with `native`.
         crop, stride: of the windows of tiles, (H, W); 1024 and three quarters where None.
@@ -126,6 +128,8 @@ def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = '
     if tta and has_masks:
         raise UserError('tta: mmdetection merges boxes only, and this model finds masks too')
     classes, palette = _class_table(cfg, contents, _count_classes(model))
+    if half:
+        _halve_features(model, device)
     pipeline = _preparation(cfg, native or mode == 'tiles', tta)
     if tta:
         from mmdet.registry import MODELS
@@ -133,8 +137,7 @@ def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = '
         wrapper.pop('module')
         with DefaultScope.overwrite_default_scope('mmdet'):
             model = MODELS.build(dict(wrapper, module=model)).eval()
-    return Detector(model, pipeline, classes, palette, has_masks, _dtype(device) if half else None,
-                    mode, crop, stride)
+    return Detector(model, pipeline, classes, palette, has_masks, mode, crop, stride)
 
 
 def _windows(crop: Sequence[int], stride: Sequence[int] | None, mode: str, tta: bool
@@ -206,6 +209,18 @@ def _placed(model: nn.Module, device: str, half: bool, optimize: bool) -> nn.Mod
 
 def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith('cpu') else torch.float16
+
+
+def _halve_features(model: nn.Module, device: str) -> None:
+    """Let `extract_feat` of a detector compute by autocast and give float32."""
+    extract, kind = model.extract_feat, torch.device(device).type
+
+    def extract_feat(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        with torch.autocast(kind, _dtype(device)):
+            maps = extract(*args, **kwargs)
+        return tuple(level.float() for level in maps)
+
+    model.extract_feat = extract_feat
 
 
 def _count_classes(model: nn.Module) -> int:

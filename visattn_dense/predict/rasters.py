@@ -29,6 +29,7 @@ TILE = 512
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _ORIENTATION = 274
 _CACHE = 2**28
+_LARGEST_SEGMENT = 2**27
 
 
 def _tifffile() -> Any:
@@ -74,21 +75,24 @@ class Raster:
         except (OSError, tifffile.TiffFileError, IndexError) as error:
             raise UserError(f'{path} is no TIFF file, or is damaged: {error}') from error
         tags = page.tags
+        segment = ((page.tilelength, page.tilewidth) if page.is_tiled else
+                   (min(page.rowsperstrip, page.imagelength), page.imagewidth))
         fault = (f'its pixels are {page.dtype}' if page.dtype not in (np.uint8, np.uint16) else
                  'its colours are a palette' if page.photometric == 3 else
                  'it is to be turned (tag Orientation)' if _ORIENTATION in tags
-                 and tags[_ORIENTATION].value != 1 else '')
+                 and tags[_ORIENTATION].value != 1 else
+                 f'its strips of {segment[0]}x{segment[1]} pixels are too large'
+                 if segment[0] * segment[1] > _LARGEST_SEGMENT else '')
         if fault:
             self._file.close()
-            raise UserError(f'{path} cannot be read window by window: {fault}. Convert it to RGB '
-                            'with 8 bits a band, for example by gdal_translate')
+            raise UserError(f'{path} cannot be read window by window: {fault}. Convert it to '
+                            'tiles of RGB with 8 bits a band: gdal_translate -co TILED=YES')
         self.size = page.imagelength, page.imagewidth
         self.geo = [(code, tags[code].dtype, tags[code].count, tags[code].value, True)
                     for code in _GEO_TAGS if code in tags]
         self._planes = page.planarconfig == 2 and page.samplesperpixel > 1
         self._bands = page.samplesperpixel
-        self._segment = ((page.tilelength, page.tilewidth) if page.is_tiled else
-                         (min(page.rowsperstrip, self.size[0]), self.size[1]))
+        self._segment = segment
         self._across = -(-self.size[1] // self._segment[1])
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cached = 0
