@@ -61,6 +61,11 @@ EXTRAS_REQUIRE = {
     'fast-eval': ['faster-coco-eval>=1.6'],
     # Writing H.264 videos; OpenCV, which mmcv needs, reads them.
     'video': ['av>=12'],
+    # Pictures in TIFF files that do not fit into memory; without imagecodecs only uncompressed and
+    # deflated ones.
+    'tiff': ['tifffile>=2024.5', 'imagecodecs'],
+    # Polygons in GeoJSON.
+    'geo': ['rasterio>=1.3'],
     'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',
             'import-linter>=2.15', 'pre-commit>=3.5'],
 }

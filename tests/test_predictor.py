@@ -187,6 +187,15 @@ def test_half_and_optimize_give_nearly_the_same(segmentor):
     assert 0 < np.abs(plain.scores - half.scores).max() < 0.1
 
 
+@pytest.mark.parametrize('kind', ['detector', 'mask_rcnn'])
+def test_detectors_in_half_find_nearly_the_same(kind, request, segmentor):
+    folder, path = request.getfixturevalue(kind), segmentor / 'data/images/1.png'
+    (plain,), (half,) = (Predictor(folder, half=half)(path, conf=0.) for half in (False, True))
+    assert len(half) > 3 and np.abs(plain.scores[:3] - half.scores[:3]).max() < 0.05
+    assert (plain.scores[:3] != half.scores[:3]).any()
+    assert (half.masks is None) == (kind == 'detector')
+
+
 def test_test_time_augmentation_is_that_of_the_test(segmentor, tmp_path):
     """tools/test.py --tta, by mmseg's SegTTAModel, and the average of a picture and its mirror."""
     path = segmentor / 'data/images/2.png'
@@ -269,8 +278,8 @@ def test_wrong_input_is_one_message_at_once(segmentor, call, message):
         call(segmentor)
 
 
-def test_windows_are_for_segmentors(detector):
-    with pytest.raises(UserError, match='are for segmentors'):
+def test_averaged_windows_are_for_segmentors(detector):
+    with pytest.raises(UserError, match="use mode 'tiles'"):
         Predictor(detector, mode='slide')
 
 
@@ -327,6 +336,9 @@ def test_the_commands_of_the_page(segmentor, tmp_path, infer, monkeypatch):
     Image.open(segmentor / 'data/images/0.png').save(tmp_path / 'photo.jpg')
     with VideoWriter(tmp_path / 'clip.mp4') as video:
         video.write(np.zeros((40, 64, 3), np.uint8))
+    pytest.importorskip('rasterio')
+    pytest.importorskip('tifffile').imwrite(
+        tmp_path / 'map.tif', np.zeros((300, 280, 3), np.uint8), photometric='rgb', tile=(64, 64))
     monkeypatch.chdir(tmp_path)
     page = (ROOT / 'docs/inference.md').read_text()
     blocks = re.findall(r'^```(sh|python)\n(.*?)^```$', page, re.M | re.S)
@@ -341,3 +353,5 @@ def test_the_commands_of_the_page(segmentor, tmp_path, infer, monkeypatch):
     assert (tmp_path / 'outputs/clip_overlay.mp4').stat().st_size
     assert json.loads((tmp_path / 'all.json').read_text())['annotations']
     assert (tmp_path / 'out/photo_overlay.png').exists()
+    assert {path.name for path in (tmp_path / 'maps').iterdir()} >= {
+        'map_label.tif', 'map_overlay.png', 'map.geojson', 'photo_label.png'}

@@ -7,7 +7,8 @@
 SOURCES are image or video files, folders (their images, not those of folders inside), patterns
 ('photos/*.jpg'), lists (names.txt), http(s) addresses, or numbers of cameras. For each image
 NAME.EXT it writes NAME_overlay.png into DIR, and NAME_label.png (segmentors) or NAME.json
-(detectors); for each video NAME_overlay.mp4.
+(detectors); for each video NAME_overlay.mp4. With --native, TIFF files may be larger than memory,
+and segmentors write NAME_label.tif.
 Exit codes: 0 done; 2 bad input, said in one message before anything is written.
 """
 from __future__ import annotations
@@ -28,9 +29,10 @@ import visattn_dense  # noqa: F401  (mends and registers)
 from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import add_cfg_options
+from visattn_dense.predict.rasters import SUFFIXES, Raster
 from visattn_dense.predict.records import JsonWriter
 from visattn_dense.predict.results import Result
-from visattn_dense.predict.sources import open_sources
+from visattn_dense.predict.sources import Sources, open_sources
 from visattn_dense.predict.video import VideoWriter
 
 
@@ -55,16 +57,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     model.add_argument('--tta', action='store_true', help='average over mirrored pictures, or what '
                        "the config's tta_pipeline says")
     model.add_argument('--native', action='store_true',
-                       help='do not resize pictures to the size that the config names')
-    model.add_argument('--mode', choices=['whole', 'slide'], help='segmentors: the whole image at '
-                       "once, or windows (default: the config's)")
+                       help='compute pictures at their own size, in tiles; TIFF files of any size')
+    model.add_argument('--mode', choices=['whole', 'slide', 'tiles'],
+                       help='the whole image at once; windows of the resized image (segmentors); '
+                       'tiles of the image itself (default: tiles with --native, else as the '
+                       'config says)')
     model.add_argument('--crop', type=int, nargs=2, metavar=('H', 'W'),
-                       help="windows of --mode slide (default: the config's crop_size)")
+                       help="windows (default: the config's crop_size; of detectors 1024 1024)")
     model.add_argument('--stride', type=int, nargs=2, metavar=('H', 'W'),
-                       help='steps of the windows (default: two thirds of them)')
-    model.add_argument('--gather', default='cpu', metavar='DEVICE',
-                       help='where the windows are put together (default: %(default)s, which '
-                       'has the memory for big images)')
+                       help='steps of the windows (default: two thirds of them, of tiles three '
+                       'quarters)')
+    model.add_argument('--gather', metavar='DEVICE',
+                       help='where the windows of a segmentor are put together (default: cpu, '
+                       'which has the memory for big images; of tiles the device of the model)')
     results = parser.add_argument_group('the results')
     results.add_argument('--conf', type=float, help='least score of an object (default: 0.3); '
                          'segmentors: least probability of a pixel (default: 0)')
@@ -74,6 +79,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                          'file, or one line a picture in a .jsonl file')
     results.add_argument('--save-labels', action='store_true',
                          help='labels of the frames of videos too')
+    results.add_argument('--geojson', action='store_true',
+                         help='polygons of TIFF files (with --native) in NAME.geojson')
     results.add_argument('--video', type=Path, metavar='FILE.mp4',
                          help='the overlays of all pictures in one video, and no overlays as PNG')
     results.add_argument('--opacity', type=float, default=0.5,
@@ -97,6 +104,9 @@ def predict(args: argparse.Namespace) -> None:
     # A number is a camera, unless there is a file of that name.
     sources = open_sources([int(name) if name.isdigit() and not Path(name).exists() else name
                             for name in args.sources])
+    maps = {}
+    if args.native or args.mode == 'tiles':
+        maps, sources = split_maps(sources)
     sources.verify()
     # This imports torch and the models: a wrong path should not have to wait for them.
     from visattn_dense import Predictor
@@ -112,8 +122,21 @@ def predict(args: argparse.Namespace) -> None:
                         'folder with --out-dir') from error
     names = list(predictor.classes)
     (args.out_dir / 'classes.json').write_text(json.dumps(dict(enumerate(names)), indent=1) + '\n')
-    results = predictor(sources, batch_size=args.batch_size, conf=args.conf, classes=args.classes,
-                        max_det=args.max_det)
+    wanted = dict(batch_size=args.batch_size, conf=args.conf, classes=args.classes,
+                  max_det=args.max_det)
+    for name, path in maps.items():
+        with Raster(path) as raster:
+            height, width = raster.size
+        begun = time.monotonic()
+        with tqdm(total=height, unit='row', desc=Path(path).name, disable=None) as bar:
+            written = predictor.map(path, args.out_dir, name=name, geojson=args.geojson,
+                                    progress=bar.update, **wanted)
+        seconds = time.monotonic() - begun
+        print(f'{path}: {", ".join(file.name for file in written)}; {height}x{width} pixels in '
+              f'{seconds:.1f} s, {height * width / seconds / 1e6:.2f} million a second')
+    if maps and not sources.total:
+        return
+    results = predictor(sources, **wanted)
     begun, count, sizes = time.monotonic(), 0, set()
     with Files(args, names) as files, tqdm(total=sources.total, unit='image', disable=None) as bar:
         for count, result in enumerate(results, 1):
@@ -128,6 +151,26 @@ def predict(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - begun
     print(f'{args.out_dir}: {files.written()}')
     print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {_sizes(sizes)}')
+
+
+def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
+    """The TIFF files, which need not fit into memory, by the names of their results; the others.
+
+    Raises:
+        UserError: a TIFF file that cannot be read in tiles.
+    """
+    paths = [path for path in sources.paths if Path(path).suffix.lower() in SUFFIXES]
+    maps: dict[str, str] = {}
+    for path in paths:
+        Raster(path).__exit__()
+        name, number = Path(path).stem, 2
+        while name in maps:
+            name, number = f'{Path(path).stem}_{number}', number + 1
+        maps[name] = path
+    total = None if sources.total is None else sources.total - len(maps)
+    return maps, Sources(
+        (picture for picture in sources if picture.data is not None or picture.path not in paths),
+        total, [path for path in sources.paths if path not in paths])
 
 
 def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]]) -> str:

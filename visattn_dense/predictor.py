@@ -9,11 +9,12 @@ docs/inference.md has the sources, the results and the options.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.predict.maps import map_file
 from visattn_dense.predict.results import Result
 from visattn_dense.predict.sources import open_sources
 from visattn_dense.predict.stream import Options, Runtime, predictions
@@ -29,8 +30,8 @@ class Predictor:
             checkpoint than its best.
         device: where the model runs; 'cuda:0' if there is a GPU, else 'cpu', where None.
         cfg_options: changes of the config, as --cfg-options of the tools takes them.
-        **options: of the model: `half`, `optimize`, `tta`, `native`; of segmentors also `mode`,
-            `crop`, `stride`, `gather`. See `visattn_dense.openmmlab.inference.open_segmentor`.
+        **options: of the model: `half`, `optimize`, `tta`, `native`, `mode`, `crop`, `stride`; of
+            segmentors also `gather`. See `visattn_dense.openmmlab.inference.open_segmentor`.
 
     Attributes:
         runtime: the model, as `visattn_dense.predict.stream.Runtime` describes it.
@@ -75,17 +76,52 @@ class Predictor:
             UserError: at once where the source or an option is wrong; during the iteration where a
                 picture cannot be read.
         """
+        if batch_size < 1 or workers < 1:
+            raise UserError('batch_size and workers are at least 1, got '
+                            f'{batch_size} and {workers}')
+        options = self._options(conf, classes, max_det, scores, batch_size)
+        return predictions(self.runtime, open_sources(source, channels=channels), options,
+                           batch_size=batch_size, workers=workers)
+
+    def map(self, path: str | os.PathLike, folder: str | os.PathLike, *,
+            name: str | None = None, geojson: bool = False, batch_size: int = 1,
+            conf: float | None = None, classes: Sequence[str | int] | None = None,
+            max_det: int | None = None,
+            progress: Callable[[int], object] = lambda rows: None) -> list[Path]:
+        """Predict on a TIFF file that need not fit into memory, in tiles; writes files.
+
+        The predictor was made with `native=True` or `mode='tiles'`. What is written:
+        `visattn_dense.predict.maps.map_file`.
+
+        Args:
+            path: the TIFF file.
+            folder: where to write.
+            name: of the files; that of the TIFF file, without its suffix, where None.
+            geojson: write polygons too.
+            batch_size: windows that the model gets at once.
+            conf, classes, max_det: as for a call.
+            progress: called with the number of picture rows that are done now.
+
+        Returns:
+            What was written.
+
+        Raises:
+            UserError: a predictor without tiles, a file that cannot be read, or a missing extra.
+        """
+        if getattr(self.runtime, 'mode', None) != 'tiles':
+            raise UserError("map computes in tiles: make the predictor with native=True")
+        options = self._options(conf, classes, max_det, False, batch_size)
+        return map_file(self.runtime, path, folder, options, name=name, geojson=geojson,
+                        progress=progress)
+
+    def _options(self, conf: float | None, classes: Sequence[str | int] | None,
+                 max_det: int | None, scores: bool, batch_size: int) -> Options:
         if conf is not None and not 0 <= conf <= 1:
             raise UserError(f'conf is from 0 to 1, got {conf}')
         if max_det is not None and max_det < 1:
             raise UserError(f'max_det is at least 1, got {max_det}')
-        if batch_size < 1 or workers < 1:
-            raise UserError('batch_size and workers are at least 1, got '
-                            f'{batch_size} and {workers}')
         kept = None if classes is None else tuple(self._index(name) for name in classes)
-        return predictions(self.runtime, open_sources(source, channels=channels),
-                           Options(conf, kept, max_det, scores), batch_size=batch_size,
-                           workers=workers)
+        return Options(conf, kept, max_det, scores, batch_size)
 
     def _index(self, name: str | int) -> int:
         names = list(self.classes)

@@ -40,7 +40,7 @@ class PreparedPicture:
 
     @property
     def model_size(self) -> tuple[int, int]:
-        return tuple(self.inputs[0].shape[-2:])
+        return tuple(self.inputs[0].shape[-2:]) if self.inputs else self.image.shape[:2]
 
 
 @dataclass
@@ -67,30 +67,35 @@ class Preparation:
         Raises:
             UserError: the picture is no image, or is damaged.
         """
-        try:
-            results = self._loaded(picture)
-            image = results['img']
-            height, width = image.shape[:2]
-        # OpenCV and the loaders of users raise anything; mmcv gives None for a damaged file.
-        except Exception as error:
-            raise UserError(f'{picture.title} cannot be read as an image: {error}') from error
-        if image.dtype == np.uint8 and image.shape[2:] == (3,):
-            rgb = image[..., ::-1]
-        else:
-            rgb = picture.rgb()
-            if rgb.shape[:2] != (height, width):
-                raise UserError(f'{picture.title}: the loader of the config gives {height}x{width} '
-                                f'pixels, Pillow {rgb.shape[0]}x{rgb.shape[1]}; turn the image '
-                                'upright and save it')
+        results = self._loaded(picture)
         # A step of the pipeline may change the pixels in place.
-        rgb = np.ascontiguousarray(rgb)
+        rgb = np.ascontiguousarray(_rgb(picture, results['img']))
         packed = self.rest(results)
         inputs, samples = packed['inputs'], packed['data_samples']
         several = isinstance(inputs, list)
         return PreparedPicture(picture, rgb, inputs if several else [inputs],
                                samples if several else [samples])
 
+    def loaded(self, picture: Picture) -> PreparedPicture:
+        """Load a picture only: a picture without versions, to be computed window by window.
+
+        Raises:
+            UserError: the picture is no image, or is damaged.
+        """
+        image = np.ascontiguousarray(_rgb(picture, self._loaded(picture)['img']))
+        return PreparedPicture(picture, image, [], [])
+
     def _loaded(self, picture: Picture) -> Results:
+        try:
+            results = self._load(picture)
+            if results['img'].ndim < 2:
+                raise ValueError('the loader of the config gives no picture')
+        # OpenCV and the loaders of users raise anything; mmcv gives None for a damaged file.
+        except Exception as error:
+            raise UserError(f'{picture.title} cannot be read as an image: {error}') from error
+        return results
+
+    def _load(self, picture: Picture) -> Results:
         if picture.data is None:
             results = self.load(dict(img_path=picture.path))
         elif self.in_colour and isinstance(picture.data, np.ndarray):
@@ -116,3 +121,15 @@ class Preparation:
         finally:
             with suppress(OSError):
                 os.unlink(path)
+
+
+def _rgb(picture: Picture, image: np.ndarray) -> np.ndarray:
+    """What to draw on: the loader's BGR image, or what Pillow makes of another kind of image."""
+    if image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image[..., ::-1]
+    rgb = picture.rgb()
+    if rgb.shape[:2] != image.shape[:2]:
+        raise UserError(f'{picture.title}: the loader of the config gives {image.shape[0]}x'
+                        f'{image.shape[1]} pixels, Pillow {rgb.shape[0]}x{rgb.shape[1]}; turn the '
+                        'image upright and save it')
+    return rgb

@@ -12,7 +12,7 @@ classes would need 7 GB twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,9 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visattn_dense.errors import UserError
 from visattn_dense.predict import results
+from visattn_dense.predict.maps import Read
 from visattn_dense.predict.sources import Picture
 from visattn_dense.predict.stream import Options
+from visattn_dense.predict.tiles import blended_bands, computed, window_spans, windows_of
 
 from .preparation import Preparation, PreparedPicture
 
@@ -38,9 +41,9 @@ class Segmentor:
         model: mmseg's EncoderDecoder, in evaluation mode on its device.
         pipeline: from a picture to the model's input.
         classes, palette: name and RGB triple of each class.
-        mode: 'whole' or 'slide'.
+        mode: 'whole', 'slide', or 'tiles': windows of the picture itself, blended without a seam.
         crop, stride: (H, W) of the windows and of their steps, in pixels of the prepared image.
-        gather: the device on which the windows' logits are summed.
+        gather: the device on which the windows' logits are summed or blended.
         half: the dtype of autocast; None for the dtype of the weights.
     """
 
@@ -69,12 +72,13 @@ class Segmentor:
         Raises:
             UserError: the picture is not an image, or is damaged.
         """
-        return self.pipeline(picture)
+        return self.pipeline.loaded(picture) if self.mode == 'tiles' else self.pipeline(picture)
 
     @torch.inference_mode()
     def run(self, batch: Sequence[PreparedPicture]) -> list[list[Tensor]]:
         """Logits of pictures of one size: for each picture, and each of its versions, (1, C, h, w).
         """
+        # A picture that is only loaded has no versions: `finish` computes its windows.
         outputs: list[list[Tensor]] = [[] for _ in batch]
         for version in range(len(batch[0].inputs)):
             data = self.model.data_preprocessor(dict(
@@ -94,12 +98,62 @@ class Segmentor:
                ) -> results.Segmentation:
         """Decide on the class of each pixel of the picture."""
         size = prepared.image.shape[:2]
+        if self.mode == 'tiles':
+            return self._tiled(prepared, options)
         decision = (self._decide(output[0], size, options) if len(output) == 1 else
                     self._decide_mean(output, prepared, options))
         return results.Segmentation(
             **results.about(prepared.picture), image=prepared.image,
             model_size=prepared.model_size, classes=self.classes, palette=self.palette,
             **decision._asdict())
+
+    def bands(self, size: tuple[int, int], read: Read, options: Options) -> Iterator[np.ndarray]:
+        """Labels of a picture of any height, in the memory of a row of windows.
+
+        Args:
+            size: (H, W) of the picture.
+            read: gives the pixels of a window, (h, w, 3) uint8 RGB.
+            options: of the results.
+
+        Yields:
+            (h, W) labels from the top to the bottom.
+
+        Raises:
+            UserError: the scores are asked for, or several versions of each window are computed.
+        """
+        if options.scores:
+            raise UserError('scores: those of a picture in tiles are not kept; use another mode')
+        place = torch.device(self.gather)
+        scores = computed(
+            windows_of(size, self.crop, self.stride),
+            lambda window: self.pipeline(Picture('window', data=read(window))),
+            self._scores, options.batch_size)
+        return blended_bands(
+            size, self.crop, self.stride, scores,
+            lambda part: self._decide(part[None], part.shape[1:], options).labels,
+            lambda weights: torch.from_numpy(weights).to(place))
+
+    def _tiled(self, prepared: PreparedPicture, options: Options) -> results.Segmentation:
+        image = prepared.image
+        size = image.shape[:2]
+        bands = self.bands(size, lambda window: image[slice(*window[0]), slice(*window[1])],
+                           options)
+        return results.Segmentation(
+            **results.about(prepared.picture), image=image, classes=self.classes,
+            palette=self.palette, labels=np.concatenate(list(bands)),
+            model_size=tuple(map(min, self.crop, size)),
+            ignored=255 if len(self.classes) < 256 else 65535)
+
+    def _scores(self, batch: Sequence[PreparedPicture]) -> list[Tensor]:
+        """Logits of windows at the size of the windows: (C, h, w) on `gather`."""
+        found = []
+        for prepared, (logits, *_) in zip(batch, self.run(batch), strict=True):
+            size, logits = prepared.image.shape[:2], logits.to(self.gather).float()
+            if logits.shape[2:] != size:
+                logits = F.interpolate(logits, size, mode='bilinear',
+                                       align_corners=self.model.align_corners)
+            found.append(logits[0])
+        return found
 
     def _logits(self, inputs: Tensor, metas: list[dict[str, Any]]) -> Tensor:
         if self.mode == 'slide':
@@ -154,13 +208,6 @@ class Segmentor:
         """The sigmoid of one channel from which on a pixel is of class 1; mmseg's default."""
         threshold = getattr(self.model.decode_head, 'threshold', None)
         return 0.3 if threshold is None else threshold
-
-
-def window_spans(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """(start, end) of windows that cover `length`. The last one ends at `length`, as in mmseg."""
-    count = max(length - crop + stride - 1, 0) // stride + 1
-    ends = [min(i * stride + crop, length) for i in range(count)]
-    return [(max(end - crop, 0), end) for end in ends]
 
 
 class Decision(NamedTuple):

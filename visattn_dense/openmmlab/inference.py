@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.checkpoints.pretrained import fill
@@ -37,16 +37,12 @@ def open_model(cfg: Config, checkpoint: str | os.PathLike, *, mode: str | None =
                gather: str | None = None, **options: Any) -> Segmentor | Detector:
     """The segmentor or the detector of a config; see `open_segmentor` and `open_detector`.
 
-    Raises:
-        UserError: the options of windows, and the config is of a detector.
+    `gather` has no part in a detector.
     """
     if cfg.get('default_scope') != 'mmdet':
         return open_segmentor(cfg, checkpoint, mode=mode, crop=crop, stride=stride, gather=gather,
                               **options)
-    if mode == 'slide' or crop or stride:
-        raise UserError(f'{cfg.filename} is a config of a detector, and windows whose logits are '
-                        'averaged (mode, crop, stride) are for segmentors')
-    return open_detector(cfg, checkpoint, **options)
+    return open_detector(cfg, checkpoint, mode=mode, crop=crop, stride=stride, **options)
 
 
 def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu',
@@ -60,10 +56,11 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
         cfg: a config of mmsegmentation; it is not changed.
         checkpoint: file or URL; nothing in it is executed.
         device: where the model runs.
-        mode: 'whole' or 'slide'; the config's `model.test_cfg` where None.
+        mode: 'whole', 'slide' or 'tiles'; where None, 'tiles' with `native`, else the config's
+            `model.test_cfg`. 'tiles' blends windows of the picture itself without a seam.
         crop, stride: of the windows, (H, W); where None the config's `test_cfg`, or its
-            `crop_size` and two thirds of it.
-        gather: where windows are summed; the CPU where None.
+            `crop_size` and two thirds of it (tiles: three quarters).
+        gather: where windows are summed or blended; where None the CPU, for tiles the device.
         native: leave out the resizing of the test pipeline.
         tta: compute the versions of the config's `tta_pipeline`, else the picture and its mirror
             image, and average their probabilities.
@@ -82,27 +79,33 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
     model_cfg.pop('auxiliary_head', None)
     test_cfg = model_cfg.get('test_cfg') or {}
     crop = crop or test_cfg.get('crop_size') or cfg.get('crop_size') or (512, 512)
-    stride = stride or (None if crop != test_cfg.get('crop_size') else test_cfg.get('stride'))
-    stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
-    if min(*crop, *stride) < 1 or any(s > c for s, c in zip(stride, crop, strict=True)):
-        raise UserError(f'windows of {crop} at steps of {stride} leave gaps or are empty: a step '
-                        'is 1 up to the window')
+    mode = mode or ('tiles' if native else test_cfg.get('mode', 'whole'))
+    if mode != 'tiles':
+        stride = stride or (None if crop != test_cfg.get('crop_size') else test_cfg.get('stride'))
+        stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
+    crop, stride = _windows(crop, stride, mode, tta)
     model, contents = _build(cfg, model_cfg, checkpoint)
     model = _placed(model, device, half, optimize)
     classes, palette = _class_table(cfg, contents, model.num_classes)
-    return Segmentor(model, _preparation(cfg, native, tta), classes, palette,
-                     mode or test_cfg.get('mode', 'whole'), tuple(crop), tuple(stride),
-                     gather or 'cpu', _dtype(device) if half else None)
+    return Segmentor(model, _preparation(cfg, native or mode == 'tiles', tta), classes, palette,
+                     mode, crop, stride, gather or (device if mode == 'tiles' else 'cpu'),
+                     _dtype(device) if half else None)
 
 
 def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu',
-                  native: bool = False, tta: bool = False, half: bool = False,
-                  optimize: bool = False) -> Detector:
+                  mode: str | None = None, crop: tuple[int, int] | None = None,
+                  stride: tuple[int, int] | None = None, native: bool = False, tta: bool = False,
+                  half: bool = False, optimize: bool = False) -> Detector:
     """Build a config's detector or instance segmentor and fill it from a checkpoint.
 
     Args:
         cfg: a config of mmdetection; it is not changed.
-        checkpoint, device, native, half, optimize: see `open_segmentor`.
+        checkpoint, device, native, optimize: see `open_segmentor`.
+        half: compute backbone and neck in float16 (on a CPU in bfloat16); the heads, whose boxes
+            need more digits, in float32.
+        mode: 'whole', or 'tiles': windows of the picture itself, whose objects are put together;
+            where None, 'tiles' with `native`.
+        crop, stride: of the windows of tiles, (H, W); 1024 and three quarters where None.
         tta: merge the boxes of the versions of the config's `tta_pipeline`, else of the picture and
             its mirror image; for models without masks only, as in mmdetection.
 
@@ -114,20 +117,41 @@ def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = '
     if cfg.get('default_scope') != 'mmdet':
         raise UserError(f'{cfg.filename} is no config of a detector (default_scope is '
                         f'{cfg.get("default_scope")!r}, model {model_cfg.get("type")!r})')
+    mode = mode or ('tiles' if native else 'whole')
+    if mode == 'slide' or (mode == 'whole' and (crop or stride)):
+        raise UserError(f'{cfg.filename} is a config of a detector: windows whose logits are '
+                        "averaged (mode 'slide') are for segmentors; use mode 'tiles'")
+    crop, stride = _windows(crop or (1024, 1024), stride, mode, tta)
     model, contents = _build(cfg, model_cfg, checkpoint)
     model = _placed(model, device, half, optimize)
     has_masks = model.with_mask or hasattr(model, 'panoptic_head')
     if tta and has_masks:
         raise UserError('tta: mmdetection merges boxes only, and this model finds masks too')
     classes, palette = _class_table(cfg, contents, _count_classes(model))
-    pipeline = _preparation(cfg, native, tta)
+    if half:
+        _halve_features(model, device)
+    pipeline = _preparation(cfg, native or mode == 'tiles', tta)
     if tta:
         from mmdet.registry import MODELS
         wrapper = dict(_augmented(cfg).model)
         wrapper.pop('module')
         with DefaultScope.overwrite_default_scope('mmdet'):
             model = MODELS.build(dict(wrapper, module=model)).eval()
-    return Detector(model, pipeline, classes, palette, has_masks, _dtype(device) if half else None)
+    return Detector(model, pipeline, classes, palette, has_masks, mode, crop, stride)
+
+
+def _windows(crop: Sequence[int], stride: Sequence[int] | None, mode: str, tta: bool
+             ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Window and step as pairs; three quarters of the window where there is no step."""
+    stride = stride or [max(1, side * 3 // 4) for side in crop]
+    if min(*crop, *stride) < 1 or any(s > c for s, c in zip(stride, crop, strict=True)):
+        raise UserError(f'windows of {tuple(crop)} at steps of {tuple(stride)} leave gaps or are '
+                        'empty: a step is 1 up to the window')
+    if mode not in ('whole', 'slide', 'tiles'):
+        raise UserError(f"mode is 'whole', 'slide' or 'tiles', got {mode!r}")
+    if mode == 'tiles' and tta:
+        raise UserError('tta and tiles exclude each other')
+    return tuple(crop), tuple(stride)
 
 
 def find_run(folder: str | os.PathLike) -> tuple[Path, Path]:
@@ -185,6 +209,18 @@ def _placed(model: nn.Module, device: str, half: bool, optimize: bool) -> nn.Mod
 
 def _dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith('cpu') else torch.float16
+
+
+def _halve_features(model: nn.Module, device: str) -> None:
+    """Let `extract_feat` of a detector compute by autocast and give float32."""
+    extract, kind = model.extract_feat, torch.device(device).type
+
+    def extract_feat(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        with torch.autocast(kind, _dtype(device)):
+            maps = extract(*args, **kwargs)
+        return tuple(level.float() for level in maps)
+
+    model.extract_feat = extract_feat
 
 
 def _count_classes(model: nn.Module) -> int:

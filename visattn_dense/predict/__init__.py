@@ -7,4 +7,9 @@ video    frames out of a video or a camera, and into a video
 stream   reads, computes and hands over at the same time, with bounded memory
 results  the typed results, and their files
 masks    masks as COCO's run lengths and as polygons
+records  the results of many pictures in one JSON file
+tiles    windows over a picture, blended without a seam
+merge    objects of overlapping windows become objects of the picture
+rasters  windows out of TIFF files, label files, GeoJSON
+maps     a TIFF file of any size to labels or objects
 """

@@ -31,7 +31,7 @@ def encode(mask: np.ndarray, at: tuple[int, int] = (0, 0), size: tuple[int, int]
         size: (H, W) of the image; that of the mask where None.
     """
     height, width = size or mask.shape
-    columns = np.flatnonzero(mask.any(0))
+    columns = np.flatnonzero(mask.any(0)) if mask.size else np.zeros(0, int)
     if not columns.size:
         return Rle(size=[height, width], counts=_pack(np.array([height * width])))
     first, last = columns[0], columns[-1] + 1
@@ -55,6 +55,23 @@ def decode(rle: Rle) -> np.ndarray:
     runs = _unpack(rle['counts'])
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(width, height).T
+
+
+def decode_part(rle: Rle) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part around the mask of an RLE, (h, w) bool, and the (y, x) of its first pixel."""
+    height = rle['size'][0]
+    runs = _unpack(rle['counts'])
+    starts, lengths = np.cumsum(runs)[:-1:2], runs[1::2]
+    # The position of each pixel of the mask, run after run.
+    before = np.cumsum(lengths) - lengths
+    x, y = np.divmod(np.repeat(starts[:len(lengths)] - before, lengths)
+                     + np.arange(lengths.sum()), height)
+    if not len(x):
+        return np.zeros((0, 0), bool), (0, 0)
+    top, left = int(y.min()), int(x[0])
+    mask = np.zeros((int(y.max()) + 1 - top, int(x[-1]) + 1 - left), bool)
+    mask[y - top, x - left] = True
+    return mask, (top, left)
 
 
 def area(rle: Rle) -> int:

@@ -201,7 +201,8 @@ class Detection(Result):
             -1, *self.size)
 
     def draw(self, *, opacity: float = 0.5, legend: bool = True) -> np.ndarray:
-        one_by_one = None if self.rles is None else (lambda i: mask_tools.decode(self.rles[i]))
+        one_by_one = None if self.rles is None else (
+            lambda i: mask_tools.decode_part(self.rles[i]))
         return draw_objects(self.image, self.boxes, self.labels, self.scores, self.palette,
                             self.classes, mask=one_by_one, opacity=opacity, legend=legend)
 
@@ -211,7 +212,7 @@ class Detection(Result):
         found = []
         for i in range(len(self)):
             shapes = [[_box_ring(self.boxes[i])]] if self.rles is None else (
-                mask_tools.polygons(mask_tools.decode(self.rles[i])))
+                _mask_rings(self.rles[i]))
             found += [{'class': int(self.labels[i]), 'score': float(self.scores[i]), 'object': i,
                        'rings': rings} for rings in shapes]
         return found
@@ -259,6 +260,11 @@ def _category(index: int, category_ids: Sequence[int] | None) -> int:
 def _box_ring(box: np.ndarray) -> np.ndarray:
     x1, y1, x2, y2 = box
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+
+
+def _mask_rings(rle: Rle) -> list[list[np.ndarray]]:
+    mask, (y, x) = mask_tools.decode_part(rle)
+    return [[ring + (x, y) for ring in rings] for rings in mask_tools.polygons(mask)]
 
 
 def _ready(folder: str | Path) -> Path:

@@ -32,12 +32,14 @@ class Options:
         classes: indices of the classes to keep; None for all.
         max_det: objects of one picture, at most; those of the highest scores stay.
         scores: segmentors also give the probability of each class at each pixel.
+        batch_size: windows of one picture that the model gets at once.
     """
 
     conf: float | None = None
     classes: tuple[int, ...] | None = None
     max_det: int | None = None
     scores: bool = False
+    batch_size: int = 1
 
 
 class Prepared(Protocol):
@@ -50,6 +52,7 @@ class Runtime(Protocol):
     """A trained model, whatever computes it: torch, onnxruntime.
 
     `prepare` may be called by several threads at once, `run` and `finish` are called by one.
+    For pictures larger than memory see `visattn_dense.predict.maps.TiledRuntime`.
 
     Attributes:
         classes, palette: name and RGB triple of each class.

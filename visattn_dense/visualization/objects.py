@@ -14,8 +14,8 @@ from .text import INK, PAPER, draw_text, legible
 
 def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray,
                  palette: Palette, names: Sequence[str], *,
-                 mask: Callable[[int], np.ndarray] | None = None, opacity: float = 0.5,
-                 legend: bool = True) -> np.ndarray:
+                 mask: Callable[[int], tuple[np.ndarray, tuple[int, int]]] | None = None,
+                 opacity: float = 0.5, legend: bool = True) -> np.ndarray:
     """The image with its objects laid over it, large ones below small ones.
 
     Objects of one class have tones of the class colour. Lines and letters grow with the image.
@@ -26,7 +26,8 @@ def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, score
         labels: (N,) class indices.
         scores: (N,), from 0 to 1.
         palette, names: RGB triple and name of each class.
-        mask: gives the mask of object i, (H, W) bool; None where there are boxes only.
+        mask: gives the part around the mask of object i, (h, w) bool, and the (y, x) of its first
+            pixel; None where there are boxes only.
         opacity: of the masks, from 0 to 1.
         legend: put a legend of the classes found below the image.
 
@@ -45,7 +46,8 @@ def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, score
         number = seen[int(labels[i])] = seen.get(int(labels[i]), -1) + 1
         colours[i] = _tone(palette[labels[i]], number)
     for i in order if mask is not None else ():
-        _paint(picture, mask(i), colours[i], opacity, line)
+        part, (y, x) = mask(i)
+        _paint(picture[y:y + part.shape[0], x:x + part.shape[1]], part, colours[i], opacity, line)
     page = Image.fromarray(picture)
     draw = ImageDraw.Draw(page)
     shown = legible(names)
@@ -80,15 +82,9 @@ def _tone(colour: Sequence[int], number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _paint(picture: np.ndarray, mask: np.ndarray, colour: Sequence[int], opacity: float,
+def _paint(target: np.ndarray, mask: np.ndarray, colour: Sequence[int], opacity: float,
            line: int) -> None:
-    """Lay a mask over the picture, in place, with an outline of `line` pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return
-    # Only the part around the mask is worked on.
-    part = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    mask, target = mask[part], picture[part]
+    """Lay a mask over a part of the picture, in place, with an outline of `line` pixels."""
     inner = mask
     for _ in range(line):
         padded = np.pad(inner, 1)
