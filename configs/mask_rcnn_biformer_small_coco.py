@@ -3,7 +3,7 @@
     tools/dist_train.sh configs/mask_rcnn_biformer_small_coco.py 8
     tools/dist_test.sh configs/mask_rcnn_biformer_small_coco.py CHECKPOINT 8
 
-The authors trained in float16: add --amp.
+The authors trained in float16: add --amp float16.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
 Start: random weights (the link to biformer_small_best.pth was reported dead in 2026). With a file:

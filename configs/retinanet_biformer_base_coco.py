@@ -5,7 +5,7 @@
 
 Weight decay is 0.05, as for Mask R-CNN; the authors' released file has 1e-4
 (optim_wrapper.optimizer.weight_decay).
-The authors trained in float16 with loss scale 512: add --amp.
+The authors trained in float16 with loss scale 512: add --amp float16.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/coco, or the folder that COCO_ROOT names.
 Start: random weights (the link to biformer_base_best.pth was reported dead in 2026). With a file:

@@ -244,3 +244,32 @@ def test_neither_needs_openmmlab():
             'bad = [m for m in sys.modules if m.split(".")[0] in ("mmengine", "mmcv", "mmseg")]; '
             'sys.exit(str(bad) if bad else 0)')
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_device_and_dtype_are_those_asked_for():
+    model = timm.create_model('visattn_efficientvit_b0', device='meta', dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
+    with torch.device('meta'):
+        maps = timm.create_model('visattn_efficientvit_b0', features_only=True)
+    assert all(p.is_meta for p in maps.parameters())
+
+
+def test_an_unknown_argument_is_a_type_error():
+    """As Python's own for a function: callers of timm catch this."""
+    with pytest.raises(TypeError, match='not_a_model_arg'):
+        timm.create_model('visattn_efficientvit_b0', not_a_model_arg=1)
+
+
+@pytest.mark.parametrize('name', ['visattn_cswin_tiny', 'visattn_efficientvit_b0'])
+def test_the_config_names_the_first_convolution_and_the_last_map(name):
+    model = timm.create_model(name, num_classes=0, global_pool='')
+    cfg = model.default_cfg
+    assert model.state_dict()[cfg['first_conv'] + '.weight'].shape[1] == cfg['input_size'][0]
+    with torch.no_grad():
+        assert model(torch.zeros(1, *cfg['input_size'])).shape[2:] == cfg['pool_size']
+
+
+def test_a_new_classifier_of_a_frozen_model_is_frozen():
+    model = timm.create_model('visattn_efficientvit_b0').requires_grad_(False)
+    model.reset_classifier(3)
+    assert not any(p.requires_grad for p in model.parameters())

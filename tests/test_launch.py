@@ -18,6 +18,7 @@ from tests.tiny_runs import (
     write_detection_run,
     write_run,
 )
+from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
@@ -253,3 +254,25 @@ def test_batch_norm_of_one_value_is_refused_before_the_start(tmp_path: Path) -> 
                      images=3)
     assert_refused(run('train', tmp_path / 'rest', rest, *larger), 'BatchNorm in decode_head',
                    'drop_last=True')
+
+
+def test_float16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    done = run('train', tmp_path, write_run(tmp_path), '--amp', 'float16')
+    assert done.code == 2 and '--amp float16 needs a GPU' in done.output
+
+
+def test_compile_leaves_the_checkpoint_as_it_is(tmp_path: Path, monkeypatch) -> None:
+    """The option reaches the blocks. Compiling itself takes minutes, so torch is told to leave it
+    out here; tests/campaigns/compiled_training.py compiles."""
+    monkeypatch.setenv('TORCHDYNAMO_DISABLE', '1')
+    done = run('train', tmp_path, write_run(tmp_path), '--compile', *SHORT)
+    assert done.code == 0, done.output
+    names = read_checkpoint(tmp_path / 'work/iter_2.pth')['state_dict']
+    assert 'backbone.stage1.0.norm1.weight' in names and not any('_orig_mod' in n for n in names)
+
+
+def test_compile_needs_a_backbone_of_ours(tmp_path: Path) -> None:
+    config = write_run(tmp_path, "model['backbone'] = dict(type='ResNet', depth=18)\n"
+                       "model['decode_head']['in_channels'] = [64, 128, 256, 512]\n")
+    done = run('train', tmp_path, config, '--compile', *SHORT)
+    assert done.code == 2 and '--compile goes with a backbone of visattn_dense' in done.output

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from visattn_dense.attention import FocusedLinearAttention, LePESelfAttention
-from visattn_dense.backbones import BiFormer
+from visattn_dense.backbones import BiFormer, CSWin
 from visattn_dense.layers import TransformerBlock, drop_path_rates
 
 ATTENTION = {
@@ -49,3 +49,18 @@ def test_blocks_that_differ_in_their_drop_rate_share_a_graph(attention: str):
         x = block(x).detach()
     # One graph for the rate 0, which drops nothing, and one for all others.
     assert counter.frame_count == 2
+
+
+def test_blocks_are_compiled_where_they_stand():
+    """`--compile`: one graph for like blocks; names, results and the stem stay as they are."""
+    torch.manual_seed(0)
+    model = CSWin(dict(embed_dim=16, depths=(1, 3, 1, 1), num_heads=(2, 2, 4, 4),
+                       stripe_widths=(1, 2, 7, 7))).eval()
+    x = torch.randn(1, 3, 64, 96)
+    names, expected = list(model.state_dict()), model(x)
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter, fullgraph=True)
+    for found, wanted in zip(model(x), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert list(model.state_dict()) == names
+    assert counter.frame_count == 4

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Bad input. The message says what came and what to do about it."""
 
 
+class UnknownArgumentError(UserError, TypeError):
+    """A keyword that a function does not take."""
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file that the user named is not there."""
 

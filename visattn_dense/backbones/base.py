@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
 
 # What other projects call an argument, and what a user does here.
 _ELSEWHERE = {
@@ -177,6 +177,24 @@ class DenseBackbone(nn.Module):
 
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the repeated blocks, each on its own: blocks that differ in their weights alone
+        share a graph, so the first pass is short. Names and tensors stay as they are.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        # Stages, widths, image sizes, training and evaluation have a graph each.
+        limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else (
+            'cache_size_limit')
+        setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
+        for block in self.repeated_blocks():
+            block.compile(**options)
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The modules that are alone at their depth in `layer_groups`, without the stem."""
+        return [group[-1] for group in self.layer_groups()[1:] if isinstance(group[-1], nn.Module)]
+
     def freeze_stages(self) -> None:
         """Turn off gradients and training mode of the frozen stages."""
         for modules in self.stage_modules()[:self.frozen_stages + 1]:
@@ -272,8 +290,8 @@ def _check_keywords(cls: type, given: Iterable[str]) -> None:
     known = [name for name in parameters if name != 'self']
     for name in given:
         if name not in known:
-            raise UserError(f'{cls.__name__} has no argument {name!r}: '
-                            f'{_ELSEWHERE.get(name) or did_you_mean(name, known)}')
+            raise UnknownArgumentError(f'{cls.__name__} has no argument {name!r}: '
+                                       f'{_ELSEWHERE.get(name) or did_you_mean(name, known)}')
 
 
 def pad_to_minimum(x: Tensor, size: int) -> Tensor:

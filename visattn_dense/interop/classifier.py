@@ -180,6 +180,8 @@ class Classifier(nn.Module):
             raise UserError(f"global_pool={pool!r} with num_classes={num_classes}: a classifier "
                             "needs pooled features; give num_classes=0 to have the map")
         place = next(self.parameters())
+        # The new layer is frozen where everything before it is.
+        frozen = not any(p.requires_grad for p in self.parameters())
         self.num_classes, self.global_pool = num_classes, pool
         last = (nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity())
         if not pool or self._wide is None:
@@ -191,6 +193,7 @@ class Classifier(nn.Module):
             self.head.op_list[3]['linear'] = last
         last.apply(init_vit_weights)
         self.head.to(device=place.device, dtype=place.dtype).train(self.training)
+        self.head.requires_grad_(not frozen)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in backward instead of keeping them."""

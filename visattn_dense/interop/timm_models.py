@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.layers import Format
 from timm.models import (
     FeatureInfo,
@@ -83,7 +84,8 @@ class TimmFeatures(nn.Module):
 def create(family: str, arch: str, *, pretrained: bool = False,
            pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
            pretrained_cfg_overlay: Mapping[str, Any] | None = None, features_only: bool = False,
-           cache_dir: str | os.PathLike | None = None, **options: Any) -> TimmFeatures | Classifier:
+           cache_dir: str | os.PathLike | None = None, device: torch.device | str | None = None,
+           dtype: torch.dtype | None = None, **options: Any) -> TimmFeatures | Classifier:
     """What `timm.create_model` calls.
 
     Args:
@@ -95,6 +97,7 @@ def create(family: str, arch: str, *, pretrained: bool = False,
         features_only: maps for dense prediction (see `_features`), else a classifier (see
             `Classifier`).
         cache_dir: has to be None; released files lie in torch's cache.
+        device, dtype: of the parameters; None for torch's defaults.
         options: of both kinds `in_chans` and the arguments of the backbone's class; of a classifier
             `num_classes`, `global_pool`, `drop_rate`; of features `out_indices`, `output_fmt`,
             `feature_cls`, `output_stride`.
@@ -120,8 +123,10 @@ def create(family: str, arch: str, *, pretrained: bool = False,
     else:
         model = _classifier(family, arch, cfg, weights, **options)
         described = cfg.to_dict()
+    described['first_conv'] = next((name for name, part in model.named_modules()
+                                    if isinstance(part, nn.Conv2d)), None)
     model.pretrained_cfg = model.default_cfg = described
-    return model
+    return model.to(device=device, dtype=dtype)
 
 
 def _features(family: str, arch: str, weights: str | os.PathLike | None, *,
@@ -228,9 +233,10 @@ def _name(family: str, arch: str) -> str:
 def _described(family: str, arch: str, size: int | list[int], **facts: Any) -> PretrainedCfg:
     """What timm wants to know of a model that was trained on images of `size`."""
     form = FORMS.get(family)
+    size = size if isinstance(size, list) else (size, size)
     facts = dict(crop_pct=form.crops.get(arch, form.crop), classifier=form.classifier_name,
                  **facts) if form else facts
-    return PretrainedCfg(input_size=(3, *(size if isinstance(size, list) else (size, size))),
+    return PretrainedCfg(input_size=(3, *size), pool_size=tuple(side // 32 for side in size),
                          **facts)
 
 

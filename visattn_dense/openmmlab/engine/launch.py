@@ -20,7 +20,9 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
+from torch import nn
 
+from visattn_dense.backbones import DenseBackbone
 from visattn_dense.command import run
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options, read_config
@@ -56,7 +58,7 @@ def _train(args: Namespace) -> None:
         if args.resume != 'auto':
             cfg.load_from = args.resume
     if args.amp:
-        _use_amp(cfg)
+        _use_amp(cfg, args.amp)
     _fit_amp_to_device(cfg)
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
@@ -82,7 +84,7 @@ def _train(args: Namespace) -> None:
         quick_check(cfg)
 
     distributed.on_first_rank(check)
-    _run(cfg, 'train')
+    _run(cfg, 'train', args.compile)
 
 
 def _test(args: Namespace) -> None:
@@ -95,7 +97,7 @@ def _test(args: Namespace) -> None:
 
     distributed.on_first_rank(check)
     prepare_test(cfg, args)
-    _run(cfg, 'test')
+    _run(cfg, 'test', args.compile)
 
 
 def _open(args: Namespace, task: str) -> Config:
@@ -129,13 +131,23 @@ def register_scope(scope: str | None) -> None:
         utils.register_all_modules(init_default_scope=False)
 
 
-def _use_amp(cfg: Config) -> None:
+def _use_amp(cfg: Config, dtype: str) -> None:
+    """Mixed precision in `dtype`; 'auto' is bfloat16 where the GPU computes in it."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind == 'OptimWrapper':
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif kind != 'AmpOptimWrapper':
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp goes with optim_wrapper.type OptimWrapper, the config has {kind!r}')
+    on_gpu = torch.cuda.is_available()
+    if dtype == 'float16' and not on_gpu:
+        raise UserError('--amp float16 needs a GPU: CPUs compute in bfloat16, by --amp alone')
+    if dtype == 'auto' and on_gpu and kind == 'OptimWrapper':
+        # Emulated bfloat16 is slower than float16.
+        dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    if dtype != 'auto':
+        cfg.optim_wrapper.dtype = dtype
+        # bfloat16 has float32's range: its gradients need no scale.
+        cfg.optim_wrapper.loss_scale = 'dynamic' if dtype == 'float16' else 1.
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def _fit_amp_to_device(cfg: Config) -> None:
@@ -145,8 +157,8 @@ def _fit_amp_to_device(cfg: Config) -> None:
         log.warning('Mixed precision on the CPU is bfloat16.')
 
 
-def _run(cfg: Config, task: str) -> None:
-    """Build the runner and let it train or test.
+def _run(cfg: Config, task: str, compiled: bool) -> None:
+    """Build the runner and let it train or test, with compiled blocks if `compiled`.
 
     What fails before the first batch is an error of the config, of which the last cause is enough.
     """
@@ -158,6 +170,8 @@ def _run(cfg: Config, task: str) -> None:
     try:
         runner = runner_class(base).from_cfg(cfg)
         RUN_LOG.release()
+        if compiled:
+            _compile(runner.model)
         getattr(runner, task)()
     except (UserError, NonFiniteLossError):
         raise
@@ -169,6 +183,14 @@ def _run(cfg: Config, task: str) -> None:
             raise
         raise UserError(f'{checks.root_cause(error)}\n(The {task} run of {cfg.filename} could not '
                         'be built. VISATTN_DEBUG=1 shows the traceback.)') from error
+
+
+def _compile(model: nn.Module) -> None:
+    backbones = [part for part in model.modules() if isinstance(part, DenseBackbone)]
+    if not backbones:
+        raise UserError('--compile goes with a backbone of visattn_dense, and the model has none')
+    for backbone in backbones:
+        backbone.compile_blocks()
 
 
 def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:

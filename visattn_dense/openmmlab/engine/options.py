@@ -11,6 +11,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: the config\'s '
                         'work_dir, else ./work_dirs/NAME_OF_CONFIG)')
     add_cfg_options(parser)
+    parser.add_argument('--compile', action='store_true', help="compile the backbone's blocks by "
+                        'torch.compile: the first steps take a minute, later ones are faster')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how the processes of a distributed run were started')
     # torch.distributed.launch passes it; torchrun and srun set the environment instead.
@@ -25,8 +27,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='auto|PATH',
                         help='go on from the newest checkpoint in the work directory that loads, '
                         'or from PATH (a file, or another work directory)')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision: float16 '
-                        'with loss scaling on GPUs, bfloat16 on CPUs')
+    parser.add_argument('--amp', nargs='?', const='auto', choices=['auto', 'bfloat16', 'float16'],
+                        help='automatic mixed precision: bfloat16 where the GPU has it and on '
+                        'CPUs, else float16 with loss scaling')
     parser.add_argument('--no-validate', action='store_true', help='no validation during training')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate by the real batch / '
