@@ -44,11 +44,13 @@ def count_flops(run: Callable[[], object]) -> FlopCount:
 
 def formulas() -> dict:
     """Formulas for our operators, and for those of torch that this release does not count."""
-    # The operator is registered by its import.
+    # The operators are registered by their import.
     from visattn_dense.attention import routed  # noqa: F401
-    formulas = {torch.ops.visattn.routed_attention: _routed_attention,
+    known = {torch.ops.visattn.routed_attention: _routed_attention,
+                torch.ops.visattn.group_attention: _group_attention,
+                torch.ops.visattn.window_attention: _window_attention,
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    return {operator: formula for operator, formula in formulas.items()
+    return {operator: formula for operator, formula in known.items()
             if operator not in flop_registry}
 
 
@@ -67,3 +69,23 @@ def _routed_attention(query: Shape, key: Shape, value: Shape, index: Shape, *arg
     batch, *where, heads, dim = query
     keys = index[2] * math.prod(key[1 + len(where) // 2:-2])
     return 2 * batch * math.prod(where) * heads * keys * (dim + value[-1])
+
+
+def _group_attention(query: Shape, key: Shape, value: Shape, index: Shape | None,
+                     weight: Shape | None, heads: int, q_height: int, q_width: int, k_height: int,
+                     k_width: int, *args, out_shape=None, **kwargs) -> int:
+    """The same on maps (B, H, W, h·d): a group of queries has `listed` groups of keys."""
+    listed = 1 if index is None else index[2]
+    keys = listed * k_height * k_width
+    return 2 * math.prod(query[:3]) * keys * (query[3] + value[3])
+
+
+def _window_attention(qkv: Shape, kernel: Shape, bias: Shape | None, heads: int, height: int,
+                      width: int, *args, out_shape=None, **kwargs) -> int:
+    """Windows of the padded map (B, H, W, 3, C), and a k × k convolution of each token.
+
+    The padding is counted, as where it is computed, so that the count does not depend on the form.
+    """
+    batch, rows, columns, _, channels = qkv
+    tokens = batch * -(-rows // height) * height * -(-columns // width) * width
+    return 2 * tokens * channels * (2 * height * width + kernel[-1]**2)

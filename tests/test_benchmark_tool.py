@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.flops import count_flops
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.timing import measure
 from tests.tiny_runs import ROOT, run_tool, write_detection_run, write_run
 from visattn_dense import backbones
-from visattn_dense.attention import routed_attention
+from visattn_dense.attention import (
+    BiLevelRoutingAttention,
+    CrossShapedWindowAttention,
+    SelfAttention,
+    routed_attention,
+)
 
 CPU = torch.device('cpu')
 
@@ -32,6 +38,20 @@ def test_flops_of_routed_attention_by_hand():
     found = count_flops(lambda: routed_attention(q, k, v, index, scale=1.))
     # Each of 2 · 9 regions: 3 heads, 5 queries, 4 · 7 keys, 8 channels of keys and 4 of values.
     assert found.total == found.attention == 2 * 2 * 9 * 3 * 5 * 28 * (8 + 4)
+
+
+@pytest.mark.parametrize('module, shape', [
+    (lambda: CrossShapedWindowAttention(32, 2, stripe_width=7), (2, 20, 33, 32)),
+    (lambda: BiLevelRoutingAttention(32, 2, n_win=4, topk=3), (2, 20, 32, 32)),
+    (lambda: SelfAttention(32, 2), (2, 5, 7, 32))])
+def test_flops_are_the_same_on_a_gpu_that_is_not_there(module, shape):
+    """The Triton operators count what the operators of torch count on another device."""
+    counts = []
+    for device in ('meta', 'cuda'):
+        with FakeTensorMode(), torch.device(device), torch.no_grad():
+            attn, x = module(), torch.empty(shape)
+            counts.append(count_flops(lambda attn=attn, x=x: attn(x)))
+    assert counts[0].total == counts[1].total
 
 
 @pytest.mark.parametrize('name, arch, options, gmacs', [

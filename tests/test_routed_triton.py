@@ -73,12 +73,12 @@ def test_weights_may_be_wider_than_keys():
     torch.testing.assert_close(out, routed_attention(q, k, v, INDEX, scale=1.))
 
 
-@pytest.mark.parametrize('forward', [True, False])
+@pytest.mark.parametrize('kernel', ['forward', 'queries', 'keys'])
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_tiles_are_what_triton_takes(dtype, forward):
+def test_tiles_are_what_triton_takes(dtype, kernel):
     for own, other, regions, width in [(1, 1, 1, 1), (1, 3, 2, 65), (49, 49, 4, 32), (5, 1, 99, 8),
                                        (4096, 4096, 64, 128), (3, 33, 3, 64), (17, 2, 5, 100)]:
-        tile = Tile.of(own, other, regions, dtype, width, forward=forward)
+        tile = Tile.of(own, other, regions, dtype, width, kernel)
         walked = tile.slots * tile.tokens
         for size in (tile.block, tile.slots, tile.tokens, tile.num_warps):
             assert size > 0 and size & (size - 1) == 0

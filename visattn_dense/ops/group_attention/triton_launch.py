@@ -10,12 +10,15 @@ Shapes: B images, H × W map, h heads, d channels of a head in q and k, e in v, 
 K groups that a group attends to.
 """
 from math import gcd
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..launching import launch, power_of_two
+
+Kernel = Literal['forward', 'queries', 'keys']
+"""Forward, the gradient of the queries, the gradient of keys and values."""
 
 
 class Grid(NamedTuple):
@@ -58,33 +61,35 @@ class Tile(NamedTuple):
     num_warps: int
 
     @classmethod
-    def of(cls, own: int, other: int, regions: int, dtype: torch.dtype, width: int, *,
-           forward: bool) -> 'Tile':
+    def of(cls, own: int, other: int, regions: int, dtype: torch.dtype, width: int,
+           kernel: Kernel) -> 'Tile':
         """The tile for `own` tokens, and `other` tokens in each of about `regions` regions.
 
-        `width` is the larger head dim. The sizes are the largest sizes whose sums stay in registers
-        by the compiler's report (docs/notes/performance.md). The sizes were not chosen by timing.
+        `width` is the larger head dim. The sizes are large, but their sums stay in registers by the
+        compiler's report (`python -m benchmarks.registers`). They were not chosen by timing.
         """
         narrow = width <= 64
         if dtype == torch.float32:
             most, walked = (32, 32) if narrow else (16, 16)
         else:
-            most = 128 if forward and narrow else 64
-            walked = 64 if forward or narrow else 32
+            most = 128 if kernel == 'forward' and narrow else 64
+            # With 32 the sums of the gradient of keys leave registers for twice as many programs.
+            wide_walk = kernel == 'forward' and own > 32 or kernel != 'keys' and narrow
+            walked = 64 if wide_walk else 32
         # tl.dot needs at least 16 rows and columns.
         block = min(most, max(16, power_of_two(own)))
         tokens = min(walked, power_of_two(other))
         slots = min(walked // tokens, power_of_two(regions))
         # The matrix product of a warp has 16 rows, and the softmax of a row stays in one warp.
         # Products of float32 do not use the matrix units.
-        warps = 4 if dtype == torch.float32 else min(4, block // 16)
+        warps = 4 if dtype == torch.float32 else min(8 if width > 32 else 4, block // 16)
         return cls(block, slots, max(tokens, 16 // slots), warps)
 
     @classmethod
-    def of_windows(cls, tokens: int, dtype: torch.dtype, width: int, *, forward: bool) -> 'Tile':
+    def of_windows(cls, tokens: int, dtype: torch.dtype, width: int, kernel: Kernel) -> 'Tile':
         """The tile for windows of `tokens` tokens: one of two, so that few kernels are compiled."""
         size = 64 if tokens <= 64 else 128
-        return cls.of(size, size, 1, dtype, width, forward=forward)
+        return cls.of(size, size, 1, dtype, width, kernel)
 
 
 class Groups(NamedTuple):
@@ -116,11 +121,14 @@ class Groups(NamedTuple):
         return (self.heads, q_side.count, self.listed, q_side.columns, q_side.height, q_side.width,
                 k_side.columns, k_side.height, k_side.width, q_side.top, q_side.left, *q.shape[1:3])
 
-    def tile(self, own: Grid, other: Grid, q: Tensor, v: Tensor, *, forward: bool) -> Tile:
+    def tile(self, kernel: Kernel, q: Tensor, v: Tensor) -> Tile:
+        own, other = self.queries, self.keys
+        if kernel == 'keys':
+            own, other = other, own
         width = max(q.shape[-1], v.shape[-1]) // self.heads
         if self.index is None:
-            return Tile.of_windows(own.tokens, q.dtype, width, forward=forward)
-        return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, forward=forward)
+            return Tile.of_windows(own.tokens, q.dtype, width, kernel)
+        return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel)
 
     def constants(self, tile: Tile, *maps: Tensor, side: int) -> dict:
         """What the kernels are compiled for. `maps` are q, v and all other maps with strides."""
@@ -171,7 +179,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, *,
     out = q.new_empty(*q.shape[:3], v.shape[-1])
     mixed = torch.empty_like(out) if keep and taps is not None else out.new_empty(0)
     lse = statistics(q, groups)
-    tile = groups.tile(groups.queries, groups.keys, q, v, forward=True)
+    tile = groups.tile('forward', q, v)
     constants = groups.constants(tile, q, v, k, side=0 if taps is None else taps.shape[-1])
     launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
            q, k, v, groups.index, groups.weight, taps, bias, out,
@@ -202,7 +210,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     rows = lse[..., 0, 0].numel()
     sizes, steps = groups.sizes(q), strides(q, k, v, grad)
 
-    tile = groups.tile(groups.queries, groups.keys, q, v, forward=False)
+    tile = groups.tile('queries', q, v)
     tiles = -(-groups.queries.tokens // tile.block)
     shares = (lse.new_empty(groups.heads, rows * tiles, side**2 + 1, v.shape[-1] // groups.heads)
               if side else None)
@@ -210,7 +218,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
            q, k, v, groups.index, groups.weight, mixed, lse, grad, delta, into[0], shares, scale,
            *sizes, *steps, **groups.constants(tile, q, v, k, grad, side=side), APART=apart)
 
-    tile = groups.tile(groups.keys, groups.queries, q, v, forward=False)
+    tile = groups.tile('keys', q, v)
     tiles = -(-groups.keys.tokens // tile.block)
     routing, ordered, weight_shares, parts = None, None, None, None
     if groups.index is not None:
