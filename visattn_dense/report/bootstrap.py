@@ -16,7 +16,7 @@ LEVEL = 95
 
 
 def resamples(images: int, times: int, seed: int = 0) -> np.ndarray:
-    """(times, images) float32: how often each image is in each resample; rows add up to `images`."""
+    """(times, images) float32: how often each image is in each resample."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(images, np.full(images, 1 / images), size=times)
     return drawn.astype(np.float32)

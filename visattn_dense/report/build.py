@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from visattn_dense.errors import UserError
+from visattn_dense.evaluation.coco_files import FIELD, read_annotations, read_results, result_files
 from visattn_dense.evaluation.pairs import Pair
-from visattn_dense.report import page, segmentation, training
+from visattn_dense.report import detection, page, segmentation, training
 from visattn_dense.report.pictures import Budget
 
 
@@ -79,4 +81,30 @@ class Detections:
     origin: Origin = Origin()
 
     def report(self, *, workers: int, pictures: int, picture_bytes: int) -> page.Report:
-        raise NotImplementedError
+        truth = read_annotations(self.annotations)
+        files = result_files(self.results)
+        kind = self.kind or ('bbox' if 'bbox' in files else 'segm')
+        results = _results(files, kind, truth)
+        budget = Budget(pictures, picture_bytes)
+        task = detection.Task(truth, kind, self.images)
+        measured = detection.measure(results, task)
+        cards, sections = detection.sections(measured, task, budget)
+        facts = {'detections': os.fspath(self.results), 'truth': os.fspath(self.annotations),
+                 'fingerprint of the truth': training.fingerprint([self.annotations])}
+        what = {'bbox': 'boxes', 'segm': 'masks'}[kind]
+        return page.Report(
+            self.title, f'Detection, {what}, {len(truth["images"]):,} images, '
+            f'{len(task.classes)} classes.', cards, task.classes,
+            [*sections, *self.origin.sections(facts)])
+
+
+def _results(files: Mapping[str, os.PathLike], kind: str,
+             truth: dict[str, Any]) -> list[dict[str, Any]]:
+    field_of_kind = FIELD[kind]
+    if field_of_kind not in files:
+        raise UserError(f'there are no results for {kind}; choose with --type')
+    results = read_results(files[field_of_kind], truth)
+    if lacking := sum(field_of_kind not in result for result in results):
+        raise UserError(f'{lacking} of {len(results)} detections have no {field_of_kind!r}; choose '
+                        'with --type')
+    return results

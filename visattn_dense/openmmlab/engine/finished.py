@@ -79,8 +79,8 @@ def config_of(run: str | os.PathLike) -> Config:
         raise UserError(f'there is no folder {run}; give the work_dir of a training')
     found = sorted(Path(run).glob('*.py'))
     if len(found) != 1:
-        raise UserError(f'{run} holds {len(found)} configs (*.py); the work_dir of a training holds '
-                        'one. --predictions and --truth report on files')
+        raise UserError(f'{run} holds {len(found)} configs (*.py); the work_dir of a training '
+                        'holds one. --predictions and --truth report on files')
     return read_config(os.fspath(found[0]))
 
 
