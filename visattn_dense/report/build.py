@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco_files import FIELD, read_annotations, read_results, result_files
 from visattn_dense.evaluation.pairs import Pair
-from visattn_dense.report import detection, page, segmentation, training
+from visattn_dense.report import compare, detection, page, segmentation, training
 from visattn_dense.report.pictures import Budget
 
 
@@ -56,6 +56,11 @@ class Labels:
     def report(self, *, workers: int, pictures: int, picture_bytes: int) -> page.Report:
         budget = Budget(pictures, picture_bytes)
         measured = segmentation.measure(self.pairs, self.task, workers=workers, progress=True)
+        first = []
+        # What the reader asked for gets its pictures first.
+        if self.other is not None:
+            other = segmentation.measure(self.other, self.task, workers=workers, progress=True)
+            first = [compare.labels(measured, other, self.task, budget)]
         cards, sections = segmentation.sections(measured, self.task, budget)
         facts = {
             'predictions': os.path.dirname(self.pairs[0].prediction),
@@ -65,7 +70,7 @@ class Labels:
                 pair.prediction for pair in self.pairs)}
         return page.Report(
             self.title, f'Segmentation, {len(self.pairs):,} images, {len(self.task.classes)} '
-            'classes.', cards, self.task.classes, [*sections, *self.origin.sections(facts)])
+            'classes.', cards, self.task.classes, [*first, *sections, *self.origin.sections(facts)])
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class Detections:
         budget = Budget(pictures, picture_bytes)
         task = detection.Task(truth, kind, self.images)
         measured = detection.measure(results, task)
+        first = []
+        if self.other is not None:
+            other = detection.measure(_results(result_files(self.other), kind, truth), task)
+            first = [compare.detections(measured, other, task, budget)]
         cards, sections = detection.sections(measured, task, budget)
         facts = {'detections': os.fspath(self.results), 'truth': os.fspath(self.annotations),
                  'fingerprint of the truth': training.fingerprint([self.annotations])}
@@ -95,7 +104,7 @@ class Detections:
         return page.Report(
             self.title, f'Detection, {what}, {len(truth["images"]):,} images, '
             f'{len(task.classes)} classes.', cards, task.classes,
-            [*sections, *self.origin.sections(facts)])
+            [*first, *sections, *self.origin.sections(facts)])
 
 
 def _results(files: Mapping[str, os.PathLike], kind: str,

@@ -238,7 +238,7 @@ def _image_scores(measured: Measured, task: Task) -> Markup:
     edges = np.linspace(0, 100, 21)
     chart = charts.bars(edges.tolist(), np.histogram(measured.image_scores[order], edges)[0]
                         .tolist(), across='F1 of the image, per cent', up='images')
-    there = _classes_of_images(measured)
+    there = classes_of_images(measured)
     rows = [[task.name(i), page.number(measured.image_scores[i]),
              *(page.number(n, 0) for n in measured.image_counts[i])]
             for i in order[:_MOST_IMAGES]]
@@ -249,7 +249,7 @@ def _image_scores(measured: Measured, task: Task) -> Markup:
         [there.get(i, []) for i in order[:_MOST_IMAGES]]))
 
 
-def _classes_of_images(measured: Measured) -> Mapping[int, list[int]]:
+def classes_of_images(measured: Measured) -> Mapping[int, list[int]]:
     """The classes of the objects, and of the detections above the threshold, of each image."""
     m = measured.matches
     sure = m.score >= measured.threshold
@@ -264,7 +264,7 @@ def _classes_of_images(measured: Measured) -> Mapping[int, list[int]]:
 def _galleries(measured: Measured, task: Task, budget: pictures.Budget) -> list[page.Section]:
     order = measured.worst_first
     middle = max(0, len(order) // 2 - _MEDIAN // 2)
-    there = _classes_of_images(measured)
+    there = classes_of_images(measured)
     by_class = [[i for i in order if c in there.get(i, ())][:2] for c in range(len(task.classes))]
     chosen = {
         'Worst images': ('The images with the lowest F1, those with most errors first.',
