@@ -132,6 +132,8 @@ def write(args: argparse.Namespace) -> None:
     given = [args.predictions, args.truth, args.images]
     if args.run and any(given):
         raise UserError('give RUN, or --predictions and --truth, but not both')
+    if args.run and not Path(args.run).is_dir():
+        raise UserError(f'there is no folder {args.run}; give the work_dir of a training')
     out = args.out or (Path(args.run, 'report.html') if args.run else 'report.html')
     check_outputs([out], inputs=[path for path in (*given, args.compare) if path])
     if args.run:
