@@ -162,9 +162,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for trial in range(100):
         right = rng.binomial(100, 0.7, 60)
         areas = np.stack([right, np.full(60, 100), np.full(60, 100)], axis=1)[..., None]
-        interval = Interval.of(segmentation.resampled(areas, resamples(60, 400, trial))['aAcc'])
+        drawn = segmentation.resampled(areas, resamples(60, 400, trial))['aAcc']
+        interval = Interval.of(drawn, right.mean())
         held += interval.low <= 70 <= interval.high
     assert 88 <= held <= 99
+
+
+def test_an_interval_stands_around_its_score():
+    """Resamples that are all too high, as those of AP are, do not lift the interval."""
+    values = np.append(np.linspace(20, 40, 201), np.nan)
+    assert Interval.of(values, 10.) == Interval(pytest.approx(0.5), pytest.approx(19.5))
+    assert np.isnan(Interval.of(values, np.nan).low)
 
 
 def test_a_difference_is_told_from_chance(tmp_path):

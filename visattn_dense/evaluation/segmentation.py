@@ -307,7 +307,10 @@ class Scores:
     """The scores of some counts, in per cent; NaN where a class was never seen.
 
     Attributes:
-        iou, acc: (N,) per class.
+        iou, acc: (N,) per class; acc is also called recall.
+        precision: (N,) the share of a class's predicted pixels that are right.
+        dice: (N,) 2·right / (labelled + predicted): the F-score, the harmonic mean of precision
+            and recall.
         boundary_iou: (N,) or None.
         aacc, miou, macc, boundary_miou: over all classes; boundary_miou may be None.
     """
@@ -322,6 +325,8 @@ class Scores:
         self.counts = counts
         self.iou = _percent(right, labelled + predicted - right)
         self.acc = _percent(right, labelled)
+        self.precision = _percent(right, predicted)
+        self.dice = _percent(2 * right, labelled + predicted)
         self.aacc = float(100 * right.sum() / labelled.sum())
         self.miou, self.macc = float(np.nanmean(self.iou)), float(np.nanmean(self.acc))
         self.boundary_iou = self.boundary_miou = None

@@ -1,4 +1,4 @@
-"""Intervals by resampling of images (the percentile bootstrap of Efron, 1979).
+"""Intervals by resampling of images (bootstrap, Efron 1979): percentiles, moved to the score.
 
 A data set is one draw of images. A resample draws as many images again, with repetition. The spread
 of a score over many resamples shows how far the score depends on the choice of images. Two models
@@ -30,13 +30,20 @@ class Interval:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Interval:
-        """Of (times,) values; NaN among them, where a resample has no value, are left out."""
+    def of(cls, values: np.ndarray, score: float) -> Interval:
+        """The interval of a score.
+
+        Args:
+            values: (times,) of the resamples; NaN, where a resample has no value, are left out.
+            score: of the images themselves. The values are moved so that their mean is the score:
+                a resample repeats images, which lifts the AP of classes with few objects.
+        """
         known = values[np.isfinite(values)]
-        if not known.size:
+        if not known.size or not np.isfinite(score):
             return cls(float('nan'), float('nan'))
         tail = (100 - LEVEL) / 2
-        return cls(*map(float, np.percentile(known, [tail, 100 - tail])))
+        return cls(*(float(end) for end in
+                     np.percentile(known, [tail, 100 - tail]) - known.mean() + score))
 
     @property
     def excludes_zero(self) -> bool:

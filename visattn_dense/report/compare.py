@@ -85,7 +85,7 @@ def verdict(name: str, difference: Interval) -> str:
 
 
 def _row(name: str, a: float, b: float, drawn: np.ndarray) -> tuple[list, Interval]:
-    interval = Interval.of(drawn)
+    interval = Interval.of(drawn, b - a)
     chance = '–' if np.isnan(interval.low) else 'yes' if interval.excludes_zero else 'no'
     return [name, page.number(a), page.number(b), page.number(b - a),
             page.Cell(page.between(interval), interval.low), chance], interval

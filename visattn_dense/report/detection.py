@@ -28,6 +28,7 @@ from visattn_dense.visualization.colour import Palette, distinct_palette
 
 RESAMPLES = 200
 _WORST, _MEDIAN, _MOST_IMAGES, _MOST_BOXES, _MOST_CURVES = 12, 6, 200, 60, 60
+_MOST_NAMES = 15
 _BINS = 10
 _WHAT = {
     'localisation': 'right class, IoU from 0.1 to 0.5',
@@ -128,7 +129,7 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
     metrics = measured.scores.metrics()
     ranges = {'AP': drawn.mean(axis=2), 'AP50': drawn[..., 0], 'AP75': drawn[..., 5]}
     cards = [(name, f'{100 * metrics[name]:.1f}',
-              page.likely(Interval.of(mean_over_classes(values))))
+              page.likely(Interval.of(mean_over_classes(values), 100 * metrics[name])))
              for name, values in ranges.items()]
     m = measured.matches
     cards += [('objects', f'{len(m.found):,}', f'in {m.images:,} images'),
@@ -158,7 +159,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     rows = []
     for i, (_, name, objects) in enumerate(measured.scores.categories):
         metrics = measured.scores.metrics(i)
-        interval = Interval.of(drawn[:, i])
+        interval = Interval.of(drawn[:, i], 100 * metrics['AP'])
         worst = int(kinds[:, i].argmax())
         rows.append([str(name), *(page.number(100 * metrics['AP']),),
                      page.Cell(page.between(interval), interval.low),
@@ -313,12 +314,13 @@ def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], 
     views = [_view(truth, 'truth', mark, (width, height), photo[0] if photo else None)]
     for caption, measured in models:
         m = measured.matches
-        here = np.flatnonzero((m.image == image) & (m.score >= measured.threshold))[:_MOST_BOXES]
+        here = np.flatnonzero((m.image == image) & (m.score >= measured.threshold))
+        found = m.target[here[m.kind[here] == RIGHT]]
+        lost = np.setdiff1d(np.flatnonzero(m.object_image == image), found)
+        here = here[:_MOST_BOXES]
         views.append(_view(
             [(m.box[i], f'{task.classes[m.category[i]]} {100 * m.score[i]:.0f}', None,
               task.palette[m.category[i]]) for i in here], caption, mark, (width, height)))
-        found = m.target[here[m.kind[here] == RIGHT]]
-        lost = np.setdiff1d(np.flatnonzero(m.object_image == image), found)
         views.append(_view(
             [(m.box[i], '' if m.kind[i] < 0 else KINDS[m.kind[i]],
               'bad' if m.kind[i] >= 0 else 'good', None) for i in here]
@@ -340,14 +342,15 @@ def _view(boxes: Sequence[tuple[np.ndarray, str, str | None, Sequence[int] | Non
                               preserveAspectRatio='none'))
     else:
         inside.append(element('use', href=f'#{mark}'))
-    for (x, y, w, h), text, style, colour in boxes:
+    for number, ((x, y, w, h), text, style, colour) in enumerate(boxes):
         if np.isnan(x):
             continue
         stroke = None if colour is None else 'stroke:#{:02x}{:02x}{:02x}'.format(*colour)
         inside.append(element('rect', element('title', text), x=f'{x:.1f}', y=f'{y:.1f}',
                               width=f'{w:.1f}', height=f'{h:.1f}',
                               class_=f'box {style or ""}', style=stroke))
-        if text:
+        # Detections come by falling score; more names than this hide the picture.
+        if text and number < _MOST_NAMES:
             inside.append(element('text', text, class_='name', x=f'{x + letters / 6:.1f}',
                                   y=f'{max(letters, y - letters / 5):.1f}',
                                   font_size=f'{letters:.1f}'))

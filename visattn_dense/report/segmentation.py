@@ -147,7 +147,8 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
              'mBoundaryIoU': 'mean boundary IoU'}
     summary = segmentation_summary(measured.scores)
     order = sorted(summary, key=lambda name: name != 'mIoU')
-    cards = [(names[name], f'{summary[name]:.1f} %', page.likely(Interval.of(drawn[name])))
+    cards = [(names[name], f'{summary[name]:.1f} %',
+              page.likely(Interval.of(drawn[name], summary[name])))
              for name in order]
     cards.append(('images', f'{len(measured.pairs):,}', ''))
     return cards, [
@@ -164,7 +165,7 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
 
 
 def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
-    scores, areas = measured.scores, measured.total.areas.astype(np.float64)
+    scores, labelled = measured.scores, measured.total.areas[2]
     header = ['class', 'IoU', f'{LEVEL} % interval', 'recall', 'precision', 'Dice',
               'share of the truth', 'images']
     if scores.boundary_iou is not None:
@@ -172,14 +173,12 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     in_images = (measured.areas[:, 2] > 0).sum(axis=0)
     rows = []
     for i, name in enumerate(task.classes):
-        interval = Interval.of(drawn[:, i])
-        both, predicted, labelled = areas[:, i]
+        interval = Interval.of(drawn[:, i], scores.iou[i])
         row = [name, page.number(scores.iou[i]),
                page.Cell(page.between(interval), interval.low),
                page.number(scores.acc[i]),
-               page.number(100 * both / predicted if predicted else np.nan),
-               page.number(200 * both / (predicted + labelled) if predicted + labelled else np.nan),
-               page.number(100 * labelled / areas[2].sum(), 2),
+               page.number(scores.precision[i]), page.number(scores.dice[i]),
+               page.number(100 * labelled[i] / labelled.sum(), 2),
                page.number(float(in_images[i]), 0)]
         if scores.boundary_iou is not None:
             row.insert(3, page.number(scores.boundary_iou[i]))
