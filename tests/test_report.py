@@ -295,6 +295,10 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     write_run(tmp_path, extra='train_cfg.update(max_iters=2)\n')
     done = run('train', tmp_path, tmp_path / 'tiny.py', '--work-dir', tmp_path / 'work_dirs/tiny')
     assert done.code == 0, done.output
+    # The best checkpoint comes before the newest.
+    run_folder = tmp_path / 'work_dirs/tiny'
+    (run_folder / 'iter_2.pth').rename(run_folder / 'best_mIoU_iter_1.pth')
+    (run_folder / 'iter_9.pth').write_bytes(b'')
     write_labels(tmp_path)
     (tmp_path / 'pred').rename(tmp_path / 'predictions')
     (tmp_path / 'pred_b').rename(tmp_path / 'predictions_b')
@@ -311,12 +315,12 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command in commands[1:]:
         assert called(monkeypatch, *command.split()[1:]) == 0
-    page = (tmp_path / 'work_dirs/tiny/report.html').read_text()
+    page = (run_folder / 'report.html').read_text()
     assert_closed(page)
-    for word in ('Training', 'fingerprint of the truth', 'iter_2.pth', 'EncoderDecoder'):
+    for word in ('Training', 'fingerprint of the truth', 'best_mIoU_iter_1.pth', 'EncoderDecoder'):
         assert word in page
     # The test tool's own mIoU is the headline.
-    log = (tmp_path / 'work_dirs/tiny/report/iter_2/test.log').read_text()
+    log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()
     miou = float(re.search(r'mIoU: ([\d.]+)', log)[1])
     shown = float(re.search(r'<b>([\d.]+) %</b><span>mIoU</span>', page)[1])
     # The test tool writes two digits, the page one.

@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
 from visattn_dense.evaluation.pairs import Pair
 from visattn_dense.evaluation.segmentation import Settings
@@ -57,6 +57,7 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
         if cfg_b.get('default_scope') != cfg.get('default_scope'):
             raise UserError(f'{run} and {other} are not of one kind: '
                             f'{cfg.get("default_scope")} and {cfg_b.get("default_scope")}')
+        _check_same_classes(run, cfg, other, cfg_b)
         made_b = predictions_of(other, cfg_b, checkpoint_of(other))
     facts = {'run': os.fspath(run), 'checkpoint': chosen.name}
     if made_b:
@@ -137,11 +138,23 @@ def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str
     return os.fspath(out)
 
 
+def _test_data(cfg: Config) -> Any:
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        return DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def _check_same_classes(run: str, cfg: Config, other: str, cfg_b: Config) -> None:
+    """Refuse to compare models of different classes: an index would mean two things."""
+    a, b = (_test_data(c).metainfo.get('classes') for c in (cfg, cfg_b))
+    if a != b:
+        raise UserError(f'the models of {run} and {other} have different classes: '
+                        f'{few(set(a or ()) ^ set(b or ())) or "in another order"}')
+
+
 def _labels(title: str, cfg: Config, made: str, made_b: str | None, origin: Origin,
             boundary: bool) -> Labels:
     """The files that the test data of a segmentor names, beside the predictions."""
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmseg')):
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset = _test_data(cfg)
     classes = tuple(dataset.metainfo['classes'])
     palette = dataset.metainfo.get('palette') or distinct_palette(len(classes))
     pairs, others, images = [], [], {}
