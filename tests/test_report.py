@@ -41,15 +41,16 @@ def write_labels(root: Path, images: int = 12) -> Path:
     """pred (good), pred_b (bad), labels and images of five classes; the first image is worst."""
     rng = np.random.default_rng(3)
     for number in range(images):
+        name = f'p{number}<svg onload=alert(1)>' if number == 1 else f'p{number}'
         label = np.kron(rng.integers(0, 5, (4, 5)), np.ones((9, 11))).astype(np.uint8)
         for folder, wrong in (('pred', 0.1), ('pred_b', 0.4)):
             pred = label.copy()
             noise = rng.random(label.shape) < (0.9 if number == 0 else wrong)
             pred[noise] = rng.integers(0, 5, noise.sum())
-            save(root / folder / f'p{number}.png', pred)
+            save(root / folder / f'{name}.png', pred)
         label[:2] = 255
-        save(root / 'labels' / f'p{number}.png', label)
-        save(root / 'images' / f'p{number}.jpg', np.stack([label * 40] * 3, 2))
+        save(root / 'labels' / f'{name}.png', label)
+        save(root / 'images' / f'{name}.jpg', np.stack([label * 40] * 3, 2))
     (root / 'classes.txt').write_text('\n'.join(HOSTILE))
     return root
 
@@ -130,9 +131,10 @@ def test_names_from_outside_stay_text(pages):
     for path in pages.values():
         page = path.read_text(encoding='utf-8')
         assert_closed(page)
-        for name in HOSTILE[:2]:
+        for name in (*HOSTILE[:2], '<svg onload'):
             assert name not in page
         assert '&lt;img src=x onerror=alert(1)&gt;' in page
+        assert ('p1&lt;svg onload' in page) == (path.stem == 'labels')
         assert page.count("querySelectorAll('table.sortable')") == 1
 
 

@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-boundary', action='store_true',
                         help='leave boundary IoU out: the counting takes half the time')
     parser.add_argument('--type', choices=('bbox', 'segm'),
-                        help='of detections: boxes (default) or masks')
+                        help='of detections; by default boxes, or masks where there are no boxes')
     parser.add_argument('--pictures', type=int, default=240, metavar='N',
                         help='at most so many pictures in the page (%(default)s)')
     parser.add_argument('--picture-bytes', type=int, default=12_000_000, metavar='N',

@@ -81,6 +81,7 @@ class Detections:
     results: str | os.PathLike
     annotations: str | os.PathLike
     kind: str | None = None
+    """'bbox' or 'segm'; None: masks where the results hold masks alone."""
     images: str | os.PathLike | None = None
     other: str | os.PathLike | None = None
     origin: Origin = Origin()
@@ -88,7 +89,7 @@ class Detections:
     def report(self, *, workers: int, pictures: int, picture_bytes: int) -> page.Report:
         truth = read_annotations(self.annotations)
         files = result_files(self.results)
-        kind = self.kind or ('bbox' if 'bbox' in files else 'segm')
+        kind = self.kind or _kind(files, truth)
         results = _results(files, kind, truth)
         budget = Budget(pictures, picture_bytes)
         task = detection.Task(truth, kind, self.images)
@@ -105,6 +106,14 @@ class Detections:
             self.title, f'Detection, {what}, {len(truth["images"]):,} images, '
             f'{len(task.classes)} classes.', cards, task.classes,
             [*first, *sections, *self.origin.sections(facts)])
+
+
+def _kind(files: Mapping[str, os.PathLike], truth: dict[str, Any]) -> str:
+    """Boxes, unless the results hold masks alone."""
+    if 'bbox' not in files:
+        return 'segm'
+    results = read_results(files['bbox'], truth)
+    return 'segm' if results and not any('bbox' in result for result in results) else 'bbox'
 
 
 def _results(files: Mapping[str, os.PathLike], kind: str,

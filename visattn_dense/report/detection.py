@@ -112,8 +112,9 @@ def measure(results: Sequence[dict[str, Any]], task: Task) -> Measured:
     Raises:
         UserError: see `evaluate_coco`.
     """
-    return Measured(match(task.truth, results, task.kind),
-                    evaluate_coco(task.truth, results, task.kind))
+    # The evaluation looks at the files first: it refuses a truth without objects.
+    scores = evaluate_coco(task.truth, results, task.kind)
+    return Measured(match(task.truth, results, task.kind), scores)
 
 
 def resampled(measured: Measured, weights: np.ndarray) -> np.ndarray:
