@@ -174,7 +174,8 @@ def test_an_interval_stands_around_its_score():
     """Resamples that are all too high, as those of AP are, do not lift the interval."""
     values = np.append(np.linspace(20, 40, 201), np.nan)
     assert Interval.of(values, 10.) == Interval(pytest.approx(0.5), pytest.approx(19.5))
-    assert np.isnan(Interval.of(values, np.nan).low)
+    assert Interval.of_score(values, 5.) == Interval(0., pytest.approx(14.5))
+    assert np.isnan(Interval.of_score(values, np.nan).low)
 
 
 def test_a_difference_is_told_from_chance(tmp_path):

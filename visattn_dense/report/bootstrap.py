@@ -45,6 +45,12 @@ class Interval:
         return cls(*(float(end) for end in
                      np.percentile(known, [tail, 100 - tail]) - known.mean() + score))
 
+    @classmethod
+    def of_score(cls, values: np.ndarray, score: float) -> Interval:
+        """The interval of a score in per cent, which is never below 0 or above 100."""
+        interval = cls.of(values, score)
+        return cls(*(float(np.clip(end, 0., 100.)) for end in (interval.low, interval.high)))
+
     @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0

@@ -130,7 +130,7 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
     metrics = measured.scores.metrics()
     ranges = {'AP': drawn.mean(axis=2), 'AP50': drawn[..., 0], 'AP75': drawn[..., 5]}
     cards = [(name, f'{100 * metrics[name]:.1f}',
-              page.likely(Interval.of(mean_over_classes(values), 100 * metrics[name])))
+              page.likely(Interval.of_score(mean_over_classes(values), 100 * metrics[name])))
              for name, values in ranges.items()]
     m = measured.matches
     cards += [('objects', f'{len(m.found):,}', f'in {m.images:,} images'),
@@ -160,7 +160,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     rows = []
     for i, (_, name, objects) in enumerate(measured.scores.categories):
         metrics = measured.scores.metrics(i)
-        interval = Interval.of(drawn[:, i], 100 * metrics['AP'])
+        interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'])
         worst = int(kinds[:, i].argmax())
         rows.append([str(name), *(page.number(100 * metrics['AP']),),
                      page.Cell(page.between(interval), interval.low),

@@ -148,7 +148,7 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
     summary = segmentation_summary(measured.scores)
     order = sorted(summary, key=lambda name: name != 'mIoU')
     cards = [(names[name], f'{summary[name]:.1f} %',
-              page.likely(Interval.of(drawn[name], summary[name])))
+              page.likely(Interval.of_score(drawn[name], summary[name])))
              for name in order]
     cards.append(('images', f'{len(measured.pairs):,}', ''))
     return cards, [
@@ -173,7 +173,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     in_images = (measured.areas[:, 2] > 0).sum(axis=0)
     rows = []
     for i, name in enumerate(task.classes):
-        interval = Interval.of(drawn[:, i], scores.iou[i])
+        interval = Interval.of_score(drawn[:, i], scores.iou[i])
         row = [name, page.number(scores.iou[i]),
                page.Cell(page.between(interval), interval.low),
                page.number(scores.acc[i]),
