@@ -252,7 +252,8 @@ def test_tool_prints_and_writes_everything(tmp_path: Path) -> None:
     truth, found = scenes()
     out = tmp_path / 'out'
     result = run(save(tmp_path / 'found.json', found), save(tmp_path / 'truth.json', truth),
-                 '--classwise', '--json', out / 'ap.json', '--csv', out / 'ap.csv')
+                 '--classwise', '--json', out / 'ap.json', '--csv', out / 'ap.csv',
+                 '--pr-csv', out / 'pr.csv')
     assert result.returncode == 0, result.stderr
     assert '10 images, 8 of them with detections' in result.stdout
     expected = evaluate_coco(truth, found, 'segm').metrics()
@@ -261,6 +262,13 @@ def test_tool_prints_and_writes_everything(tmp_path: Path) -> None:
         (kind, name) for kind in ('bbox', 'segm') for name in ('all', 'cat', 'unicorn', 'dog')]
     assert {name: float(rows[4][name]) for name in METRICS} == pytest.approx(expected)
     assert rows[6]['AP'] == ''
+    points = list(csv.DictReader((out / 'pr.csv').read_text().splitlines()))
+    curve = [point for point in points if (point['type'], point['category']) == ('segm', 'all')]
+    assert np.mean([float(point['precision']) for point in curve]) == pytest.approx(expected['AP'])
+    assert np.mean([float(point['precision']) for point in curve if point['iou'] == '0.75']
+                   ) == pytest.approx(expected['AP75'])
+    assert [float(point['recall']) for point in curve[:3]] == [0, 0.01, 0.02]
+    assert {point['category'] for point in points} == {'all', 'cat', 'dog'}
     report = json.loads((out / 'ap.json').read_text())
     assert report['metrics']['segm']['AP'] == pytest.approx(expected['AP'])
     assert report['metrics']['bbox']['categories'][1] == {

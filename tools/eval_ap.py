@@ -58,6 +58,8 @@ def parse_args() -> argparse.Namespace:
                              "(%(default)s, as at COCO); for images with more objects")
     parser.add_argument('--json', metavar='FILE', help='write everything, categories too')
     parser.add_argument('--csv', metavar='FILE', help='write a row for each type and category')
+    parser.add_argument('--pr-csv', metavar='FILE', help='write the points of the precision-recall '
+                        'curves: a row for each type, category, IoU threshold and recall')
     add_debug(parser)
     return parser.parse_args()
 
@@ -124,6 +126,22 @@ def rows_of(kind: str, scores: CocoScores) -> list[list[Any]]:
     return rows
 
 
+def curve_rows(kind: str, scores: CocoScores) -> list[list[Any]]:
+    """type, category, IoU threshold, recall, precision: the mean of all categories, then each.
+
+    At 10 thresholds and 101 recalls, for objects of all sizes; categories without objects are left
+    out.
+    """
+    # (10, 101, K): all sizes, the largest number of detections.
+    precision = scores.precision[..., 0, -1]
+    known = [at for at in range(precision.shape[2]) if (precision[..., at] > -1).all()]
+    curves = [('all', precision[..., known].mean(axis=2)),
+              *((scores.categories[at][1], precision[..., at]) for at in known)]
+    return [[kind, name, round(0.5 + 0.05 * level, 2), recall / 100, float(value)]
+            for name, curve in curves for level, row in enumerate(curve)
+            for recall, value in enumerate(row)]
+
+
 def report_of(scores: CocoScores) -> dict[str, Any]:
     """The scores of one type for JSON."""
     return {**scores.metrics(), 'categories': [
@@ -132,7 +150,7 @@ def report_of(scores: CocoScores) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    outputs = [args.json, args.csv]
+    outputs = [args.json, args.csv, args.pr_csv]
     inputs = [args.annotations, args.results,
               *(f'{args.results}.{kind}.json' for kind in ('bbox', 'segm'))]
     check_outputs(outputs, inputs)
@@ -147,6 +165,7 @@ def evaluate(args: argparse.Namespace) -> None:
     say_what_is_cut(truth, by_type, args.max_dets)
     columns = ['type', 'category', 'objects', *metric_names(args.max_dets)]
     header, rows, report = columns, [], {}
+    points: list[list[Any]] = []
     for kind, results in by_type.items():
         start = time.perf_counter()
         scores = evaluate_coco(truth, results, kind, backend=backend, max_dets=args.max_dets)
@@ -154,12 +173,17 @@ def evaluate(args: argparse.Namespace) -> None:
               f'{time.perf_counter() - start:.1f} s')
         rows += rows_of(kind, scores)
         report[kind] = report_of(scores)
+        if args.pr_csv:
+            points += curve_rows(kind, scores)
     shown = [row for row in rows if args.classwise or row[1] == 'all']
     if not args.classwise:
         header, shown = [header[0], *header[2:]], [[row[0], *row[2:]] for row in shown]
     print('\n' + as_table(header, shown, digits=3))
     if args.csv:
         write_text_whole(args.csv, as_csv(columns, rows))
+    if args.pr_csv:
+        write_text_whole(args.pr_csv, as_csv(
+            ['type', 'category', 'iou', 'recall', 'precision'], points))
     if args.json:
         write_text_whole(args.json, as_json({
             'metrics': report, 'images': len(truth['images']), 'backend': backend,

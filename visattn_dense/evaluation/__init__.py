@@ -4,6 +4,7 @@
     pairs         pairs predictions with labels, and reports faults of the two folders
     classes       class names and file conventions of some datasets
     boundary      the boundary region of label maps and masks (boundary IoU)
+    colours       masks that hold colours to label maps
     coco          box, mask and boundary AP of COCO results
     coco_files    reads and checks COCO results and annotations
     report        tables, CSV and JSON

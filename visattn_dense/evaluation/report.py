@@ -73,8 +73,10 @@ def as_json(report: dict[str, Any]) -> str:
 
 
 def segmentation_rows(scores: Scores, classes: Sequence[str]) -> tuple[list[str], list[Row]]:
-    """Header and one row for each class: IoU, accuracy, boundary IoU if counted, pixels."""
-    header, columns = ['class', 'IoU', 'Acc'], [scores.iou, scores.acc]
+    """Header and one row for each class: IoU, accuracy (recall), precision, Dice (F-score),
+    boundary IoU if counted, pixels."""
+    header = ['class', 'IoU', 'Acc', 'Precision', 'Dice']
+    columns = [scores.iou, scores.acc, scores.precision, scores.dice]
     if scores.boundary_iou is not None:
         header.append('BoundaryIoU')
         columns.append(scores.boundary_iou)

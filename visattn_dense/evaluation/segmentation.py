@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -36,6 +37,7 @@ _CHUNK = 8
 _MOST_CLASSES = 4096
 # Pixels that are counted at once. A larger image is counted in strips.
 _STRIP = 2**24
+Result = TypeVar('Result')
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Settings:
         pred_zero_based: predictions hold 0..N-1, although the labels hold 1..N.
         boundary_ratio: width of the boundary regions as a share of the image diagonal; None:
             boundary regions are not counted.
+        label_map: another class for each of some classes of the labels, after reduce_zero_label:
+            mmsegmentation's `label_map` of a data set with some of its classes. Predictions have
+            the new classes.
     """
 
     num_classes: int
@@ -58,6 +63,7 @@ class Settings:
     reduce_zero_label: bool = False
     pred_zero_based: bool = False
     boundary_ratio: float | None = None
+    label_map: Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= _MOST_CLASSES:
@@ -73,7 +79,10 @@ class Settings:
     @cached_property
     def label_classes(self) -> np.ndarray:
         """(65536,) table from a label value to 0..N-1, N for not judged, N + 1 for wrong."""
-        read = self._read(self.reduce_zero_label)
+        before = self._read(self.reduce_zero_label)
+        read = before.copy()
+        for old, new in (self.label_map or {}).items():
+            read[before == old] = new
         table = np.where(read < self.num_classes, read, self.num_classes + 1)
         return self._narrow(np.where(read == self.ignore_index, self.num_classes, table))
 
@@ -117,6 +126,12 @@ class Counts:
         n = settings.num_classes
         boundary = None if settings.boundary_ratio is None else np.zeros((3, n), np.int64)
         return cls(np.zeros((n, n + 1), np.int64), boundary, 0, 0)
+
+    @property
+    def areas(self) -> np.ndarray:
+        """(3, N) judged pixels of each class: in both, of the prediction, of the label."""
+        return np.stack([np.diagonal(self.confusion), self.confusion[:, :-1].sum(axis=0),
+                         self.confusion.sum(axis=1)])
 
     def __add__(self, other: Counts) -> Counts:
         boundary = None if self.boundary is None else self.boundary + other.boundary
@@ -169,20 +184,48 @@ def count_pairs(pairs: Sequence[Pair], settings: Settings, *, workers: int = 1,
         UserError: a file cannot be read, or holds a value that is not a class. The message names
             the file.
     """
+    return sum((counts for counts, _ in _counted(pairs, settings, workers, progress)),
+               Counts.none(settings))
+
+
+def count_each(pairs: Sequence[Pair], settings: Settings, *, workers: int = 1,
+               progress: bool = False) -> tuple[Counts, np.ndarray, np.ndarray | None]:
+    """Counts of all pairs, and the areas of each image: `count_pairs` for statistics over images.
+
+    Args:
+        workers, progress: as in `count_pairs`.
+
+    Returns:
+        The sum; (images, 3, N) uint32 `Counts.areas` of each image; likewise its boundary, None
+        without a boundary width. 12 bytes for each image and class.
+
+    Raises:
+        UserError: as in `count_pairs`.
+    """
+    kinds = 1 if settings.boundary_ratio is None else 2
+    each = np.zeros((kinds, len(pairs), 3, settings.num_classes), np.uint32)
+    total, seen = Counts.none(settings), 0
+    for counts, areas in _counted(pairs, settings, workers, progress, each=True):
+        each[:, seen:seen + counts.images] = areas
+        total, seen = total + counts, seen + counts.images
+    return total, each[0], each[1] if kinds == 2 else None
+
+
+def _counted(pairs: Sequence[Pair], settings: Settings, workers: int, progress: bool,
+             each: bool = False) -> Iterator[tuple[Counts, np.ndarray | None]]:
+    """Some images at a time, in order: the sum of their counts, and the areas of each image."""
     chunks = [pairs[i:i + _CHUNK] for i in range(0, len(pairs), _CHUNK)]
-    total = Counts.none(settings)
     # A terminal shows a moving bar; a log file gets a line every ten seconds.
     pause = 0.2 if sys.stderr.isatty() else 10.
     with tqdm(total=len(pairs), unit='image', mininterval=pause, disable=not progress) as bar:
-        for counts in _count_chunks(chunks, settings, min(workers, len(chunks))):
-            total += counts
+        count = partial(_count_chunk, settings=settings, each=each)
+        for counts, areas in _in_processes(count, chunks, min(workers, len(chunks))):
+            yield counts, areas
             bar.update(counts.images)
-    return total
 
 
-def _count_chunks(chunks: Sequence[Sequence[Pair]], settings: Settings,
-                  workers: int) -> Iterator[Counts]:
-    count = partial(_count_chunk, settings=settings)
+def _in_processes(count: Callable[[Sequence[Pair]], Result], chunks: Sequence[Sequence[Pair]],
+                  workers: int) -> Iterator[Result]:
     if workers <= 1:
         yield from map(count, chunks)
         return
@@ -198,15 +241,20 @@ def _count_chunks(chunks: Sequence[Sequence[Pair]], settings: Settings,
         pool.shutdown(cancel_futures=True)
 
 
-def _count_chunk(pairs: Sequence[Pair], settings: Settings) -> Counts:
-    total = Counts.none(settings)
+def _count_chunk(pairs: Sequence[Pair], settings: Settings,
+                 each: bool) -> tuple[Counts, np.ndarray | None]:
+    """The sum of the counts; (1 or 2, images, 3, N) areas and boundaries, if asked for."""
+    total, areas = Counts.none(settings), []
     for pair in pairs:
         pred, label = read_index_map(pair.prediction), read_index_map(pair.label)
         try:
-            total += count_image(pred, label, settings)
+            counts = count_image(pred, label, settings)
         except UserError as error:
             raise UserError(f'{pair.prediction} and {pair.label}: {error}') from None
-    return total
+        total += counts
+        if each:
+            areas.append([counts.areas, *([] if counts.boundary is None else [counts.boundary])])
+    return total, np.moveaxis(np.array(areas, np.uint32), 1, 0) if each else None
 
 
 def _strips(height: int, width: int, reach: int) -> Iterator[tuple[slice, slice]]:
@@ -259,7 +307,10 @@ class Scores:
     """The scores of some counts, in per cent; NaN where a class was never seen.
 
     Attributes:
-        iou, acc: (N,) per class.
+        iou, acc: (N,) per class; acc is also called recall.
+        precision: (N,) the share of a class's predicted pixels that are right.
+        dice: (N,) 2·right / (labelled + predicted): the F-score, the harmonic mean of precision
+            and recall.
         boundary_iou: (N,) or None.
         aacc, miou, macc, boundary_miou: over all classes; boundary_miou may be None.
     """
@@ -274,6 +325,8 @@ class Scores:
         self.counts = counts
         self.iou = _percent(right, labelled + predicted - right)
         self.acc = _percent(right, labelled)
+        self.precision = _percent(right, predicted)
+        self.dice = _percent(2 * right, labelled + predicted)
         self.aacc = float(100 * right.sum() / labelled.sum())
         self.miou, self.macc = float(np.nanmean(self.iou)), float(np.nanmean(self.acc))
         self.boundary_iou = self.boundary_miou = None

@@ -1,0 +1,409 @@
+"""tools/report.py: the numbers of the page, names from outside, the page in a browser."""
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_runs import ROOT, run, run_tool, write_run
+from visattn_dense.errors import UserError
+from visattn_dense.evaluation.coco import evaluate_coco
+from visattn_dense.evaluation.pairs import match_files
+from visattn_dense.evaluation.segmentation import Settings
+from visattn_dense.report import build, compare, segmentation
+from visattn_dense.report.bootstrap import Interval, resamples
+from visattn_dense.report.detection import calibration
+from visattn_dense.report.matching import (
+    IGNORED,
+    KINDS,
+    RIGHT,
+    PrecisionRecall,
+    gains,
+    match,
+    mean_ap,
+)
+from visattn_dense.report.pictures import Budget
+from visattn_dense.visualization.colour import distinct_palette
+
+HOSTILE = ('<img src=x onerror=alert(1)>', '</script><script>document.title="ran"</script>',
+           '" onload="document.title=1', '{{script}}', 'sky')
+
+
+def write_labels(root: Path, images: int = 12) -> Path:
+    """pred (good), pred_b (bad), labels and images of five classes; the first image is worst."""
+    rng = np.random.default_rng(3)
+    for number in range(images):
+        name = f'p{number}<svg onload=alert(1)>' if number == 1 else f'p{number}'
+        label = np.kron(rng.integers(0, 5, (4, 5)), np.ones((9, 11))).astype(np.uint8)
+        for folder, wrong in (('pred', 0.1), ('pred_b', 0.4)):
+            pred = label.copy()
+            noise = rng.random(label.shape) < (0.9 if number == 0 else wrong)
+            pred[noise] = rng.integers(0, 5, noise.sum())
+            save(root / folder / f'{name}.png', pred)
+        label[:2] = 255
+        save(root / 'labels' / f'{name}.png', label)
+        save(root / 'images' / f'{name}.jpg', np.stack([label * 40] * 3, 2))
+    (root / 'classes.txt').write_text('\n'.join(HOSTILE))
+    return root
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def labels_work(root: Path, other: bool = False) -> build.Labels:
+    task = segmentation.Task(HOSTILE, distinct_palette(5), Settings(5, boundary_ratio=0.02),
+                             {p.stem: p for p in (root / 'images').iterdir()})
+    sides = [match_files(root / name, root / 'labels') for name in ('pred', 'pred_b')]
+    return build.Labels('<i>title</i>', task, sides[0], sides[1] if other else None)
+
+
+def coco(rng: np.random.Generator, images: int = 12) -> tuple[dict, list[dict], list[dict]]:
+    """Annotations with crowds, and the detections of a better and a worse model."""
+    truth = dict(images=[dict(id=i, width=200, height=150, file_name=f'{HOSTILE[i % 5]}{i}.jpg')
+                         for i in range(images)], annotations=[],
+                 categories=[dict(id=3 * i, name=name) for i, name in enumerate(HOSTILE)])
+    sides: tuple[list, list] = ([], [])
+    for image in range(images):
+        for _ in range(6):
+            box = [*rng.uniform(0, 100, 2), *rng.uniform(15, 60, 2)]
+            category = 3 * int(rng.integers(0, 5))
+            truth['annotations'].append(dict(
+                id=len(truth['annotations']) + 1, image_id=image, category_id=category, bbox=box,
+                area=box[2] * box[3], iscrowd=int(rng.random() < 0.1)))
+            for side, spread in zip(sides, (2, 6), strict=True):
+                for _ in range(rng.integers(0, 4)):
+                    moved = np.maximum(1, np.array(box) + rng.normal(0, spread, 4))
+                    # Few different scores, so that many are equal.
+                    side.append(dict(image_id=image, bbox=moved.tolist(), category_id=(
+                        category if rng.random() < 0.8 else 3 * int(rng.integers(0, 5))),
+                        score=round(float(rng.random()), 1)))
+    return truth, *sides
+
+
+class Tags(HTMLParser):
+    """The elements of a page: names and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def assert_closed(page: str) -> None:
+    """One script, no handler, no address outside the page."""
+    found = Tags(page).found
+    assert sum(tag == 'script' for tag, _ in found) == 1
+    for tag, attributes in found:
+        assert not [name for name in attributes if name.startswith('on')], (tag, attributes)
+        for name in ('src', 'href', 'action', 'xlink:href'):
+            assert re.match(r'(data:image/|#)', attributes.get(name) or '#'), (tag, attributes)
+
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory) -> dict[str, Path]:
+    """A page of each kind, with hostile names and a second model."""
+    root = write_labels(tmp_path_factory.mktemp('report'))
+    truth, good, bad = coco(np.random.default_rng(5))
+    for name, content in (('truth', truth), ('good', good), ('bad', bad)):
+        (root / f'{name}.json').write_text(json.dumps(content))
+    works = {'labels': labels_work(root, other=True), 'boxes': build.Detections(
+        '<i>title</i>', root / 'good.json', root / 'truth.json', other=root / 'bad.json')}
+    for name, work in works.items():
+        (root / f'{name}.html').write_text(
+            work.report(workers=1, pictures=60, picture_bytes=10**6).html(), encoding='utf-8')
+    return {name: root / f'{name}.html' for name in works}
+
+
+def test_names_from_outside_stay_text(pages):
+    for path in pages.values():
+        page = path.read_text(encoding='utf-8')
+        assert_closed(page)
+        for name in (*HOSTILE[:2], '<svg onload'):
+            assert name not in page
+        assert '&lt;img src=x onerror=alert(1)&gt;' in page
+        assert ('p1&lt;svg onload' in page) == (path.stem == 'labels')
+        assert page.count("querySelectorAll('table.sortable')") == 1
+
+
+def test_every_image_once_is_the_plain_score(tmp_path):
+    work = labels_work(write_labels(tmp_path))
+    measured = segmentation.measure(work.pairs, work.task, workers=1)
+    once = segmentation.resampled(measured.areas, np.ones((1, len(work.pairs)), np.float32))
+    np.testing.assert_allclose(once['IoU'][0], measured.scores.iou)
+    assert once['mIoU'][0] == pytest.approx(measured.scores.miou)
+    assert once['aAcc'][0] == pytest.approx(measured.scores.aacc)
+    assert once['mAcc'][0] == pytest.approx(measured.scores.macc)
+    edge = segmentation.resampled(measured.boundary, np.ones((1, len(work.pairs)), np.float32))
+    assert edge['mIoU'][0] == pytest.approx(measured.scores.boundary_miou)
+    # A resample is the score of a data set with these images.
+    weights = resamples(len(work.pairs), 1, seed=4)
+    again = [pair for pair, times in zip(work.pairs, weights[0], strict=True)
+             for _ in range(int(times))]
+    assert segmentation.resampled(measured.areas, weights)['mIoU'][0] == pytest.approx(
+        segmentation.measure(again, work.task, workers=1).scores.miou)
+    assert work.pairs[measured.worst_first[0]].name == 'p0'
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Accuracies of images with a known mean: about 95 of 100 intervals hold the mean."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(100):
+        right = rng.binomial(100, 0.7, 60)
+        areas = np.stack([right, np.full(60, 100), np.full(60, 100)], axis=1)[..., None]
+        drawn = segmentation.resampled(areas, resamples(60, 400, trial))['aAcc']
+        interval = Interval.of(drawn, right.mean())
+        held += interval.low <= 70 <= interval.high
+    assert 88 <= held <= 99
+
+
+def test_an_interval_stands_around_its_score():
+    """Resamples that are all too high, as those of AP are, do not lift the interval."""
+    values = np.append(np.linspace(20, 40, 201), np.nan)
+    assert Interval.of(values, 10.) == Interval(pytest.approx(0.5), pytest.approx(19.5))
+    assert Interval.of_score(values, 5.) == Interval(0., pytest.approx(14.5))
+    assert np.isnan(Interval.of_score(values, np.nan).low)
+
+
+def test_a_difference_is_told_from_chance(tmp_path):
+    work = labels_work(write_labels(tmp_path), other=True)
+    a, b = (segmentation.measure(pairs, work.task, workers=1) for pairs in (work.pairs, work.other))
+
+    def told(one, two) -> str:
+        return str(compare.labels(one, two, work.task, Budget(0, 0)).content)
+
+    assert 'A is better by mIoU' in told(a, b) and 'B is better by mIoU' in told(b, a)
+    assert 'may be chance' in told(a, a) and '0.0 to 0.0' in told(a, a)
+    fewer = segmentation.measure(work.pairs[1:], work.task, workers=1)
+    with pytest.raises(UserError, match='same images: only one has p0'):
+        told(a, fewer)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_matching_is_that_of_coco(seed):
+    truth, results, _ = coco(np.random.default_rng(seed))
+    metrics = evaluate_coco(truth, results, 'bbox').metrics()
+    matches = match(truth, results, 'bbox')
+    assert matches.ignored.any() and metrics['AP'] > 0.05
+    assert mean_ap(matches) == pytest.approx(metrics['AP'], abs=1e-12)
+    assert mean_ap(matches, 1) == pytest.approx(metrics['AP50'], abs=1e-12)
+    masks = [{**{k: v for k, v in item.items() if k != 'bbox'}, 'segmentation': outline(item)}
+             for item in results]
+    truth['annotations'] = [{**item, 'segmentation': outline(item)}
+                            for item in truth['annotations']]
+    assert mean_ap(match(truth, masks, 'segm')) == pytest.approx(
+        evaluate_coco(truth, masks, 'segm').metrics()['AP'], abs=1e-12)
+
+
+def outline(item: dict) -> list:
+    x, y, w, h = map(float, item['bbox'])
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def test_a_resample_of_detections_is_the_score_of_these_images():
+    truth, results, _ = coco(np.random.default_rng(9), images=5)
+    # Of equal scores, the order would decide.
+    results = [{**item, 'score': item['score'] + i / 1e6} for i, item in enumerate(results)]
+    weights = np.array([2, 0, 1, 0, 3])
+    found = PrecisionRecall(match(truth, results, 'bbox')).ap(weights)
+    copies = dict(truth, images=[], annotations=[])
+    again = []
+    for image, times in enumerate(weights):
+        for copy in range(times):
+            to = 10 * image + copy
+            copies['images'].append({**truth['images'][image], 'id': to})
+            copies['annotations'] += [{**item, 'image_id': to, 'id': 1000 * to + item['id']}
+                                      for item in truth['annotations'] if item['image_id'] == image]
+            again += [{**item, 'image_id': to} for item in results if item['image_id'] == image]
+    expected = PrecisionRecall(match(copies, again, 'bbox')).ap()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_kinds_of_errors_and_what_mending_adds():
+    """By hand: three objects of class a, one of class b; one detection of each kind."""
+    def box(x: float, width: float = 10.) -> list[float]:
+        return [x, 0., width, 10.]
+
+    truth = dict(images=[dict(id=1, width=200, height=20)],
+                 categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+                 annotations=[dict(id=i + 1, image_id=1, category_id=category, bbox=box(x),
+                                   area=100., iscrowd=0)
+                              for i, (category, x) in enumerate([(1, 0), (1, 30), (1, 60), (2, 90)])
+                              ])
+    results = [dict(image_id=1, category_id=category, bbox=where, score=score)
+               for category, where, score in [
+                   (1, box(0), 0.9), (1, box(1), 0.8), (1, box(34), 0.7), (1, box(90), 0.6),
+                   (1, box(150), 0.5), (2, box(34), 0.4)]]
+    matches = match(truth, results, 'bbox')
+    assert [KINDS[k] if k >= 0 else k for k in matches.kind] == [
+        RIGHT, 'duplicate', 'localisation', 'classification', 'background', 'both']
+    # The second object has a localisation error, the last a classification error.
+    assert matches.missed.tolist() == [False, False, True, False]
+    # AP50 of a: 34 of 101 recalls at precision 1; of b: 0.
+    before = 34 / 101 / 2
+    assert mean_ap(matches, 1) == pytest.approx(before)
+    added = gains(matches)
+    # Recall 2/3: the second hit comes third, at precision 2/3.
+    assert added['localisation'] == pytest.approx(33 * 2 / 3 / 101 / 2)
+    # b finds its only object, first of its detections: the other one has a lower score.
+    assert added['classification'] == pytest.approx(0.5)
+    assert added['missed'] == pytest.approx((51 - 34) / 101 / 2)
+    assert added['duplicate'] == added['background'] == added['both'] == pytest.approx(0)
+
+
+def test_calibration_of_scores_that_tell_the_truth_and_of_scores_that_boast():
+    truth, results, _ = coco(np.random.default_rng(2), images=30)
+    matches = match(truth, results, 'bbox')
+    known = matches.kind != IGNORED
+    share = float((matches.kind[known] == RIGHT).mean())
+    honest = replace(matches, score=np.full(len(matches.score), share))
+    boasting = replace(matches, score=np.full(len(matches.score), 1.))
+    assert calibration(honest)[3] == pytest.approx(0, abs=1e-9)
+    assert calibration(boasting)[3] == pytest.approx(1 - share)
+
+
+def test_pictures_stay_within_their_bounds(tmp_path):
+    work = labels_work(write_labels(tmp_path))
+    few = work.report(workers=1, pictures=9, picture_bytes=10**6).html()
+    assert sum(tag == 'img' for tag, _ in Tags(few).found) == 8
+    none = work.report(workers=1, pictures=100, picture_bytes=10).html()
+    assert 'data:image' not in none and 'Worst images' not in none
+
+
+def called(monkeypatch, *arguments: str) -> int:
+    """tools/report.py in this process; its exit code."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
+    spec = importlib.util.spec_from_file_location('report_tool', ROOT / 'tools/report.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.run(tool.write, tool.parse_args())
+
+
+def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
+    """docs/report.md, its commands, in a folder that has what they name."""
+    write_run(tmp_path, extra='train_cfg.update(max_iters=2)\n')
+    done = run('train', tmp_path, tmp_path / 'tiny.py', '--work-dir', tmp_path / 'work_dirs/tiny')
+    assert done.code == 0, done.output
+    # The best checkpoint comes before the newest.
+    run_folder = tmp_path / 'work_dirs/tiny'
+    (run_folder / 'iter_2.pth').rename(run_folder / 'best_mIoU_iter_1.pth')
+    (run_folder / 'iter_9.pth').write_bytes(b'')
+    write_labels(tmp_path)
+    (tmp_path / 'pred').rename(tmp_path / 'predictions')
+    (tmp_path / 'pred_b').rename(tmp_path / 'predictions_b')
+    truth, results, _ = coco(np.random.default_rng(5))
+    truth['images'] = [{**image, 'file_name': f'p{image["id"]}.jpg'} for image in truth['images']]
+    (tmp_path / 'annotations.json').write_text(json.dumps(truth))
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    text = (ROOT / 'docs/report.md').read_text()
+    commands = re.findall(r'^python tools/(report\.py .*)$', text, re.M)
+    assert len(commands) == 4
+    # What needs torch in a process of its own; the others here.
+    done = run_tool(*commands[0].split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    for command in commands[1:]:
+        assert called(monkeypatch, *command.split()[1:]) == 0
+    page = (run_folder / 'report.html').read_text()
+    assert_closed(page)
+    for word in ('Training', 'fingerprint of the truth', 'best_mIoU_iter_1.pth', 'EncoderDecoder'):
+        assert word in page
+    # The test tool's own mIoU is the headline.
+    log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()
+    miou = float(re.search(r'mIoU: ([\d.]+)', log)[1])
+    shown = float(re.search(r'<b>([\d.]+) %</b><span>mIoU</span>', page)[1])
+    # The test tool writes two digits, the page one.
+    assert shown == pytest.approx(miou, abs=0.056)
+    assert 'data:image/jpeg' in (tmp_path / 'detection.html').read_text()
+    assert 'Comparison' in (tmp_path / 'compared.html').read_text()
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'give RUN, or both --predictions and --truth'),
+    (['--predictions', 'pred', '--truth', 'labels'], 'say what the classes are'),
+    (['nowhere'], 'there is no folder nowhere'),
+    (['pred', '--truth', 'labels'], 'not both'),
+    (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--images', 'labels/x'],
+     'does not exist'),
+    (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--out', 'pred/x.html'],
+     'give a place outside'),
+])
+def test_bad_input_gets_one_message(tmp_path, monkeypatch, capsys, arguments, message):
+    write_labels(tmp_path, images=2)
+    monkeypatch.chdir(tmp_path)
+    assert called(monkeypatch, *arguments) == 2
+    told = capsys.readouterr()
+    assert message in told.err and not told.out
+
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
+               None)
+# Clicks, and what the reader then sees, as the title of the page.
+_CLICKS = """
+const seen = {};
+const table = document.querySelectorAll('#s1 table.sortable')[0];
+const column = () => [...table.tBodies[0].rows].map(row => row.cells[1].dataset.value);
+seen.before = column();
+const head = table.tHead.rows[0].cells[1];
+head.firstElementChild.click(); seen.down = column(); seen.sort = head.getAttribute('aria-sort');
+head.firstElementChild.click(); seen.up = column();
+const filter = document.getElementById('filter');
+filter.value = '4'; filter.dispatchEvent(new Event('change'));
+seen.rows = [...table.tBodies[0].rows].filter(row => row.offsetParent).map(
+  row => row.cells[0].textContent);
+seen.wrong = [...document.querySelectorAll('article')].filter(item => item.offsetParent
+  && !item.dataset.classes.split(' ').includes('4')).length;
+filter.value = ''; filter.dispatchEvent(new Event('change'));
+seen.all = [...table.tBodies[0].rows].filter(row => row.offsetParent).length;
+const paper = () => getComputedStyle(document.body).backgroundColor;
+const first = paper(); document.getElementById('theme').click(); seen.themes = first !== paper();
+seen.wide = document.documentElement.scrollWidth > innerWidth;
+document.title = 'SEEN' + JSON.stringify(seen);
+"""
+
+
+def dumped(path: Path, *flags: str) -> tuple[str, str]:
+    """The document after its scripts ran in a headless browser, and the console's lines."""
+    done = subprocess.run(
+        [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', *flags,
+         f'--user-data-dir={path.parent / "profile"}', '--dump-dom', path.as_uri()],
+        capture_output=True, text=True, timeout=120)
+    return done.stdout, '\n'.join(line for line in done.stderr.splitlines() if 'CONSOLE' in line)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium here')
+@pytest.mark.parametrize('kind', ['labels', 'boxes'])
+def test_in_a_browser(pages, kind):
+    page = pages[kind].read_text(encoding='utf-8')
+    document, console = dumped(pages[kind])
+    assert '<title>&lt;i&gt;title&lt;/i&gt;</title>' in document and not console
+    # A script that came in all the same does not run.
+    intruder = pages[kind].with_name(f'intruder-{kind}.html')
+    intruder.write_text(page.replace('</body>', '<script>document.title = "ran"</script></body>'))
+    document, console = dumped(intruder)
+    assert '<title>ran' not in document and 'Content Security Policy' in console
+    clicked = pages[kind].with_name(f'clicked-{kind}.html')
+    free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', page)
+    clicked.write_text(free.replace('</body>', f'<script>{_CLICKS}</script></body>'))
+    document, console = dumped(clicked, '--window-size=500,900')
+    assert not console
+    seen = json.loads(re.search(r'<title>SEEN(.*?)</title>', document)[1])
+    values = [float(value) for value in seen['before']]
+    assert [float(v) for v in seen['down']] == sorted(values, reverse=True)
+    assert [float(v) for v in seen['up']] == sorted(values) and seen['sort'] == 'descending'
+    assert seen['rows'] == ['sky'] and seen['wrong'] == 0 and seen['all'] == 5
+    assert seen['themes'] and not seen['wide']

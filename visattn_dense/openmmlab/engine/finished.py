@@ -1,0 +1,193 @@
+"""A training that is over, for its report: config, best checkpoint, predictions, data.
+
+The predictions are made once and kept in RUN/report/, until the checkpoint changes.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+
+from visattn_dense.errors import UserError, few
+from visattn_dense.evaluation.boundary import DEFAULT_RATIO
+from visattn_dense.evaluation.pairs import Pair
+from visattn_dense.evaluation.segmentation import Settings
+from visattn_dense.openmmlab.config import read_config
+from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.report.build import Detections, Labels, Origin, Work
+from visattn_dense.report.segmentation import Task
+from visattn_dense.report.training import read_record
+from visattn_dense.visualization.colour import distinct_palette
+
+_TEST = ('import sys; from visattn_dense.openmmlab.engine.launch import test; '
+         'sys.exit(test(sys.argv[1:]))')
+
+
+def work_of_run(run: str, checkpoint: str | None = None, other: str | None = None, *,
+                title: str | None = None, kind: str | None = None,
+                boundary: bool = True) -> Work:
+    """What `tools/report.py RUN` shows; predicts where there are no predictions yet.
+
+    Args:
+        run: the folder of a training.
+        checkpoint: a file; by default the best one, or else the newest.
+        other: a second run to compare with.
+        title: of the page; by default the name of the config.
+        kind: 'bbox' or 'segm' for detectors; None: boxes.
+        boundary: count boundary IoU.
+
+    Raises:
+        UserError: the folder is not a training's, or the prediction fails.
+    """
+    cfg = config_of(run)
+    chosen = Path(checkpoint) if checkpoint else checkpoint_of(run)
+    title = title or Path(cfg.filename).stem
+    register_scope(cfg.get('default_scope'))
+    made = predictions_of(run, cfg, chosen)
+    made_b = None
+    if other is not None:
+        cfg_b = config_of(other)
+        if cfg_b.get('default_scope') != cfg.get('default_scope'):
+            raise UserError(f'{run} and {other} are not of one kind: '
+                            f'{cfg.get("default_scope")} and {cfg_b.get("default_scope")}')
+        _check_same_classes(run, cfg, other, cfg_b)
+        made_b = predictions_of(other, cfg_b, checkpoint_of(other))
+    facts = {'run': os.fspath(run), 'checkpoint': chosen.name}
+    if made_b:
+        facts['compared with'] = os.fspath(other)
+    origin = Origin(facts, cfg.pretty_text, read_record(run))
+    if cfg.get('default_scope') == 'mmdet':
+        annotations, images = _coco_files(cfg)
+        return Detections(title=title, results=made, annotations=annotations, kind=kind,
+                          images=images, other=made_b, origin=origin)
+    return _labels(title, cfg, made, made_b, origin, boundary)
+
+
+def config_of(run: str | os.PathLike) -> Config:
+    """The config that a run left in its folder.
+
+    Raises:
+        UserError: no config there, or several.
+    """
+    if not Path(run).is_dir():
+        raise UserError(f'there is no folder {run}; give the work_dir of a training')
+    found = sorted(Path(run).glob('*.py'))
+    if len(found) != 1:
+        raise UserError(f'{run} holds {len(found)} configs (*.py); the work_dir of a training '
+                        'holds one. --predictions and --truth report on files')
+    return read_config(os.fspath(found[0]))
+
+
+def checkpoint_of(run: str | os.PathLike) -> Path:
+    """The best checkpoint of a run, or else the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    best = sorted(Path(run).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    if best:
+        return best[-1]
+    numbered = [(int(match[1]), path) for path in Path(run).glob('*.pth')
+                if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem))]
+    if not numbered:
+        raise UserError(f'{run} holds no checkpoint (best_*.pth, iter_*.pth or epoch_*.pth); name '
+                        'one with --checkpoint')
+    return max(numbered)[1]
+
+
+def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str:
+    """The predictions of a checkpoint on the test data, made by tools/test.py unless there.
+
+    Returns:
+        A folder of label PNGs, or the prefix of COCO results.
+
+    Raises:
+        UserError: the test fails; the message holds its last lines.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f'there is no checkpoint {checkpoint}')
+    folder = Path(run, 'report', checkpoint.stem)
+    out, mark = folder / 'predictions', folder / 'made.json'
+    state = checkpoint.stat()
+    of = {'checkpoint': checkpoint.name, 'size': state.st_size, 'time': state.st_mtime_ns}
+    try:
+        if json.loads(mark.read_text()) == of:
+            return os.fspath(out)
+    except (OSError, ValueError):
+        pass
+    mark.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f'predicting with {checkpoint}; its output is in {folder / "test.log"}',
+          file=sys.stderr, flush=True)
+    with (folder / 'test.log').open('w') as log:
+        code = subprocess.run(
+            [sys.executable, '-c', _TEST, cfg.filename, os.fspath(checkpoint), '--out',
+             os.fspath(out), '--work-dir', os.fspath(folder)],
+            stdout=log, stderr=subprocess.STDOUT).returncode
+    if code:
+        last = (folder / 'test.log').read_text(errors='replace').splitlines()[-6:]
+        raise UserError(f'the prediction with {checkpoint} failed:\n' + '\n'.join(last))
+    mark.write_text(json.dumps(of))
+    return os.fspath(out)
+
+
+def _test_data(cfg: Config) -> Any:
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        return DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def _check_same_classes(run: str, cfg: Config, other: str, cfg_b: Config) -> None:
+    """Refuse to compare models of different classes: an index would mean two things."""
+    a, b = (_test_data(c).metainfo.get('classes') for c in (cfg, cfg_b))
+    if a != b:
+        raise UserError(f'the models of {run} and {other} have different classes: '
+                        f'{few(set(a or ()) ^ set(b or ())) or "in another order"}')
+
+
+def _labels(title: str, cfg: Config, made: str, made_b: str | None, origin: Origin,
+            boundary: bool) -> Labels:
+    """The files that the test data of a segmentor names, beside the predictions."""
+    dataset = _test_data(cfg)
+    classes = tuple(dataset.metainfo['classes'])
+    palette = dataset.metainfo.get('palette') or distinct_palette(len(classes))
+    pairs, others, images = [], [], {}
+    reduce, ignored, label_map = False, 255, None
+    for number in range(len(dataset)):
+        info: dict[str, Any] = dataset.get_data_info(number)
+        label_map = info.get('label_map')
+        reduce = bool(info.get('reduce_zero_label'))
+        ignored = getattr(dataset, 'ignore_index', 255)
+        name = Path(info['img_path']).stem
+        images[name] = info['img_path']
+        for side, folder in ((pairs, made), (others, made_b)):
+            if folder is not None:
+                side.append(Pair(name, os.path.join(folder, f'{name}.png'),
+                                 info['seg_map_path']))
+    if not pairs:
+        raise UserError('the test data of the config holds no image')
+    settings = Settings(len(classes), ignored, reduce, label_map=label_map,
+                        boundary_ratio=DEFAULT_RATIO if boundary else None)
+    return Labels(title=title, task=Task(classes, palette, settings, images), pairs=pairs,
+                  other=others or None, origin=origin)
+
+
+def _coco_files(cfg: Config) -> tuple[str, str | None]:
+    """The annotation file and the folder of images of a detector's test data."""
+    evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    files = [e['ann_file'] for e in evaluators if e.get('ann_file')]
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    root = dataset.get('data_root') or ''
+    if not files:
+        files = [os.path.join(root, dataset.get('ann_file', ''))]
+    images = os.path.join(root, (dataset.get('data_prefix') or {}).get('img', ''))
+    return files[0], images if os.path.isdir(images) else None
