@@ -1,13 +1,14 @@
-"""The demo's recipe with a small FLatten-CSWin, for the pictures of docs/explain.md. The recipe is ours.
+"""The demo's recipe, shortened, with a small FLatten-CSWin: for the pictures of docs/explain.md.
 
     SCENES_ROOT=work_dirs/demo/data/ade \
         python tools/train.py demo/configs/demo_upernet_flatten_scenes.py
 
-Hardware: one CPU core, minutes; no download, no pretrained weights.
+Hardware: one CPU core, three minutes; no download, no pretrained weights.
 Data: rendered by `python -m demo segmentation`, or by `python -m demo.scenes ROOT` in ROOT/ade.
-Published: nothing. By us: not run.
+Published: nothing. By us: 16.4 mIoU and 70.2 % of the pixels after 160 iterations on 160 scenes (16
+scenes to evaluate on, seed 0).
 """
-_base_ = ['./demo_upernet_cswin_scenes.py']
+_base_ = ['./_base_/short.py']
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -18,3 +19,5 @@ model = dict(
         drop_path_rate=0.05),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128))
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'positional_encoding': dict(decay_mult=0.)}))
