@@ -57,8 +57,8 @@ class Segmentor:
         """
         try:
             prepared = self.pipeline(dict(img_path=os.fspath(path)))
-        except (OSError, ValueError, AttributeError) as error:
-            # mmcv returns None for an image that OpenCV cannot read; the pipeline fails on None.
+        except (OSError, ValueError, AttributeError, AssertionError) as error:
+            # mmcv asserts that OpenCV can read the image.
             raise UserError(f'{path} cannot be read as an image: {error}') from error
         sample = prepared['data_samples']
         batch = self.model.data_preprocessor(

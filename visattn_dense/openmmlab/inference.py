@@ -120,8 +120,8 @@ def prepare_image(cfg: Config, path: str | os.PathLike) -> Prepared:
         pipeline = Compose(_inference_pipeline(cfg))
     try:
         packed = pipeline(dict(img_path=os.fspath(path), img_id=0))
-    except (OSError, ValueError, AttributeError) as error:
-        # mmcv returns None for an image that OpenCV cannot read; the pipeline fails on None.
+    except (OSError, ValueError, AttributeError, AssertionError) as error:
+        # mmcv asserts that OpenCV can read the image.
         raise UserError(f'{path} cannot be read as an image: {error}') from error
     # The pipelines load BGR.
     picture = packed['inputs'].permute(1, 2, 0).flip(-1).contiguous().numpy()
