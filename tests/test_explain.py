@@ -136,15 +136,21 @@ def everywhere(size: tuple[int, int]) -> list[tuple[int, int]]:
     return [(row, column) for row in range(size[0]) for column in range(size[1])]
 
 
+def third(values):
+    """Every third of a list: each stripe and region of SIZES has some of them."""
+    return values[::3]
+
+
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('name', OUTPUTS)
 def test_rows_times_values_are_the_output_of_the_attention(name: str, size: tuple[int, int]):
     module = prepared(OUTPUTS[name].build(), .5)
     x = torch.randn(1, *size, 12, dtype=torch.float64)
     with torch.no_grad():
-        rows = attention_rows(module, x, everywhere(size))
+        rows = attention_rows(module, x, third(everywhere(size)))
         out, _ = naive_forward(module, x, *OUTPUTS[name][1:])
-    torch.testing.assert_close(rows.output.flatten(1), out.flatten(0, 1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(rows.output.flatten(1), third(out.flatten(0, 1)), rtol=1e-9,
+                               atol=1e-9)
     torch.testing.assert_close(sums(rows), torch.ones_like(sums(rows)))
     assert (rows.weights >= 0).all()
 
@@ -358,18 +364,19 @@ def test_every_attention_of_a_stage_is_shown_inside_another_model(backbone: nn.M
 @pytest.mark.parametrize('name', ['CSWin', 'BiFormer', 'T2TViT'])
 def test_the_figures_are_drawn(name: str, image: Tensor):
     found = explain(BACKBONES[name]().eval(), image, (40, 30))
-    drawn = [found.figure()]
-    assert len([axis for axis in drawn[0].axes if axis.images]) >= 2 * len(found.looks)
-    if name == 'CSWin':
-        drawn.append(figures.draw_heads(found.picture, found.point, found.looks[-1]))
-        assert len([axis for axis in drawn[-1].axes if axis.images]) == 4
-    for look in found.looks:
-        if look.rows.routing is not None and look.stage == 2:
-            drawn.append(figures.draw_routing(found.picture, found.point, look))
-    for figure in drawn:
-        figure.canvas.draw()
+    assert panels(found.figure()) >= 2 * len(found.looks)
+    last = found.looks[-1]
+    assert panels(figures.draw_heads(found.picture, found.point, last)) == len(last.heads)
+    routed = [look for look in found.looks if look.rows.routing is not None]
+    assert len(routed) == (3 if name == 'BiFormer' else 0)
+    for look in routed[-1:]:
+        assert panels(figures.draw_routing(found.picture, found.point, look)) == 2
     arrays = found.arrays()
     assert all(arrays[look.name].shape == look.heads.shape for look in found.looks)
+
+
+def panels(figure) -> int:
+    return sum(bool(axis.images) for axis in figure.axes)
 
 
 def test_a_point_is_the_position_that_it_lies_in():

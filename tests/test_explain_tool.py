@@ -86,7 +86,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch):
     found: dict = {}
     exec(compile(code, 'explain.md', 'exec'), found)
     assert Path('attention.png').exists()
-    assert found['field'].shape == (96, 128) and found['regions'].shape == (64, 16)
+    assert found['field'].shape == (64, 96) and found['regions'].shape == (64, 16)
 
 
 def test_heads_arrays_and_changes_are_written(main, photo: Path, tmp_path: Path, capsys):

@@ -38,7 +38,7 @@ def draw_looks(picture: np.ndarray, point: tuple[float, float], looks: Sequence[
         looks: from `explain` or `rollout`.
     """
     rows = [_columns(look) for look in looks]
-    figure, grid = _panels(picture, len(rows), 1 + max(map(len, rows)), head=.55)
+    figure, grid = _panels(picture, len(rows), 1 + max(map(len, rows)), head=.42)
     shown, ratio = _small(picture)
     for look, columns, axes in zip(looks, rows, grid, strict=True):
         stage = '' if look.stage is None else (
@@ -60,7 +60,7 @@ def draw_looks(picture: np.ndarray, point: tuple[float, float], looks: Sequence[
 def draw_heads(picture: np.ndarray, point: tuple[float, float], look: Look) -> Figure:
     """Every head of one attention, laid over the picture."""
     columns = min(len(look.heads), 6)
-    figure, grid = _panels(picture, -(-len(look.heads) // columns), columns, head=.55)
+    figure, grid = _panels(picture, -(-len(look.heads) // columns), columns, head=.42)
     shown, ratio = _small(picture)
     for number, (axis, weights) in enumerate(zip(grid.flat, look.heads, strict=False)):
         group = look.rows.groups[number]
@@ -83,7 +83,7 @@ def draw_routing(picture: np.ndarray, point: tuple[float, float], look: Look) ->
     routing = look.rows.routing
     if routing is None:
         raise ValueError(f'{look.kind} has no routing')
-    figure, ((one, all_),) = _panels(picture, 1, 2, head=.45, panel=4.6)
+    figure, ((one, all_),) = _panels(picture, 1, 2, head=.26, panel=4.6)
     shown, ratio = _small(picture)
     n, home = routing.n_win, _region_of(look, routing)
     # Pixels of the shown picture for each position of the map.
@@ -139,7 +139,7 @@ def draw_maps(picture: np.ndarray, point: tuple[float, float] | None,
         maps: title -> (h, w) weights, laid over the picture; or (h, w, 3) uint8 colours, shown as
             they are.
     """
-    figure, grid = _panels(picture, 1, 1 + len(maps), head=.45)
+    figure, grid = _panels(picture, 1, 1 + len(maps), head=.42)
     shown, ratio = _small(picture)
     panels = [('image', shown), *((title, lay_over(shown, values) if values.ndim == 2 else
                                    np.asarray(Image.fromarray(np.asarray(values)).resize(
@@ -182,7 +182,8 @@ def draw_changes(depths: Sequence[str], parts: Mapping[str, Sequence[float]], ti
             part.
         title: above the bars.
     """
-    figure = _figure(max(5., 1.6 + .34 * len(depths) * max(1, len(parts) / 2)), 3.6)
+    figure = _figure(max(5., 1.6 + .34 * len(depths) * max(1, len(parts) / 2)), 3.6,
+                     layout='constrained')
     axes = figure.add_subplot()
     wide = .84 / max(1, len(parts))
     colours = ('#2563b0', '#d9730d', '#4d9a55', '#8a5bb0')
@@ -251,11 +252,11 @@ def _region_of(look: Look, routing: Routing) -> int:
     return row // routing.region[0] * routing.n_win + column // routing.region[1]
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: str | None = None) -> Figure:
     # Figure and canvas by hand: pyplot would choose a display, and keep the figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
+    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -263,10 +264,13 @@ def _figure(width: float, height: float) -> Figure:
 def _panels(picture: np.ndarray, rows: int, columns: int, *, head: float,
             panel: float = _PANEL) -> tuple[Figure, np.ndarray]:
     """A figure and (rows, columns) empty axes; `head` is the room above a panel, in inches."""
-    height = panel * picture.shape[0] / picture.shape[1]
-    figure = _figure(columns * (panel + .08), rows * (height + head))
-    figure.get_layout_engine().set(w_pad=.03, h_pad=.03)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    height, gap = panel * picture.shape[0] / picture.shape[1], .06
+    width, total = columns * (panel + gap) + gap, rows * (height + head) + gap
+    figure = _figure(width, total)
+    # By hand: matplotlib's own layout draws everything once more.
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
+        left=gap / width, right=1 - gap / width, top=1 - head / total, bottom=gap / total,
+        wspace=gap / panel, hspace=head / height))
     for axis in grid.flat:
         axis.axis('off')
     return figure, grid
