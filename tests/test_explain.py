@@ -247,6 +247,12 @@ def test_half_precision_gives_rows_in_full_precision(dtype):
     torch.testing.assert_close(sums(rows), torch.ones(1, 2))
 
 
+def test_a_model_in_half_precision_gives_arrays(image: Tensor):
+    found = explain(BACKBONES['BiFormer']().bfloat16().eval(), image)
+    assert {array.dtype.name for array in found.arrays().values()} == {'float32', 'float64',
+                                                                       'int64'}
+
+
 class Largest(TorchDispatchMode):
     """The number of values in the largest tensor that was made."""
     most = 0

@@ -22,8 +22,8 @@ class Look:
         kind: what computes the weights: the name of its class, or 'rollout'.
         stage: the stage that the attention belongs to.
         position: (row, column) of the query on the map of the attention.
-        token: the pixels that the query's token is made from (before any attention), clipped to
-            nothing: it may reach beyond the image.
+        token: the pixels that the query's token is made from, without attention. The box may reach
+            beyond the image.
         rows: the row of this query; see `Rows`, here Q is 1.
     """
 

@@ -225,7 +225,7 @@ def _routed(attention: BiLevelRoutingAttention, x: Tensor, positions: Sequence[P
         whole = whole.unflatten(1, (n, n)).transpose(2, 3).flatten(3).flatten(1, 2)
         on_map = whole[:, :size[0], :size[1]]
         rows.append((on_map, dict(padding=_beyond(whole, on_map)), output))
-    routing = Routing(n, tuple(region), index[0], weight[0])
+    routing = Routing(n, tuple(region), index[0], _wide(weight[0]))
     return _stacked(rows, ('',) * attention.num_heads, routing)
 
 
