@@ -9,6 +9,6 @@ config        config files and --cfg-options
 engine        training and testing
 datasets      data sets, and the check of them before a training
 heads         decode heads
-inference     a segmentor from a config and a checkpoint
+inference     a segmentor, or a backbone, from a config and a checkpoint
 schemes       'visattn://' for mmengine
 """

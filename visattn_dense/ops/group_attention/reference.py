@@ -16,18 +16,27 @@ def rearrange(t: Tensor, pattern: str, **sizes: int) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None,
               counted: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ · scale) v.
+    """softmax(q kᵀ · scale) v, with the arguments of `attention_weights` and v (..., m, e)."""
+    return einsum('... q k, ... k e -> ... q e', attention_weights(q, k, scale, counted), v)
+
+
+def attention_weights(q: Tensor, k: Tensor, scale: float | None,
+                      counted: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ · scale): the weight of every key for every query.
 
     Args:
-        q, k, v: (..., n, d), (..., m, d) and (..., m, e).
+        q, k: (..., n, d) and (..., m, d).
         scale: factor of the logits, d^-½ for None.
         counted: (..., 1, m) bool, True for the keys that take part; None for all keys.
+
+    Returns:
+        (..., n, m).
     """
     logits = einsum('... q d, ... k d -> ... q k', q, k)
     logits = logits * (q.shape[-1] ** -.5 if scale is None else scale)
     if counted is not None:
         logits = logits.masked_fill(~counted, float('-inf'))
-    return einsum('... q k, ... k e -> ... q e', logits.softmax(-1), v)
+    return logits.softmax(-1)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
