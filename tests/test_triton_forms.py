@@ -21,6 +21,8 @@ needs_triton = pytest.mark.skipif(not gpu.HAS_TRITON, reason='needs Triton')
 def test_cases(tmp_path):
     """On the GPU where there is one, else in Triton's interpreter."""
     env = {name: value for name, value in os.environ.items() if not name.startswith('PYTEST_')}
+    # Deterministic algorithms ask cuBLAS for this.
+    env['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'
     if not torch.cuda.is_available():
         env['TRITON_INTERPRET'] = '1'
     run = subprocess.run(

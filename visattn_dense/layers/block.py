@@ -34,4 +34,5 @@ class TransformerBlock(nn.Module):
         """(B, ..., C) to the same shape."""
         update = self.attn(self.norm1(x))
         x, normed = self.norm2(x, update, self.drop_path.factor(update))
+        del update                               # The MLP can have its memory.
         return x + self.drop_path(self.mlp(normed))

@@ -61,7 +61,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | Non
     block_c = min(64, max(8, gpu.power_of_two(channels)))
     # 16 sums for each thread: larger tiles take more registers than four blocks can have at a time.
     block = 2048 // block_c
-    grid = -(-channels // block_c), -(-sizes[4] // block)
+    # The other axes of a GPU's grid end at 65535.
+    grid = -(-sizes[4] // block), -(-channels // block_c)
     with gpu.on(x):
         convolve_kernel[grid](
             x, weight.contiguous(), bias, onto, out, *sizes, C=channels, K=weight.shape[-1],

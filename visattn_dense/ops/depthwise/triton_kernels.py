@@ -54,9 +54,9 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, POSITIONS, x_b, x_
                     TRANSPOSED: tl.constexpr, WINDOWED: tl.constexpr, PLUS_INPUT: tl.constexpr,
                     ACTIVATION: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
                     BLOCK_C: tl.constexpr):
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < C
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     on_map = place < POSITIONS
     image, oy, ox = _position(place, OH, OW)
     # Offsets in a large batch are larger than 2³¹.

@@ -176,7 +176,7 @@ def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kin
     with gpu.on(q):
         if kind == 'focused':
             options, block = plan.rows()
-            kernels.statistics_kernel[plan.groups, plan.tiles(block)](
+            kernels.statistics_kernel[(plan.groups * plan.tiles(block),)](
                 plan.q, plan.k, position, scale, statistics, epsilon, *plan.sizes, *strides[:3],
                 **options)
         shares = plan.shares()
@@ -185,7 +185,7 @@ def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kin
             plan.k, plan.v, matrix, position, scale, of_k, shares, epsilon, *plan.sizes,
             plan.heads, *strides, **plan.options)
         torch.sum(shares, 1, out=sums)
-        kernels.output_kernel[plan.pairs, plan.tiles(plan.block)](
+        kernels.output_kernel[(plan.pairs * plan.tiles(plan.block),)](
             plan.q, matrix, scale, of_q, sums, onto, out, epsilon, *plan.sizes, plan.heads,
             *strides, **plan.options)
     return out, sums, statistics
@@ -234,7 +234,7 @@ def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, windo
             plan.q, matrix, scale, of_q, sums, grad, to_q, shares, epsilon, *plan.sizes,
             plan.heads, *strides, **options)
         grad_sums = shares.sum(1)
-        kernels.key_gradient_kernel[plan.pairs, plan.tiles(plan.block)](
+        kernels.key_gradient_kernel[(plan.pairs * plan.tiles(plan.block),)](
             plan.k, plan.v, matrix, position, scale, of_k, grad_sums, to_k, grad_v, epsilon,
             *plan.sizes, plan.heads, *strides, *values.strides, VALUE_LAST=values.last,
             VALUE_ALIGN=values.align, **options)

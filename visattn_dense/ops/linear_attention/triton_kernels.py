@@ -34,6 +34,17 @@ _SIZES = ['H', 'W', 'h', 'w', 'WY', 'WX', 'top', 'left', 'HEADS', 'x_b', 'x_y', 
 
 
 @triton.jit
+def _place(h, w, BLOCK: tl.constexpr):
+    """This program's pair (or group), and the numbers of its tokens.
+
+    Programs are counted along one axis: the others of a GPU end at 65535.
+    """
+    tiles = tl.cdiv(h * w, BLOCK)
+    program = tl.program_id(0)
+    return program // tiles, program % tiles * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _tokens(n, group, H, W, h, w, WY, WX, top, left):
     """Image, row, column and whether the token is on the map, of the nth tokens of a group."""
     y = group // WX % WY * h + n // w - top
@@ -188,9 +199,8 @@ def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, 
                   D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                   BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """out of one tile, added to `onto` unless it is None."""
-    pair = tl.program_id(0)
+    pair, n = _place(h, w, BLOCK)
     group, head = pair // HEADS, pair % HEADS
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
@@ -258,9 +268,8 @@ def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, gr
                         F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                         BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """grad_k (dφ for 'focused') and grad_v of one tile. grad_v has the strides v_b to v_d."""
-    pair = tl.program_id(0)
+    pair, n = _place(h, w, BLOCK)
     group, head = pair // HEADS, pair % HEADS
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
@@ -311,15 +320,14 @@ def statistics_kernel(q, k, position, scale, statistics, epsilon, H, W, h, w, WY
                       x_b, x_y, x_x, POWER: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
                       BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
     """‖t‖ and ‖u^p‖ of each token of q, then of k: (2, tokens, 2). The channels are contiguous."""
-    group = tl.program_id(0)
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    group, n = _place(h, w, BLOCK)
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     channel = tl.arange(0, BLOCK_C)
     c = tl.load(scale + channel, mask=channel < C, other=0.)
     inside = _mask(valid, C, BLOCK_C)
     places = _offset(image, y, x, x_b, x_y, x_x, ALIGN)[:, None] + channel[None, :]
     token = (image.to(tl.int64) * H + y) * W + x
-    tokens = (tl.num_programs(0) // (WY * WX)).to(tl.int64) * H * W
+    tokens = (tl.num_programs(0) // tl.cdiv(h * w, BLOCK) // (WY * WX)).to(tl.int64) * H * W
     added = tl.load(position + n.to(tl.int64)[:, None] * C + channel[None, :], mask=inside,
                     other=0.).to(tl.float32)
     t = _positive(tl.load(q + places, mask=inside, other=0.).to(tl.float32), c, valid, epsilon, C,
