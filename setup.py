@@ -64,6 +64,8 @@ EXTRAS_REQUIRE = {
     # Pictures in TIFF files that do not fit into memory; without imagecodecs only uncompressed and
     # deflated ones.
     'tiff': ['tifffile>=2024.5', 'imagecodecs'],
+    # Segmentors as ONNX files; a program that only uses such a file needs onnxruntime alone.
+    'export': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20'],
     # Polygons in GeoJSON.
     'geo': ['rasterio>=1.3'],
     'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',

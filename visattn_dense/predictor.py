@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import MissingFileError, UserError, did_you_mean
 from visattn_dense.predict.maps import map_file
 from visattn_dense.predict.results import Result
 from visattn_dense.predict.sources import open_sources
@@ -25,7 +25,8 @@ class Predictor:
 
     Args:
         model: a config file; or the folder of a training run, which has config and checkpoint (the
-            newest best one, else the newest).
+            newest best one, else the newest); or a file that tools/export.py wrote, without
+            checkpoint and options. An ONNX file needs neither torch nor OpenMMLab.
         checkpoint: file or URL; nothing in it is executed. With the folder of a run, another
             checkpoint than its best.
         device: where the model runs; 'cuda:0' if there is a GPU, else 'cpu', where None.
@@ -135,6 +136,8 @@ class Predictor:
 def _open(model: str, checkpoint: str | os.PathLike | None, device: str | None,
           cfg_options: Mapping[str, Any] | None, options: dict[str, Any]) -> Runtime:
     """The model that computes: decided by what `model` is."""
+    if Path(model).suffix.lower() in ('.onnx', '.pt2'):
+        return _open_exported(model, checkpoint, device, cfg_options, options)
     folder = Path(model) if Path(model).is_dir() else None
     if folder is None and checkpoint is None:
         raise UserError(f'{model} is no folder of a training run: name a checkpoint too')
@@ -149,3 +152,19 @@ def _open(model: str, checkpoint: str | os.PathLike | None, device: str | None,
     merge_options(cfg, cfg_options)
     device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     return open_model(cfg, checkpoint, device=device, **options)
+
+
+def _open_exported(model: str, checkpoint: str | os.PathLike | None, device: str | None,
+                   cfg_options: Mapping[str, Any] | None, options: dict[str, Any]) -> Runtime:
+    asked = [name for name, value in dict(checkpoint=checkpoint, cfg_options=cfg_options, **options
+                                          ).items() if value]
+    if asked:
+        raise UserError(f'{model} is an exported model, and {", ".join(asked)} belong to the '
+                        'export: leave them out')
+    if not Path(model).is_file():
+        raise MissingFileError(f'there is no file {model}')
+    if Path(model).suffix.lower() == '.onnx':
+        from visattn_dense.predict.exported import open_onnx
+        return open_onnx(model, device)
+    from visattn_dense.inference.exported import open_program
+    return open_program(model, device)

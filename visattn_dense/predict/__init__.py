@@ -12,4 +12,7 @@ tiles    windows over a picture, blended without a seam
 merge    objects of overlapping windows become objects of the picture
 rasters  windows out of TIFF files, label files, GeoJSON
 maps     a TIFF file of any size to labels or objects
+card     what an exported file says about itself
+exported an exported segmentor in onnxruntime
+resizing resizing as OpenCV and torch do it
 """

@@ -1,0 +1,192 @@
+"""tools/export.py, and what runs its files without torch and OpenMMLab."""
+import ast
+import importlib.util
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from tests.test_predictor import write_weights
+from tests.tiny_runs import ROOT, write_detection_run, write_run
+from visattn_dense import Predictor
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.export import AveragePool
+from visattn_dense.openmmlab.inference import open_segmentor
+from visattn_dense.openmmlab.parity import compare
+from visattn_dense.predict.card import Card
+from visattn_dense.predict.exported import decide, nearest, prepare
+from visattn_dense.predict.resizing import resize
+from visattn_dense.predict.sources import open_sources
+from visattn_dense.predict.stream import Options
+
+MISSING = [name for name in ('onnx', 'onnxruntime', 'onnxscript')
+           if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f'the extra "export" lacks {MISSING}')
+CARD = Card(classes=['a', 'b'], palette=[[0, 0, 0], [1, 1, 1]], mean=[10., 20., 30.],
+            std=[2., 4., 8.], steps=[])
+
+
+def export(*arguments) -> int:
+    """The exit code of tools/export.py, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        tool = runpy.run_path(str(ROOT / 'tools/export.py'))
+    return tool['main'](list(map(str, arguments)))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The folder of a run, with its model as model.onnx at the size of its images."""
+    folder = tmp_path_factory.mktemp('run')
+    write_weights(write_run(folder, images=3), folder / 'iter_8.pth')
+    if not MISSING:
+        assert export(folder, '--size', '40x43', '--out', folder / 'model.onnx',
+                      '--license', 'CC-BY-4.0') == 0
+    return folder
+
+
+@needs_onnx
+def test_the_file_needs_neither_torch_nor_openmmlab(folder, tmp_path):
+    picture = np.random.default_rng(2).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / 'picture.png')
+    code = f"""
+import sys
+for name in ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmseg', 'mmdet', 'cv2'):
+    sys.modules[name] = None
+from visattn_dense import Predictor
+predict = Predictor({str(folder / 'model.onnx')!r})
+for result in predict([{str(tmp_path / 'picture.png')!r}, {str(folder / 'data/images/0.png')!r}],
+                      scores=True):
+    result.save({str(tmp_path / 'out')!r})
+    print(result.name, result.scores.shape)
+print(*predict.classes, predict.palette, predict.runtime.card.license)
+"""
+    done = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        'picture (3, 70, 93)', '0 (3, 40, 43)', 'a b c [[0, 0, 0], [0, 255, 0], [255, 0, 0]] '
+        'CC-BY-4.0']
+    (expected,) = Predictor(folder, device='cpu')(folder / 'data/images/0.png')
+    found = np.array(Image.open(tmp_path / 'out/0_label.png'))
+    assert (found == expected.labels).mean() > 0.999
+    assert len(np.unique(found)) == 3
+
+
+@needs_onnx
+def test_options_work_on_the_file(folder):
+    path = folder / 'data/images/1.png'
+    predict, reference = Predictor(folder / 'model.onnx'), Predictor(folder, device='cpu')
+    for options in (dict(conf=0.5), dict(classes=['b'])):
+        (found,), (expected,) = predict(path, **options), reference(path, **options)
+        assert (found.labels == expected.labels).mean() > 0.995
+        assert (expected.labels == 255).any() and (expected.labels != 255).any()
+    with pytest.raises(UserError, match='half belong to the export'):
+        Predictor(folder / 'model.onnx', half=True)
+
+
+@needs_onnx
+def test_a_file_of_other_weights_is_a_fault(folder):
+    segmentor = open_segmentor(Config.fromfile(folder / 'tiny.py'), folder / 'iter_8.pth')
+    runtime = Predictor(folder / 'model.onnx').runtime
+    pictures = open_sources(str(folder / 'data/images'))
+    assert compare(segmentor, runtime, pictures).fault() is None
+    with torch.no_grad():
+        segmentor.model.decode_head.conv_seg.bias[0] += 0.3
+    assert 'the largest difference is 0.3' in compare(segmentor, runtime, pictures).fault()
+    with torch.no_grad():
+        segmentor.model.decode_head.conv_seg.bias[0] = float('nan')
+    assert compare(segmentor, runtime, pictures).fault()
+
+
+@needs_onnx
+def test_what_is_no_exported_model_is_refused(folder, tmp_path):
+    (tmp_path / 'junk.onnx').write_bytes(b'junk')
+    with pytest.raises(UserError, match='does not load in onnxruntime'):
+        Predictor(tmp_path / 'junk.onnx')
+    with pytest.raises(UserError, match='there is no file'):
+        Predictor(tmp_path / 'none.onnx')
+    import onnx
+    model = onnx.load(folder / 'model.onnx')
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / 'bare.onnx')
+    with pytest.raises(UserError, match='no model that tools/export.py wrote'):
+        Predictor(tmp_path / 'bare.onnx')
+
+
+def test_a_detector_is_refused_in_one_message(tmp_path, capsys):
+    config = write_detection_run(tmp_path)
+    assert export(config, 'none.pth') == 2
+    assert 'Only segmentors can be exported' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('size', [(7, 11), (31, 17), (40, 40), (20, 1)])
+def test_resizing_is_that_of_opencv_and_of_torch(size):
+    import cv2
+    array = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    for method, flag in (('bilinear', cv2.INTER_LINEAR), ('bicubic', cv2.INTER_CUBIC)):
+        expected = cv2.resize(array, size[::-1], interpolation=flag).astype(int)
+        assert np.abs(resize(array, size, method=method) - expected).max() <= 1
+    floats = array.astype(np.float32)
+    for align in (False, True):
+        expected = F.interpolate(torch.from_numpy(floats).permute(2, 0, 1)[None], size,
+                                 mode='bilinear', align_corners=align)[0].permute(1, 2, 0)
+        np.testing.assert_allclose(resize(floats, size, align_corners=align), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize('scale', [1, 2, 3, 6])
+def test_pooling_by_products_is_adaptive_pooling(scale):
+    x = torch.randn(2, 3, 13, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(AveragePool(scale)(x), nn.AdaptiveAvgPool2d(scale)(x))
+
+
+def test_pictures_are_fitted_and_padded_with_the_mean():
+    card = replace(CARD, steps=[dict(do='fit', size=[20, 30]), dict(do='pad', size=[20, 30])])
+    inputs, content = prepare(np.full((80, 40, 3), (12, 24, 38), np.uint8), card)
+    assert inputs.shape == (1, 3, 20, 30) and content == (20, 10)
+    assert np.unique(inputs[..., :10]) == 1 and not inputs[..., 10:].any()
+    card = replace(CARD, channels='bgr', pre_and_post=True, steps=[
+        dict(do='resize', scale=[64, 16], keep_ratio=True), dict(do='multiple', of=32)])
+    inputs, content = prepare(np.full((32, 100, 3), (1, 2, 3), np.uint8), card)
+    assert inputs.shape == (1, 32, 64, 3) and content == (32, 64)
+    assert inputs[0, 0, 0].tolist() == [3, 2, 1]
+
+
+def test_one_channel_decides_by_its_threshold():
+    logits = np.array([[[-2., 0.], [1., 3.]]], np.float32)
+    labels, confidence, scores = decide(logits, (2, 2), replace(CARD, threshold=0.6),
+                                        Options(conf=0.1, scores=True))
+    assert labels.tolist() == [[0, 0], [1, 1]] and scores.shape == (2, 2, 2)
+    np.testing.assert_allclose(confidence, [[0.881, 0.5], [0.731, 0.953]], atol=1e-3)
+    np.testing.assert_array_equal(nearest(labels, (4, 2)), [[0, 0], [0, 0], [1, 1], [1, 1]])
+
+
+@needs_onnx
+def test_the_page_shows_the_use_without_this_project(folder):
+    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8')
+    (listing,) = (block for block in page.split('```python\n')[1:] if 'import json' in block)
+    photo = folder / 'data/images/0.png'
+    done = subprocess.run([sys.executable, '-c', listing.partition('```')[0],
+                           folder / 'model.onnx', photo], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (expected,) = Predictor(folder / 'model.onnx')(photo)
+    counts = {name: int((expected.labels == i).sum()) for i, name in enumerate('abc')}
+    assert ast.literal_eval(done.stdout) == {name: n for name, n in counts.items() if n}
+
+
+@needs_onnx
+@pytest.mark.parametrize('name, options', [
+    ('whole.onnx', ['--with-pre-and-post']), ('model.pt2', ['--to', 'torch-export'])])
+def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
+    assert export(folder, '--size', '40x43', '--out', folder / name, *options) == 0
+    photo = folder / 'data/images/0.png'
+    (expected,) = Predictor(folder, device='cpu')(photo)
+    (found,) = Predictor(folder / name)(photo)
+    assert (found.labels == expected.labels).mean() > 0.999

@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Write a trained segmentor as one file, and compare the file with the model; docs/deployment.md.
+
+    python tools/export.py CONFIG CHECKPOINT --to onnx --size 512x512
+    python tools/export.py WORK_DIR --to onnx --size dynamic --out model.onnx
+
+Exit codes: 0 done; 1 the file computes something else than the model, and stays for inspection;
+2 bad input, or a model that cannot be exported.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import _checkout  # noqa: F401  (first)
+
+import visattn_dense  # noqa: F401  (mends and registers)
+from visattn_dense.command import add_debug, run
+from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='export.py', description='Write a trained segmentor as '
+                                     'one file, and compare the file with the model.')
+    parser.add_argument('model', help='config file, or the folder of a training run')
+    parser.add_argument('checkpoint', nargs='?', help='file or URL; not for the folder of a run')
+    parser.add_argument('--to', choices=['onnx', 'torch-export', 'aoti'], default='onnx',
+                        help='onnx needs no torch, aoti is compiled for this machine '
+                        '(default: %(default)s)')
+    parser.add_argument('--size', type=_size, default='512x512', metavar='HxW|dynamic',
+                        help='of the input, into which pictures are fitted; dynamic: any size '
+                        '(default: %(default)s)')
+    parser.add_argument('--half', action='store_true', help='compute in float16')
+    parser.add_argument('--with-pre-and-post', action='store_true', help='the file takes pixels '
+                        'and gives labels: normalisation and decision are inside')
+    parser.add_argument('--out', type=Path, help="the new file (default: the config's name)")
+    parser.add_argument('--license', default='not stated',
+                        help='of the weights; goes into the file')
+    parser.add_argument('--images', nargs='+', metavar='SOURCE', help='pictures for the comparison '
+                        "(default: three of the config's test data)")
+    add_cfg_options(parser)
+    add_debug(parser)
+    return parser.parse_args(arguments)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if text == 'dynamic':
+        return None
+    match = re.fullmatch(r'(\d{1,5})x(\d{1,5})', text)
+    if match is None or not all(32 <= int(side) for side in match.groups()):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither dynamic nor HxW, from 32x32 on')
+    return tuple(map(int, match.groups()))
+
+
+def export_model(args: argparse.Namespace) -> int:
+    """Write the file, open the file, compare."""
+    from visattn_dense.openmmlab import export
+    from visattn_dense.openmmlab.inference import find_run, open_segmentor
+    from visattn_dense.openmmlab.parity import compare
+    from visattn_dense.predict.sources import open_sources
+    from visattn_dense.predictor import Predictor
+    if Path(args.model).is_dir():
+        config, found = find_run(args.model)
+        args.model, args.checkpoint = str(config), args.checkpoint or found
+    elif args.checkpoint is None:
+        raise UserError(f'{args.model} is no folder of a training run: name a checkpoint too')
+    cfg = read_config(args.model)
+    merge_options(cfg, args.cfg_options)
+    if cfg.get('default_scope') == 'mmdet':
+        raise UserError(f'{args.model} is a config of a detector. Only segmentors can be exported; '
+                        'run a detector with visattn_dense.Predictor')
+    suffix = export.FORMATS[args.to]
+    out = args.out or Path(Path(args.model).stem + suffix)
+    if out.suffix != suffix:
+        raise UserError(f'--to {args.to} writes files named *{suffix}, got --out {out}')
+    sources = args.images or [str(path) for path in export.sample_images(cfg, 3)]
+    if not sources:
+        raise UserError("the config's test data is not here: name pictures for the comparison with "
+                        '--images')
+    pictures = open_sources(sources)
+    pictures.verify()
+    segmentor = open_segmentor(cfg, args.checkpoint)
+    card = export.make_card(cfg, segmentor, size=args.size, license=args.license,
+                            pre_and_post=args.with_pre_and_post)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export.export(segmentor, card, out, to=args.to, size=args.size, half=args.half)
+    print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {len(card.classes)} classes, license of '
+          f'the weights: {card.license}')
+    parity = compare(segmentor, Predictor(out).runtime, pictures)
+    print(parity.report())
+    fault = parity.fault(args.half)
+    if fault:
+        print(f'error: {out} does not compute what the model computes: {fault}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run(export_model, parse_args(arguments))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""A program of torch.export, or a library of AOTInductor, that tools/export.py wrote."""
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from visattn_dense.errors import UserError
+from visattn_dense.predict.card import Card
+from visattn_dense.predict.exported import ExportedSegmentor
+
+
+def open_program(path: str | os.PathLike, device: str | None = None) -> ExportedSegmentor:
+    """A .pt2 file. A library in it is executed: open files of people you trust.
+
+    Args:
+        path: the file.
+        device: 'cpu' or None.
+
+    Raises:
+        UserError: no model of tools/export.py, or another device.
+    """
+    path = os.fspath(path)
+    if device not in (None, 'cpu'):
+        raise UserError(f'{path} computes on a CPU, not on {device!r}; an ONNX file runs on a GPU')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any('/aotinductor/' in name for name in archive.namelist())
+        if compiled:
+            program: Any = torch._inductor.aoti_load_package(path)
+            table = program.loader.get_metadata()
+        else:
+            extra = {'card.json': ''}
+            program = torch.export.load(path, extra_files=extra).module()
+            table = json.loads(extra['card.json'] or '{}')
+    # torch's loaders raise errors of many kinds.
+    except Exception as error:
+        raise UserError(f'{path} does not load in torch {torch.__version__}: {error}') from error
+
+    def compute(inputs: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            found = program(torch.from_numpy(inputs))
+        return [part.numpy() for part in (found if isinstance(found, (tuple, list)) else [found])]
+    return ExportedSegmentor(Card.read(table, path), compute, path)

@@ -1,0 +1,287 @@
+"""A trained segmentor as one file that computes without mmsegmentation.
+
+    export(segmentor, card, 'model.onnx', to='onnx', size=(512, 512))
+
+onnx          for onnxruntime and others; needs no torch
+torch-export  a program of torch.export (.pt2), for Python with torch
+aoti          the same, compiled to a library for this machine (.pt2), for Python and C++ with torch
+"""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+import visattn_dense
+from visattn_dense.atomic import written_whole
+from visattn_dense.errors import UserError
+from visattn_dense.inference.segmentor import Segmentor
+from visattn_dense.ops.choose import use_implementation
+from visattn_dense.predict.card import Card, Step
+
+FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'aoti': '.pt2'}
+"""The formats, and the suffix of their files."""
+_EXAMPLE = (224, 288)
+
+
+def make_card(cfg: Config, segmentor: Segmentor, *, size: tuple[int, int] | None,
+              pre_and_post: bool = False, license: str = 'not stated') -> Card:
+    """What the file will say about itself.
+
+    Args:
+        cfg: the config of the segmentor.
+        segmentor: the opened model.
+        size: (H, W) of the model's input, into which pictures are fitted; None for any size, to
+            which the steps of the config's test pipeline lead.
+        pre_and_post: see `Graph`.
+        license: of the weights.
+
+    Raises:
+        UserError: the test pipeline has a step, or the model has an input, that the file cannot
+            describe.
+    """
+    preprocessor = segmentor.model.data_preprocessor
+    mean, std = (torch.as_tensor(getattr(preprocessor, name, [0. if name == 'mean' else 1.] * 3)
+                                 ).flatten().tolist() for name in ('mean', 'std'))
+    if len(mean) != 3:
+        raise UserError(f'the export takes models of three colours, and this model has {len(mean)} '
+                        'channels')
+    if size is None:
+        steps = _steps(cfg, getattr(preprocessor, 'test_cfg', None) or {})
+    else:
+        steps = [dict(do='fit', size=list(size)), dict(do='pad', size=list(size))]
+    head = segmentor.model.decode_head
+    return Card(
+        classes=list(segmentor.classes), palette=[list(map(int, c)) for c in segmentor.palette],
+        mean=mean, std=std, steps=steps,
+        # The images of mmseg come as BGR; its numbers have the order that the model takes.
+        channels='rgb' if preprocessor.channel_conversion else 'bgr',
+        align_corners=bool(segmentor.model.align_corners),
+        threshold=float(segmentor.threshold) if not isinstance(head, nn.ModuleList) else 0.3,
+        pre_and_post=pre_and_post, license=license, versions=_versions())
+
+
+def _steps(cfg: Config, padding: Mapping[str, Any]) -> list[Step]:
+    """The resizing of a config's test pipeline, and the padding of its data_preprocessor."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    steps: list[Step] = []
+    for step in (cfg.get('test_pipeline') or dataset.pipeline)[1:]:
+        kind, method = step['type'], step.get('interpolation', 'bilinear')
+        if kind.endswith('Annotations') or kind.endswith('PackSegInputs'):
+            continue
+        known = method in ('bilinear', 'bicubic')
+        scale = step.get('scale')
+        if kind == 'Resize' and scale is not None and known:
+            scale = [scale, scale] if isinstance(scale, int) else list(scale)
+            steps.append(dict(do='resize', scale=scale, method=method,
+                              keep_ratio=bool(step.get('keep_ratio', False))))
+        elif kind == 'ResizeToMultiple' and known:
+            steps.append(dict(do='multiple', of=int(step.get('size_divisor', 32)), method=method))
+        else:
+            raise UserError(f'the file cannot describe the step {dict(step)} of the test pipeline; '
+                            'export a fixed size (--size HxW)')
+    if padding.get('size'):
+        steps.append(dict(do='pad', size=list(padding['size'])))
+    elif padding.get('size_divisor'):
+        steps.append(dict(do='pad', of=int(padding['size_divisor'])))
+    return steps
+
+
+def _versions() -> dict[str, str]:
+    found = dict(python=platform.python_version(), visattn_dense=visattn_dense.__version__)
+    for name in ('torch', 'mmsegmentation', 'onnx', 'onnxscript'):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Graph(nn.Module):
+    """What the file computes.
+
+    Without pre_and_post: image (1, 3, H, W) float32, normalised, to logits (1, C, H, W) float32.
+    With it: image (1, H, W, 3) uint8, to labels (1, H, W) uint8 (int32 from 256 classes on) and
+    confidence (1, H, W) float32, the probability of the label.
+
+    Args:
+        segmentor: its model is copied.
+        card: of the file.
+        half: compute in float16.
+    """
+
+    def __init__(self, segmentor: Segmentor, card: Card, half: bool = False) -> None:
+        super().__init__()
+        self.model = _traceable(deepcopy(segmentor.model).eval())
+        self.dtype = torch.float16 if half else torch.float32
+        self.model.to(self.dtype)
+        self.pre_and_post, self.threshold = card.pre_and_post, card.threshold
+        self.label_dtype = torch.uint8 if len(card.classes) < 256 else torch.int32
+        self.register_buffer('mean', torch.tensor(card.mean)[:, None, None], persistent=False)
+        self.register_buffer('std', torch.tensor(card.std)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.pre_and_post:
+            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        size = image.shape[2:]
+        logits = self.model.encode_decode(
+            image.to(self.dtype), [dict(img_shape=size, ori_shape=size, pad_shape=size)]).float()
+        if not self.pre_and_post:
+            return logits
+        if logits.shape[1] == 1:
+            positive = logits[:, 0].sigmoid()
+            labels = positive > self.threshold
+            return labels.to(self.label_dtype), torch.where(labels, positive, 1 - positive)
+        confidence, labels = logits.softmax(1).max(1)
+        return labels.to(self.label_dtype), confidence
+
+
+class AveragePool(nn.Module):
+    """`nn.AdaptiveAvgPool2d` as two products, which an exporter can keep for every size.
+
+    out = A_h x A_wᵀ, where row i of A_n averages the positions from ⌊i n / s⌋ to ⌈(i + 1) n / s⌉.
+    """
+
+    def __init__(self, output_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self._matrix(x, axis, side) for axis, side in zip((2, 3), self.size,
+                                                                           strict=True))
+        return rows @ x @ columns.transpose(0, 1)
+
+    def _matrix(self, x: Tensor, axis: int, side: int | None) -> Tensor:
+        length = x.shape[axis]
+        side = length if side is None else side
+        part = torch.arange(side, device=x.device)[:, None]
+        place = torch.arange(length, device=x.device)
+        inside = (place >= part * length // side) & (place < -(-(part + 1) * length // side))
+        inside = inside.to(x.dtype)
+        return inside / inside.sum(1, keepdim=True)
+
+
+def _traceable(model: nn.Module) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.AdaptiveAvgPool2d:
+                setattr(parent, name, AveragePool(child.output_size))
+    return model
+
+
+@torch.no_grad()
+def export(segmentor: Segmentor, card: Card, path: str | os.PathLike, *, to: str,
+           size: tuple[int, int] | None, half: bool = False) -> None:
+    """Write the file of a segmentor on a CPU.
+
+    Args:
+        segmentor: the model, on the CPU.
+        card: from `make_card`, for the same size.
+        path: of the new file; it is there whole or not at all.
+        to: a key of `FORMATS`.
+        size: (H, W) of the input; None for any size.
+        half: compute in float16.
+
+    Raises:
+        UserError: the package of the format is missing, or the exporter cannot trace the model.
+    """
+    if to == 'onnx':
+        _need_onnx()
+    graph = Graph(segmentor, card, half).eval()
+    height, width = size or _EXAMPLE
+    image = (torch.zeros(1, height, width, 3, dtype=torch.uint8) if card.pre_and_post else
+             torch.zeros(1, 3, height, width))
+    axis = 1 if card.pre_and_post else 2
+    shapes = None if size else {'image': {axis: torch.export.Dim.DYNAMIC,
+                                          axis + 1: torch.export.Dim.DYNAMIC}}
+    # Routed attention is an operator of ours, which no other runtime knows.
+    with use_implementation('reference', operator='routed_attention'):
+        try:
+            program = torch.export.export(graph, (image,), dynamic_shapes=shapes, strict=False)
+        # The exporter raises errors of many kinds.
+        except Exception as error:
+            raise UserError(f'torch.export cannot trace this model{_at(size)}: '
+                            f'{_first_line(error)}') from error
+        with written_whole(path) as temporary:
+            _WRITE[to](program, image, card, temporary, _at(size))
+
+
+def _at(size: tuple[int, int] | None) -> str:
+    return ' for any size (try --size HxW)' if size is None else f' at {size[0]}x{size[1]}'
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0] if lines else ""}'
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'the export to ONNX needs the package {error.name}: '
+                        "pip install 'visattn-dense[export]'") from error
+
+
+def _write_onnx(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
+    names = ['labels', 'confidence'] if card.pre_and_post else ['logits']
+    quiet = logging.getLogger('onnxscript')
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        written = torch.onnx.export(program, (image,), dynamo=True, input_names=['image'],
+                                    output_names=names, verbose=False)
+    except Exception as error:
+        raise UserError(f'torch.onnx cannot write this model{at}: {_first_line(error)}') from error
+    finally:
+        quiet.setLevel(level)
+    written.model.metadata_props.update(card.strings())
+    written.save(path)
+
+
+def _write_program(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
+    # torch.export.save asks for the suffix of the final name.
+    with open(path, 'wb') as file:
+        torch.export.save(program, file, extra_files={'card.json': json.dumps(card.strings())})
+
+
+def _write_library(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
+    package = path.with_name(f'{path.name}.pt2')
+    try:
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(package),
+            inductor_configs={'aot_inductor.metadata': card.strings()})
+        os.replace(package, path)
+    except Exception as error:
+        raise UserError(f'torch cannot compile this model{at}: {_first_line(error)}; a compiler '
+                        'for C++ is needed') from error
+    finally:
+        package.unlink(missing_ok=True)
+
+
+_WRITE = {'onnx': _write_onnx, 'torch-export': _write_program, 'aoti': _write_library}
+
+
+def sample_images(cfg: Config, count: int) -> Sequence[Path]:
+    """Paths of the first images of the config's test data set; none where it has none."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    folder = Path(dataset.get('data_root') or '') / (dataset.get('data_prefix') or {}).get(
+        'img_path', '')
+    suffix = dataset.get('img_suffix', '.jpg')
+    return sorted(folder.rglob(f'*{suffix}'))[:count] if folder.is_dir() else []
