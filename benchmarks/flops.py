@@ -50,6 +50,9 @@ def formulas() -> dict:
                 torch.ops.visattn.group_attention: _group_attention,
                 torch.ops.visattn.window_attention: _window_attention,
                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    # Registered where EfficientViT or a Triton form was imported.
+    if hasattr(torch.ops.visattn, 'depthwise_triton'):
+        known[torch.ops.visattn.depthwise_triton] = _depthwise
     return {operator: formula for operator, formula in known.items()
             if operator not in flop_registry}
 
@@ -78,6 +81,11 @@ def _group_attention(query: Shape, key: Shape, value: Shape, index: Shape | None
     listed = 1 if index is None else index[2]
     keys = listed * k_height * k_width
     return 2 * math.prod(query[:3]) * keys * (query[3] + value[3])
+
+
+def _depthwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs) -> int:
+    """k × k taps of each channel of the result."""
+    return 2 * math.prod(out_shape) * weight[-1]**2
 
 
 def _window_attention(qkv: Shape, kernel: Shape, bias: Shape | None, heads: int, height: int,

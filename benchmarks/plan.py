@@ -89,8 +89,9 @@ class _Counting(TorchDispatchMode):
 
     def _flops(self, operator: Any, args: tuple, kwargs: dict, out: Any) -> int:
         if operator in self._own:
-            args, kwargs = tree_map(lambda leaf: getattr(leaf, 'shape', leaf), (args, kwargs))
-            return self._own[operator](*args, **kwargs)
+            args, kwargs, out = tree_map(lambda leaf: getattr(leaf, 'shape', leaf),
+                                         (args, kwargs, out))
+            return self._own[operator](*args, **kwargs, out_shape=out)
         return flop_registry[operator](*args, **kwargs, out_val=out) if (
             operator in flop_registry) else 0
 

@@ -3,7 +3,7 @@
     tools/dist_train.sh configs/upernet_biformer_tiny_ade20k.py 8
     tools/dist_test.sh configs/upernet_biformer_tiny_ade20k.py CHECKPOINT 8
 
-The authors trained in float16 with loss scale 512: add --amp.
+The authors trained in float16 with loss scale 512: add --amp float16.
 Hardware: 8 GPUs with 2 images each; on fewer, add --auto-scale-lr.
 Data: data/ade/ADEChallengeData2016, or the folder that ADE20K_ROOT names.
 Start: random weights (the link to biformer_tiny_best.pth was reported dead in 2026). With a file:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import DefaultScope
 from torch import Tensor
 
 import visattn_dense  # noqa: F401 (its import makes mmcv._ext importable)
@@ -63,8 +64,10 @@ def test_psamask(kind: str, window: tuple[int, int], device: str):
 def test_psanet_trains():
     from mmseg.models.decode_heads import PSAHead
 
-    head = PSAHead(in_channels=8, channels=8, num_classes=3, mask_size=(5, 7),
-                   psa_type='bi-direction')
+    # Another test may have left another scope behind.
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        head = PSAHead(in_channels=8, channels=8, num_classes=3, mask_size=(5, 7),
+                       psa_type='bi-direction')
     x = torch.randn(2, 8, 5, 7, requires_grad=True)
     out = head([x])
     out.square().sum().backward()

@@ -103,11 +103,14 @@ class MatchReport:
 
     @property
     def lost(self) -> list[str]:
-        """The modules of the first three levels of which the file fills no tensor at all."""
+        """The modules of the first three levels of which the file fills no tensor at all.
+
+        Norms are left out: a norm that starts anew is the identity, not random.
+        """
         def modules(names: Iterable[str]) -> set[str]:
             parts = [name.split('.') for name in names]
             return {'.'.join(part[:depth]) for part in parts for depth in (1, 2, 3)
-                    if depth < len(part)}
+                    if depth < len(part) and 'norm' not in part[depth - 1]}
 
         unfilled = modules((*self.missing, *self.mismatched))
         return sorted(unfilled - modules((*self.matched, *self.adapted, *self.fresh)))

@@ -34,6 +34,7 @@ from visattn_dense.attention import (
 )
 from visattn_dense.attention.cswin import CrossShapedAttention, StripeBranch
 from visattn_dense.attention.focused import EPS
+from visattn_dense.attention.ghost import GhostSelfAttention
 from visattn_dense.errors import UserError, few
 from visattn_dense.layers import pad_to_multiple, resize_position_grid
 from visattn_dense.ops.group_attention import reference as softmax
@@ -234,6 +235,20 @@ def _full(attention: SelfAttention, x: Tensor, positions: Sequence[Position], *,
           size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions, and over the tokens before the map (the class token)."""
     q, k, v = attention.qkv(x).flatten(1, -2).chunk(3, dim=-1)
+    weigh = partial(softmax.attention_weights, scale=attention.scale)
+    return _rows_of_tokens(q, k, v, attention.num_heads, map_size(attention, x, size), positions,
+                           weigh)
+
+
+@attention_rows.register
+def _ghost(attention: GhostSelfAttention, x: Tensor, positions: Sequence[Position], *,
+           size: tuple[int, int] | None = None) -> Rows:
+    """Softmax over all positions and the class token; half of q, k and v are ghosts."""
+    tokens = x.flatten(1, -2)
+    q, k, v = (torch.cat([part, ghost(part)], dim=-1) for part, ghost in (
+        (attention.q(tokens), attention.cheap_operation_q),
+        (attention.k(tokens), attention.cheap_operation_k),
+        (attention.v(tokens), attention.cheap_operation_v)))
     weigh = partial(softmax.attention_weights, scale=attention.scale)
     return _rows_of_tokens(q, k, v, attention.num_heads, map_size(attention, x, size), positions,
                            weigh)
