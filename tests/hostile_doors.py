@@ -30,8 +30,7 @@ from tests.tiny_runs import write_run
 ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_widths=(1, 2, 7, 7))
 # A child that computes longer hangs. Processor time: a loaded machine is no hang.
 SECONDS = 30
-# What a door takes for a sound file (a training of the tiny model about 200 MB) is in this limit.
-MEMORY = 256 << 20
+MEMORY = 200 << 20
 KINDS = ('taken', 'refused', 'traceback', 'signal', 'hang')
 
 Door = Callable[['Place', Path], object]

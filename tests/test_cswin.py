@@ -81,6 +81,16 @@ def test_attention_needs_no_openmmlab():
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
+def test_no_compiler_is_imported_at_the_start():
+    """torch's compiler and Triton take two seconds and 150 MB: only who compiles pays."""
+    import subprocess
+    import sys
+    code = ('import sys, visattn_dense.backbones, visattn_dense.predictor; '
+            'bad = [m for m in ("torch._dynamo", "torch._inductor", "triton") if m in sys.modules]; '
+            'sys.exit(str(bad) if bad else 0)')
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
 @pytest.mark.parametrize('case, direction', [
     ('attn_cswin_vertical_padded', 'vertical'),
     ('attn_cswin_horizontal_padded', 'horizontal'),

@@ -37,7 +37,11 @@ def product_dtype(like: Tensor) -> torch.dtype:
     return like.dtype
 
 
-@torch.compiler.assume_constant_result
 def _has_autocast(kind: str) -> bool:
     """`torch.amp.is_autocast_available`, which torch.compile cannot trace before torch 2.15."""
     return torch.amp.is_autocast_available(kind)
+
+
+# What torch.compiler.assume_constant_result sets. That function imports the compiler: two seconds
+# and 150 MB at every start, in programs that compile nothing too.
+_has_autocast._dynamo_marked_constant = True
