@@ -35,12 +35,14 @@ class Usage(NamedTuple):
     Attributes:
         registers: of one thread; 255 at most.
         spills: bytes that a thread stores to and loads from memory because registers are few.
+        stack: bytes of a thread's local memory; spilled registers are there too.
         shared: bytes of shared memory of the program.
         warps: of the program.
         matrix_units: whether the products use them.
     """
     registers: int
     spills: int
+    stack: int
     shared: int
     warps: int
     matrix_units: bool
@@ -68,13 +70,12 @@ def compile_launch(launch: Launch, capability: int) -> Usage:
             signature[name], constants[name] = 'constexpr', value
         else:
             signature[name] = _kind(value)
-            if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0
-                                             and not parameter.do_not_specialize):
+            if (value.data_ptr() % 16 == 0 if isinstance(value, Tensor) else
+                    type(value) is int and value % 16 == 0 and not parameter.do_not_specialize):
                 divisible[place,] = [['tt.divisibility', 16]]
     binary = triton.compile(ASTSource(launch.kernel, signature, constants, divisible),
                             target=GPUTarget('cuda', capability, 32), options=options)
-    registers, spills = assembled(binary.asm['ptx'])
-    return Usage(registers, spills, binary.metadata.shared, binary.metadata.num_warps,
+    return Usage(*assembled(binary.asm['ptx']), binary.metadata.shared, binary.metadata.num_warps,
                  'mma' in binary.asm['ptx'])
 
 
@@ -87,8 +88,8 @@ def _kind(value: object) -> str:
     return 'fp32' if isinstance(value, float) else 'i32' if value < 2**31 else 'i64'
 
 
-def assembled(ptx: str) -> tuple[int, int]:
-    """Registers of a thread and bytes that it spills, by the report of Triton's ptxas."""
+def assembled(ptx: str) -> tuple[int, int, int]:
+    """Registers, spilled bytes and stack of a thread, by the report of Triton's ptxas."""
     import triton
     folder = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
     target = re.search(r'^\.target (\S+)', ptx, re.M)[1].split(',')[0]
@@ -104,7 +105,9 @@ def assembled(ptx: str) -> tuple[int, int]:
     if run.returncode:
         raise RuntimeError(f'ptxas refuses the kernel: {run.stderr.strip()}')
     spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', run.stderr)
-    return int(re.search(r'Used (\d+) registers', run.stderr)[1]), sum(map(int, spills.groups()))
+    stack = re.search(r'(\d+) bytes stack frame', run.stderr)
+    return (int(re.search(r'Used (\d+) registers', run.stderr)[1]),
+            sum(map(int, spills.groups())), int(stack[1]))
 
 
 # The cases.
@@ -137,19 +140,84 @@ def regions(dtype: torch.dtype, head_dim: int, *, side: int = 64, listed: int = 
                                 n_win=8, scale=1., weight=weight)
 
 
-CASES: dict[str, Callable[[torch.dtype, int], Tensor]] = {
+def residual_norm(dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Tensor]:
+    """A float32 stream, a branch of `dtype` and six heads, as in T2T-ViT."""
+    from visattn_dense.ops.add_norm import triton_form
+    channels = 6 * head_dim
+    x = torch.empty(2, 40, channels, requires_grad=True)
+    update = torch.empty(2, 40, channels, dtype=dtype, requires_grad=True)
+    weight = torch.empty(channels, requires_grad=True)
+    return triton_form.add_norm(x, update, weight, weight, eps=1e-6, dtype=dtype,
+                                scale=torch.empty(2, 1, 1, dtype=dtype))
+
+
+def depthwise(dtype: torch.dtype, head_dim: int, *, side: int, stride: int = 1,
+              windowed: bool = False) -> Tensor:
+    """Four heads; inside windows, of the values in q, k and v and added to a map, as LePE."""
+    from visattn_dense.ops.depthwise import triton_form
+    channels = 4 * head_dim
+    qkv = torch.empty(2, 16, 16, 3 * channels, dtype=dtype, requires_grad=True)
+    x = qkv[..., -channels:]
+    weight = torch.empty(channels, 1, side, side, requires_grad=True)
+    return triton_form.depthwise(x, weight, torch.empty(channels), stride=stride,
+                                 onto=x if windowed else None, window=(16, 7) if windowed else None)
+
+
+def grouped_pointwise(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """18 groups, as in EfficientViT-B2's third stage."""
+    from visattn_dense.ops.pointwise import triton_form
+    x = torch.empty(2, 8, 8, 18 * head_dim, dtype=dtype, requires_grad=True)
+    weight = torch.empty(18 * head_dim, head_dim, 1, 1, requires_grad=True)
+    return triton_form.grouped_pointwise(x, weight, groups=18)
+
+
+def relu_linear(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """Six heads, as in EfficientViT-B2's third stage."""
+    from visattn_dense.ops.linear_attention import triton_form
+    qkv = torch.empty(2, 16 * 16, 6, 3, head_dim, dtype=dtype)
+    return triton_form.relu_attention(
+        qkv.permute(0, 2, 3, 4, 1).requires_grad_(), epsilon=1e-6)
+
+
+def performer(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """One head and half as many features, as in T2T-ViT."""
+    from visattn_dense.ops.linear_attention import triton_form
+    q, k, v = torch.empty(2, 256, 3 * head_dim, dtype=dtype, requires_grad=True).chunk(3, -1)
+    return triton_form.performer_attention(q, k, v, torch.empty(head_dim // 2, head_dim),
+                                           epsilon=1e-6)
+
+
+def focused(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """Four heads over the whole map, as in FLatten-CSWin's second stage."""
+    from visattn_dense.ops.linear_attention import triton_form
+    channels = 4 * head_dim
+    qkv = torch.empty(2, 16, 16, 3, channels, dtype=dtype, requires_grad=True)
+    learned = [torch.empty(shape, requires_grad=True) for shape in (
+        (1, 256, channels), (1, 1, channels), (channels, 1, 5, 5), (channels,))]
+    position, scale, kernel, bias = learned
+    return triton_form.focused_attention(
+        qkv, (16, 16), num_heads=4, position=position, scale=scale, power=3., epsilon=1e-6,
+        kernel=kernel, bias=bias)
+
+
+CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
     'windows': windows, 'whole maps': whole_maps, 'regions': regions,
     'small regions': partial(regions, side=32, listed=16),
-    'weighted regions': partial(regions, weighted=True)}
-"""Name -> function of a dtype and a head dim that gives the result of an operator. The tensors are
-on the CPU. The result is differentiated, and the launches of both passes are compiled."""
+    'weighted regions': partial(regions, weighted=True), 'residual norm': residual_norm,
+    'depthwise 3x3 in windows': partial(depthwise, side=3, windowed=True),
+    'depthwise 3x3, stride 2': partial(depthwise, side=3, stride=2),
+    'depthwise 5x5': partial(depthwise, side=5), 'grouped pointwise': grouped_pointwise,
+    'ReLU attention': relu_linear, 'performer': performer, 'focused attention': focused}
+"""Name -> function of a dtype and a head dim that gives the results of an operator. The tensors are
+on the CPU. The results are differentiated, and the launches of both passes are compiled."""
 
 
 def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[Launch]:
     """The distinct launches of a case, forward and backward, in order."""
     with recorded() as found:
         out = CASES[case](dtype, head_dim)
-        out.backward(torch.empty_like(out))
+        outs = (out,) if isinstance(out, Tensor) else out
+        torch.autograd.backward(outs, [torch.empty_like(each) for each in outs])
     distinct = {(each.kernel.__name__, *sorted(each.constants.items())): each for each in found}
     return list(distinct.values())
 

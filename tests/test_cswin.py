@@ -86,7 +86,7 @@ def test_no_compiler_is_imported_at_the_start():
     import subprocess
     import sys
     code = ('import sys, visattn_dense.backbones, visattn_dense.predictor; '
-            'bad = [m for m in ("torch._dynamo", "torch._inductor", "triton") if m in sys.modules]; '
+            'bad = {"torch._dynamo", "torch._inductor", "triton"} & set(sys.modules); '
             'sys.exit(str(bad) if bad else 0)')
     subprocess.run([sys.executable, '-c', code], check=True)
 

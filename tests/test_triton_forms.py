@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from visattn_dense.ops import gpu
+from benchmarks.registers import compile_launch, launches
+from visattn_dense.ops import launching
 from visattn_dense.ops.add_norm import add_norm
 
-from .triton_resources import LAUNCHES, compiled
-
 CASES = Path(__file__).with_name('triton_form_cases.py')
-needs_triton = pytest.mark.skipif(not gpu.HAS_TRITON, reason='needs Triton')
+needs_triton = pytest.mark.skipif(not launching.HAS_TRITON, reason='needs Triton')
 
 
 @needs_triton
@@ -34,22 +33,26 @@ def test_cases(tmp_path):
 
 
 @needs_triton
-@pytest.mark.skipif(gpu.INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('name, capability', [
-    ('add_norm, 384 channels, bfloat16', 80), ('depthwise 3x3, windows, bfloat16', 90),
-    ('grouped pointwise, 32 channels, bfloat16', 80), ('focused, 128 channels, bfloat16', 90)])
-def test_kernels_compile_to_gpu_code(name, capability, tmp_path, monkeypatch):
+@pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('case, head_dim, capability', [
+    ('residual norm', 64, 80), ('depthwise 3x3 in windows', 32, 90), ('grouped pointwise', 32, 80),
+    ('focused attention', 32, 90)])
+def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU.
 
-    `python -m tests.triton_resources` compiles all kernels, for both capabilities.
+    `python -m benchmarks.registers` compiles all kernels, for both capabilities.
     """
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    for launch in LAUNCHES[name]():
-        needed = compiled(launch, capability)
+    found = launches(case, torch.bfloat16, head_dim)
+    for launch in found:
+        usage = compile_launch(launch, capability)
         # What a thread block may have on every GPU from capability 8.0 on; no spilled registers.
-        assert needed.shared <= 99 * 1024 and needed.local == 0
-        assert 'focused' not in name or launch.kernel.fn.__name__ in (
-            'statistics_kernel', 'focus_gradient_kernel') or 'mma' in needed.ptx
+        assert usage.shared <= 99 * 1024 and usage.spills == usage.stack == 0
+        # In focused attention, all but the convolution and what is done channel by channel.
+        assert case != 'focused attention' or usage.matrix_units or launch.kernel.__name__ in (
+            'statistics_kernel', 'focus_gradient_kernel', 'convolve_kernel',
+            'weight_gradient_kernel')
+    assert len(found) > 1
 
 
 @needs_triton

@@ -25,21 +25,31 @@ DEVICES = ('cuda', 'cpu') if INTERPRETED else ('cuda',)
 """The device types on which an operator asks its Triton form."""
 
 
-def why_not(*tensors: Tensor) -> str | None:
-    """Why Triton cannot compute with these tensors, or None. The tensors must have one dtype."""
-    x = tensors[0]
+def why_not(*tensors: Tensor | None, alike: bool = False) -> str | None:
+    """Why Triton cannot compute with these tensors, or None.
+
+    Args:
+        tensors: what the kernels read; None stands for a tensor that is left out.
+        alike: the tensors must have one dtype.
+    """
     if not HAS_TRITON:
         return 'Triton is not installed'
-    if x.device.type not in DEVICES:
-        return f'the tensors are on {x.device.type!r}, not a CUDA device'
+    given = [t for t in tensors if t is not None]
+    device = given[0].device
+    if any(t.device != device for t in given):
+        return 'the tensors are on several devices'
+    if device.type not in DEVICES:
+        return f'the tensors are on {device.type!r}, not a CUDA device'
     # Without a GPU, tensors on 'cuda' are fake: a program only asks for shapes or counts launches.
-    if (x.device.type == 'cuda' and torch.cuda.is_available()
-            and torch.cuda.get_device_properties(x.device).major < 8):
+    if (device.type == 'cuda' and torch.cuda.is_available()
+            and torch.cuda.get_device_properties(device).major < 8):
         return 'the GPU is older than compute capability 8.0, where Triton has no matrix units'
-    kinds = [t.dtype for t in tensors]
-    if kinds[0] not in DTYPES or any(kind != kinds[0] for kind in kinds):
-        return (f'the tensors are {", ".join(str(kind) for kind in dict.fromkeys(kinds))}, not '
-                'alike float32, bfloat16 or float16')
+    kinds = dict.fromkeys(t.dtype for t in given)
+    if alike and (len(kinds) > 1 or not kinds.keys() <= set(DTYPES)):
+        return (f'the tensors are {", ".join(map(str, kinds))}, not alike float32, bfloat16 or '
+                'float16')
+    if not kinds.keys() <= set(DTYPES):
+        return 'a tensor is neither float32, bfloat16 nor float16'
     return None
 
 
@@ -55,11 +65,12 @@ _record: list[Launch] | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """kernel[grid](*args, **constants), on the device of the first argument, a tensor."""
+    """kernel[grid](*args, **constants), on the device of the first tensor of `args`."""
     if _record is not None:
         _record.append(Launch(kernel, grid, args, constants))
         return
-    with torch.cuda.device(args[0].device) if args[0].is_cuda else nullcontext():
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
         kernel[grid](*args, **constants)
 
 

@@ -8,11 +8,12 @@ reference       the equation
 torch_form      torch's sum and torch's LayerNorm
 triton_form     one kernel forward and one backward; triton_kernels holds the kernels
 """
+from .. import choose
 from ..choose import Form, Operator, reference_form
 from . import reference, torch_form, triton_form
 
 add_norm = Operator(
-    'add_norm', Form('triton', triton_form.add_norm, triton_form.why_not, devices=('cuda',)),
+    'add_norm', choose.triton_form(triton_form.add_norm, triton_form.why_not),
     Form('torch', torch_form.add_norm), reference_form(reference.add_norm))
 
 __all__ = ['add_norm']

@@ -7,7 +7,8 @@ additions: every run gives the same gradients. The arithmetic is float32 for eve
 import torch
 from torch import Tensor
 
-from .. import gpu
+from .. import launching
+from ..launching import launch, power_of_two
 
 MAX_CHANNELS = 8192
 
@@ -16,8 +17,8 @@ def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *,
             scale: Tensor | None = None, dtype: torch.dtype | None = None,
             **_: object) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    reason = gpu.why_not(x, update, scale, weight, bias)
-    if reason is None and dtype not in (None, *gpu.DTYPES):
+    reason = launching.why_not(x, update, scale, weight, bias)
+    if reason is None and dtype not in (None, *launching.DTYPES):
         reason = 'the result is neither float32, bfloat16 nor float16'
     if reason is None and update is not None and update.shape != x.shape:
         reason = 'the update has another shape than the stream'
@@ -44,7 +45,7 @@ def _sum_dtype(x: Tensor, update: Tensor | None) -> torch.dtype:
 
 def _launch_options(channels: int, elements: int) -> dict[str, int]:
     """The tile of a program, of about `elements`."""
-    block_c = gpu.power_of_two(channels)
+    block_c = power_of_two(channels)
     return dict(C=channels, BLOCK_C=block_c, BLOCK=max(1, elements // block_c),
                 num_warps=4 if block_c <= 2048 else 8, enable_fp_fusion=True)
 
@@ -61,11 +62,9 @@ def _forward(x, update, scale, weight, bias, eps, dtype):
         return total, normed, mean, inverse
     x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
     tile = _launch_options(x.shape[-1], 4096)
-    with gpu.on(x):
-        forward_kernel[(-(-tokens // tile['BLOCK']),)](
-            x, update, scale, weight.contiguous(), bias.contiguous(),
-            None if update is None else total, normed, mean, inverse, eps, tokens,
-            tokens // x.shape[0], **tile)
+    launch(forward_kernel, (-(-tokens // tile['BLOCK']),), x, update, scale, weight.contiguous(),
+           bias.contiguous(), None if update is None else total, normed, mean, inverse, eps, tokens,
+           tokens // x.shape[0], **tile)
     return total, normed, mean, inverse
 
 
@@ -96,10 +95,8 @@ def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, u
     shares = total.new_empty(programs, 2, channels, dtype=torch.float32)
     given = (None if t is None else t.contiguous()
              for t in (grad_total, grad_normed, total, scale, weight))
-    with gpu.on(total):
-        backward_kernel[(programs,)](
-            *given, mean, inverse, grads[0], grads[2] if len(grads) > 2 else None, shares, tokens,
-            tokens // total.shape[0], **tile)
+    launch(backward_kernel, (programs,), *given, mean, inverse, grads[0],
+           grads[2] if len(grads) > 2 else None, shares, tokens, tokens // total.shape[0], **tile)
     return [grads[0], shares.sum(0).to(weight.dtype), *grads[2:]]
 
 

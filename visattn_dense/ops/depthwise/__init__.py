@@ -11,12 +11,13 @@ torch_form   torch's convolution
 triton_form  one kernel forward and two backward; triton_kernels holds the kernels
 compiled     the kernel in C++
 """
+from .. import choose
 from ..choose import Form, Operator, compiled_form, reference_form
 from . import compiled, reference, torch_form, triton_form
 
 depthwise = Operator(
     'depthwise', compiled_form(compiled.depthwise, compiled.why_not),
-    Form('triton', triton_form.depthwise, triton_form.why_not, devices=('cuda',)),
+    choose.triton_form(triton_form.depthwise, triton_form.why_not),
     Form('torch', torch_form.depthwise), reference_form(reference.depthwise))
 
 __all__ = ['depthwise']

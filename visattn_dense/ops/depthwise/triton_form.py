@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from .. import gpu
+from .. import launching
+from ..launching import launch, power_of_two
 from ..precision import product_dtype
 from ..windows import window_corner
 from .torch_form import ACTIVATIONS
@@ -20,7 +21,7 @@ SIDES = (3, 5, 7)
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Tensor | None = None,
             **_: object) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    reason = gpu.why_not(x, weight, bias, onto)
+    reason = launching.why_not(x, weight, bias, onto)
     if reason is None and weight.shape[-1] not in SIDES:
         reason = f'the kernel has none of the sides {", ".join(map(str, SIDES))}'
     if reason is None and x.stride(-1) != 1:
@@ -58,16 +59,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | Non
         return out
     sizes, align = _geometry(x, out.shape[1:3], window)
     channels = x.shape[-1]
-    block_c = min(64, max(8, gpu.power_of_two(channels)))
+    block_c = min(64, max(8, power_of_two(channels)))
     # 16 sums for each thread: larger tiles take more registers than four blocks can have at a time.
     block = 2048 // block_c
     # The other axes of a GPU's grid end at 65535.
     grid = -(-sizes[4] // block), -(-channels // block_c)
-    with gpu.on(x):
-        convolve_kernel[grid](
-            x, weight.contiguous(), bias, onto, out, *sizes, C=channels, K=weight.shape[-1],
-            WINDOWED=bool(window), ALIGN=align, BLOCK=block, BLOCK_C=block_c, num_warps=4,
-            enable_fp_fusion=True, **options)
+    launch(convolve_kernel, grid, x, weight.contiguous(), bias, onto, out, *sizes, C=channels,
+           K=weight.shape[-1], WINDOWED=bool(window), ALIGN=align, BLOCK=block, BLOCK_C=block_c,
+           num_warps=4, enable_fp_fusion=True, **options)
     return out
 
 
@@ -113,18 +112,16 @@ def _weight_gradient(grad, x, weight, stride, window):
     if grad.numel() == 0:
         return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
     sizes, align = _geometry(x, grad.shape[1:3], window)
-    block_c = min(64, max(8, gpu.power_of_two(channels)))
-    block_k = gpu.power_of_two(side)
+    block_c = min(64, max(8, power_of_two(channels)))
+    block_k = power_of_two(side)
     block = 4096 // (block_c * block_k)
     blocks = -(-channels // block_c)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = min(-(-sizes[4] // block), max(16, 2048 // (blocks * side)))
     shares = x.new_empty(programs, side**2 + 1, channels, dtype=torch.float32)
-    with gpu.on(x):
-        weight_gradient_kernel[programs, blocks, side](
-            x, grad.contiguous(), shares, *sizes, C=channels, K=side, STRIDE=stride,
-            WINDOWED=bool(window), ALIGN=align, BLOCK=block, BLOCK_K=block_k, BLOCK_C=block_c,
-            num_warps=4, enable_fp_fusion=True)
+    launch(weight_gradient_kernel, (programs, blocks, side), x, grad.contiguous(), shares, *sizes,
+           C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), ALIGN=align, BLOCK=block,
+           BLOCK_K=block_k, BLOCK_C=block_c, num_warps=4, enable_fp_fusion=True)
     return shares.sum(0)
 
 

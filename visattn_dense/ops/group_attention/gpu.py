@@ -31,7 +31,7 @@ def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
         return 'the scale is not positive'
     if max(t.shape[1:].numel() for t in maps) * 3 >= 2**31:
         return 'an image has so many elements that 32 bits cannot count them'
-    return launching.why_not(*maps)
+    return launching.why_not(*maps, alike=True)
 
 
 # Windows and stripes.

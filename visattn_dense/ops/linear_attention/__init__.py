@@ -14,6 +14,7 @@ torch_form  torch's products, linear in the number of tokens
 triton_form kernels for all three, forward and backward; triton_kernels holds the kernels
 compiled    focused attention by the kernel in C++
 """
+from .. import choose
 from ..choose import Form, Operator, compiled_form, reference_form
 from . import compiled, reference, torch_form, triton_form
 
@@ -21,19 +22,18 @@ focused_attention = Operator(
     'focused_attention', compiled_form(compiled.focused_attention, compiled.why_not),
     compiled_form(compiled.convolution_alone, compiled.why_not_convolution,
                   name='compiled convolution'),
-    Form('triton', triton_form.focused_attention, triton_form.why_not_focused, devices=('cuda',)),
+    choose.triton_form(triton_form.focused_attention, triton_form.why_not_focused),
     Form('torch', torch_form.focused_attention), reference_form(reference.focused_attention))
 
 relu_attention = Operator(
     'relu_attention',
-    Form('triton', triton_form.relu_attention, triton_form.why_not_relu, devices=('cuda',)),
+    choose.triton_form(triton_form.relu_attention, triton_form.why_not_relu),
     Form('torch', torch_form.relu_attention),
     reference_form(reference.relu_attention))
 
 performer_attention = Operator(
     'performer_attention',
-    Form('triton', triton_form.performer_attention, triton_form.why_not_performer,
-         devices=('cuda',)),
+    choose.triton_form(triton_form.performer_attention, triton_form.why_not_performer),
     Form('torch', torch_form.performer_attention),
     reference_form(reference.performer_attention))
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import gpu
+from .. import launching
 from ..depthwise import triton_form as depthwise_form
+from ..launching import launch, power_of_two
 from ..windows import window_corner
 
 MAX_HEAD_DIM = 64
@@ -29,7 +30,7 @@ def why_not_focused(qkv: Tensor, window: tuple[int, int], *, num_heads: int, pos
                     scale: Tensor, power: float, kernel: Tensor, bias: Tensor | None,
                     **_: object) -> str | None:
     """Why the kernels cannot compute focused attention of these tensors, or None."""
-    reason = (gpu.why_not(qkv, position, scale)
+    reason = (launching.why_not(qkv, position, scale)
               or depthwise_form.why_not(qkv[..., 2, :], kernel, bias))
     if reason is None and power < 1:
         reason = 'the focusing factor is less than 1'
@@ -52,7 +53,7 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
 
 def why_not_relu(qkv: Tensor, **_: object) -> str | None:
     """Why the kernels cannot compute ReLU attention of this tensor, or None."""
-    return gpu.why_not(qkv) or _why_not_sizes(qkv, qkv.shape[3])
+    return launching.why_not(qkv) or _why_not_sizes(qkv, qkv.shape[3])
 
 
 def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
@@ -65,7 +66,7 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
 
 def why_not_performer(q: Tensor, k: Tensor, v: Tensor, w: Tensor, **_: object) -> str | None:
     """Why the kernels cannot compute the performer's attention of these tensors, or None."""
-    reason = gpu.why_not(q, k, v, w)
+    reason = launching.why_not(q, k, v, w)
     if reason is None and not q.dtype == k.dtype == v.dtype:
         reason = 'q, k and v have several dtypes'
     if reason is None and w.requires_grad:
@@ -128,8 +129,8 @@ class _Plan:
         exact = 'tf32' if kind == 'relu' else 'tf32x3'
         self.options = dict(
             KIND=kind, POWER=power, CHANNELS_LAST=self.layout.last, ALIGN=self.layout.align,
-            D=self.dim, F=self.features, BLOCK_D=max(16, gpu.power_of_two(self.dim)),
-            BLOCK_F=max(16, gpu.power_of_two(self.features)), BLOCK=self.block,
+            D=self.dim, F=self.features, BLOCK_D=max(16, power_of_two(self.dim)),
+            BLOCK_F=max(16, power_of_two(self.features)), BLOCK=self.block,
             EXACT=exact if half else 'ieee', PRECISION='tf32x3' if half else 'ieee', num_warps=4,
             num_stages=2, enable_fp_fusion=True)
 
@@ -150,7 +151,7 @@ class _Plan:
     def rows(self) -> tuple[dict, int]:
         """Constants of the kernels that read all channels of a token, and their tile."""
         channels = self.heads * self.dim
-        block_c = gpu.power_of_two(channels)
+        block_c = power_of_two(channels)
         block = max(1, 1024 // block_c)
         return dict(POWER=self.power, ALIGN=self.layout.align, C=channels, BLOCK_C=block_c,
                     BLOCK=block, num_warps=4, enable_fp_fusion=True), block
@@ -173,21 +174,17 @@ def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kin
     matrix, position, scale, onto = (None if t is None else t.contiguous()
                                      for t in (matrix, position, scale, onto))
     strides = plan.layout.strides
-    with gpu.on(q):
-        if kind == 'focused':
-            options, block = plan.rows()
-            kernels.statistics_kernel[(plan.groups * plan.tiles(block),)](
-                plan.q, plan.k, position, scale, statistics, epsilon, *plan.sizes, *strides[:3],
-                **options)
-        shares = plan.shares()
-        of_q, of_k = statistics.unbind()
-        kernels.summary_kernel[plan.pairs, plan.chunks](
-            plan.k, plan.v, matrix, position, scale, of_k, shares, epsilon, *plan.sizes,
-            plan.heads, *strides, **plan.options)
-        torch.sum(shares, 1, out=sums)
-        kernels.output_kernel[(plan.pairs * plan.tiles(plan.block),)](
-            plan.q, matrix, scale, of_q, sums, onto, out, epsilon, *plan.sizes, plan.heads,
-            *strides, **plan.options)
+    if kind == 'focused':
+        options, block = plan.rows()
+        launch(kernels.statistics_kernel, (plan.groups * plan.tiles(block),), plan.q, plan.k,
+               position, scale, statistics, epsilon, *plan.sizes, *strides[:3], **options)
+    shares = plan.shares()
+    of_q, of_k = statistics.unbind()
+    launch(kernels.summary_kernel, (plan.pairs, plan.chunks), plan.k, plan.v, matrix, position,
+           scale, of_k, shares, epsilon, *plan.sizes, plan.heads, *strides, **plan.options)
+    torch.sum(shares, 1, out=sums)
+    launch(kernels.output_kernel, (plan.pairs * plan.tiles(plan.block),), plan.q, matrix, scale,
+           of_q, sums, onto, out, epsilon, *plan.sizes, plan.heads, *strides, **plan.options)
     return out, sums, statistics
 
 
@@ -228,18 +225,15 @@ def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, windo
     strides = *plan.layout.strides, *layout.strides
     options = dict(plan.options, GRAD_LAST=layout.last, GRAD_ALIGN=layout.align)
     of_q, of_k = statistics.unbind()
-    with gpu.on(q):
-        shares = plan.shares()
-        kernels.query_gradient_kernel[plan.pairs, plan.chunks](
-            plan.q, matrix, scale, of_q, sums, grad, to_q, shares, epsilon, *plan.sizes,
-            plan.heads, *strides, **options)
-        grad_sums = shares.sum(1)
-        kernels.key_gradient_kernel[(plan.pairs * plan.tiles(plan.block),)](
-            plan.k, plan.v, matrix, position, scale, of_k, grad_sums, to_k, grad_v, epsilon,
-            *plan.sizes, plan.heads, *strides, *values.strides, VALUE_LAST=values.last,
-            VALUE_ALIGN=values.align, **options)
-        if phi is not None:
-            grads[-2:] = _focus_gradient(plan, position, scale, phi, grad_q, grad_k)
+    shares = plan.shares()
+    launch(kernels.query_gradient_kernel, (plan.pairs, plan.chunks), plan.q, matrix, scale, of_q,
+           sums, grad, to_q, shares, epsilon, *plan.sizes, plan.heads, *strides, **options)
+    grad_sums = shares.sum(1)
+    launch(kernels.key_gradient_kernel, (plan.pairs * plan.tiles(plan.block),), plan.k, plan.v,
+           matrix, position, scale, of_k, grad_sums, to_k, grad_v, epsilon, *plan.sizes, plan.heads,
+           *strides, *values.strides, VALUE_LAST=values.last, VALUE_ALIGN=values.align, **options)
+    if phi is not None:
+        grads[-2:] = _focus_gradient(plan, position, scale, phi, grad_q, grad_k)
     return grads
 
 
@@ -252,10 +246,9 @@ def _focus_gradient(plan: _Plan, position: Tensor, scale: Tensor, phi: Tensor, g
     chunks = max(1, min(plan.groups, 1024 // tiles))
     position_shares = phi.new_empty(chunks, *position.shape)
     scale_shares = phi.new_empty(tiles * chunks, scale.shape[0])
-    focus_gradient_kernel[tiles, chunks](
-        plan.q, plan.k, position, scale, phi, grad_q, grad_k, position_shares, scale_shares,
-        plan.epsilon, plan.groups, *plan.sizes, *plan.layout.strides[:3], *layout.strides[:3],
-        GRAD_ALIGN=layout.align, **options)
+    launch(focus_gradient_kernel, (tiles, chunks), plan.q, plan.k, position, scale, phi, grad_q,
+           grad_k, position_shares, scale_shares, plan.epsilon, plan.groups, *plan.sizes,
+           *plan.layout.strides[:3], *layout.strides[:3], GRAD_ALIGN=layout.align, **options)
     return [position_shares.sum(0).to(position.dtype), scale_shares.sum(0)]
 
 

@@ -7,12 +7,13 @@ reference    the equation
 torch_form   torch's convolution, which launches a kernel for each group on a GPU
 triton_form  one kernel forward and two backward; triton_kernels holds the kernels
 """
+from .. import choose
 from ..choose import Form, Operator, reference_form
 from . import reference, torch_form, triton_form
 
 grouped_pointwise = Operator(
     'grouped_pointwise',
-    Form('triton', triton_form.grouped_pointwise, triton_form.why_not, devices=('cuda',)),
+    choose.triton_form(triton_form.grouped_pointwise, triton_form.why_not),
     Form('torch', torch_form.grouped_pointwise), reference_form(reference.grouped_pointwise))
 
 __all__ = ['grouped_pointwise']

@@ -6,7 +6,8 @@ sum in a fixed order, without atomic additions.
 import torch
 from torch import Tensor
 
-from .. import gpu
+from .. import launching
+from ..launching import launch, power_of_two
 from ..precision import product_dtype
 
 MAX_WIDTH = 128
@@ -14,7 +15,7 @@ MAX_WIDTH = 128
 
 def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
-    reason = gpu.why_not(x, weight)
+    reason = launching.why_not(x, weight)
     if reason is None and max(weight.shape[1], weight.shape[0] // groups) > MAX_WIDTH:
         reason = f'a group has more than {MAX_WIDTH} channels'
     if reason is None and x.stride(-1) != 1:
@@ -31,7 +32,7 @@ def _launch_options(dtype: torch.dtype, inside: int, outside: int) -> dict:
     import triton.language as tl
     kinds = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     half = dtype != torch.float32
-    widths = [max(16, gpu.power_of_two(width)) for width in (inside, outside)]
+    widths = [max(16, power_of_two(width)) for width in (inside, outside)]
     return dict(IN=inside, OUT=outside, KIND=kinds[dtype],
                 BLOCK=64 if half or max(widths) <= 32 else 32, BLOCK_I=widths[0],
                 BLOCK_O=widths[1], PRECISION='tf32' if half else 'ieee', num_warps=4,
@@ -45,10 +46,8 @@ def _product(x: Tensor, weight: Tensor, out: Tensor, groups: int, dtype: torch.d
     if positions == 0:
         return out
     options = _launch_options(dtype, x.shape[-1] // groups, out.shape[-1] // groups)
-    with gpu.on(x):
-        product_kernel[-(-positions // options['BLOCK']), groups](
-            x.contiguous(), weight.contiguous(), out, positions, groups, TRANSPOSED=transposed,
-            **options)
+    launch(product_kernel, (-(-positions // options['BLOCK']), groups), x.contiguous(),
+           weight.contiguous(), out, positions, groups, TRANSPOSED=transposed, **options)
     return out
 
 
@@ -88,9 +87,8 @@ def _weight_gradient(grad, x, weight, groups):
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = max(1, min(-(-positions // options['BLOCK']), 1024 // groups))
     shares = x.new_empty(programs, *weight.shape, dtype=torch.float32)
-    with gpu.on(x):
-        weight_gradient_kernel[programs, groups](
-            x.contiguous(), grad.contiguous(), shares, positions, groups, **options)
+    launch(weight_gradient_kernel, (programs, groups), x.contiguous(), grad.contiguous(), shares,
+           positions, groups, **options)
     return shares.sum(0).to(weight.dtype)
 
 
