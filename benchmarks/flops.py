@@ -47,12 +47,10 @@ def formulas() -> dict:
     # The operators are registered by their import.
     from visattn_dense.attention import routed  # noqa: F401
     known = {torch.ops.visattn.routed_attention: _routed_attention,
-                torch.ops.visattn.group_attention: _group_attention,
-                torch.ops.visattn.window_attention: _window_attention,
-                torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    # Registered where EfficientViT or a Triton form was imported.
-    if hasattr(torch.ops.visattn, 'depthwise_triton'):
-        known[torch.ops.visattn.depthwise_triton] = _depthwise
+             torch.ops.visattn.group_attention: _group_attention,
+             torch.ops.visattn.window_attention: _window_attention,
+             torch.ops.visattn.depthwise_triton: _depthwise,
+             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     return {operator: formula for operator, formula in known.items()
             if operator not in flop_registry}
 

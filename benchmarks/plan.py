@@ -2,13 +2,12 @@
 
 The model runs on fake tensors of the device 'cuda': shapes, dtypes and the choice of each
 operator's form are those of a GPU, and nothing is computed. Every operator that is no view is one
-launch, and our own operators are as many as `LAUNCHES` says. An operator reads its arguments and
-writes its results once. It takes at least max(bytes / bandwidth, FLOPs / rate); the sum of these
-times is the floor of the pass. Backward is not counted: autograd needs a real GPU for tensors on
-'cuda'.
+launch. An operator reads its arguments and writes its results once. It takes at least
+max(bytes / bandwidth, FLOPs / rate); the sum of these times is the floor of the pass. Backward is
+not counted: autograd needs a real GPU for tensors on 'cuda'.
 
-What the count cannot see: convolutions that cuDNN splits into several launches, and the workspace
-that a library fills.
+What the count cannot see: convolutions that cuDNN splits into several launches, the workspace that
+a library fills, and that an operator of ours may start several kernels (linear attention does).
 """
 from __future__ import annotations
 
@@ -38,8 +37,6 @@ BATCHES = {Size(512, 512): 16, Size(1024, 1024): 4, Size(2048, 2048): 1}
 # Operators without a kernel: they make tensors, or give another view of one.
 _NO_LAUNCH = {'aten::_unsafe_view', 'aten::empty', 'aten::empty_like', 'aten::new_empty',
               'aten::empty_strided', 'aten::new_empty_strided', 'aten::lift_fresh'}
-LAUNCHES: dict[str, int] = {}
-"""Kernels of our operators; one where an operator is not named."""
 
 
 class Cost(NamedTuple):
@@ -79,7 +76,7 @@ class _Counting(TorchDispatchMode):
                       for value in operator._schema.returns)
         if is_view or name in _NO_LAUNCH or name.startswith('prim'):
             return out
-        self.launches[name] += LAUNCHES.get(name, 1)
+        self.launches[name] += 1
         moved = sum(map(_bytes, tree_leaves((args, kwargs, out))))
         flops = self._flops(operator.overloadpacket, args, kwargs, out)
         self.bytes += moved

@@ -14,20 +14,16 @@ from visattn_dense.ops.choose import decisions
 from visattn_dense.ops.group_attention import full_attention, region_attention, window_attention
 from visattn_dense.ops.group_attention.fused import fused_attention
 
-from .interpreting import interpret_quickly
+from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
 
 interpret_quickly()
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
     """Triton is used, and memory that nothing has written to holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    with use_implementation('triton'):
+    with poisoned_memory(), use_implementation('triton'):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 def surrounded(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,4 +1,5 @@
-"""Triton's interpreter, without what it does again and again.
+"""What the cases of the Triton forms share: a process of their own, poisoned memory, and Triton's
+interpreter without what it does again and again.
 
 For every call of one jit function by another, Triton's interpreter replaces the members of
 triton.language, and never puts them back. The replacement takes milliseconds, many times as long as
@@ -6,8 +7,45 @@ the call. Once for each module is enough. It also checks every sum and product o
 overflow, in 64 bits.
 """
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+import torch
+
+from visattn_dense.ops.launching import INTERPRETED
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_cases(name: str) -> None:
+    """Run the cases in tests/NAME in a process of their own: on the GPU where there is one, else in
+    Triton's interpreter, which has to be chosen before Triton is imported."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
+    # Deterministic algorithms ask cuBLAS for this.
+    env['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'
+    if not torch.cuda.is_available():
+        env['TRITON_INTERPRET'] = '1'
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
+         f'tests/{name}'],
+        cwd=ROOT, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert ' passed' in run.stdout
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside the block, memory that nothing has written to holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def interpret_quickly() -> None:

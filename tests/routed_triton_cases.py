@@ -9,21 +9,17 @@ from visattn_dense.attention.naive import as_naive
 from visattn_dense.ops.group_attention.triton_launch import transpose_routing
 from visattn_dense.ops.launching import INTERPRETED
 
-from .interpreting import interpret_quickly
+from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
 
 interpret_quickly()
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
     """Triton is used, and memory that nothing has written to holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    with routed.use_implementation('triton'):
+    with poisoned_memory(), routed.use_implementation('triton'):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, index: Tensor, weight: Tensor | None,

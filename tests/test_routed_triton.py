@@ -1,9 +1,4 @@
 """Routed attention in Triton: its cases in a process of their own, and what needs no device."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,7 +15,8 @@ from visattn_dense.ops.group_attention import gpu
 from visattn_dense.ops.group_attention.triton_launch import Tile
 from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED, recorded
 
-ROOT = Path(__file__).resolve().parents[1]
+from .interpreting import run_cases
+
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='needs Triton')
 
 
@@ -28,15 +24,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='needs Triton')
 @pytest.mark.parametrize('cases', ['routed_triton_cases.py', 'group_triton_cases.py'])
 def test_cases(cases):
     """On the GPU where there is one, else in Triton's interpreter."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith('PYTEST_')}
-    if not torch.cuda.is_available():
-        env['TRITON_INTERPRET'] = '1'
-    run = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
-         f'tests/{cases}'],
-        cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert ' passed' in run.stdout
+    run_cases(cases)
 
 
 def inputs(**kwargs) -> list[torch.Tensor]:

@@ -1,9 +1,4 @@
 """The Triton forms: their cases in a process of their own, and what needs no device."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,24 +7,15 @@ from benchmarks.registers import compile_launch, launches
 from visattn_dense.ops import launching
 from visattn_dense.ops.add_norm import add_norm
 
-CASES = Path(__file__).with_name('triton_form_cases.py')
+from .interpreting import run_cases
+
 needs_triton = pytest.mark.skipif(not launching.HAS_TRITON, reason='needs Triton')
 
 
 @needs_triton
-def test_cases(tmp_path):
+def test_cases():
     """On the GPU where there is one, else in Triton's interpreter."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith('PYTEST_')}
-    # Deterministic algorithms ask cuBLAS for this.
-    env['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'
-    if not torch.cuda.is_available():
-        env['TRITON_INTERPRET'] = '1'
-    run = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist',
-         str(CASES)],
-        cwd=CASES.parents[1], env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    assert ' passed' in run.stdout
+    run_cases('triton_form_cases.py')
 
 
 @needs_triton

@@ -20,17 +20,15 @@ from visattn_dense.ops.linear_attention import (
 )
 from visattn_dense.ops.pointwise import grouped_pointwise
 
-DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+from .interpreting import DEVICE, TOLERANCE, poisoned_memory
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
     """Memory that nothing has written to holds NaN."""
-    torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_memory():
+        yield
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
