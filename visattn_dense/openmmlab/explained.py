@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmengine.registry import DefaultScope
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.errors import MissingFileError, UserError
 from visattn_dense.explain.subject import Prepared, normalised
 from visattn_dense.explain.subject import fill as fill_backbone
 from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.inference import preparation
+from visattn_dense.predict.sources import Picture
 from visattn_dense.registry import BACKBONES
 
 
@@ -52,21 +53,13 @@ def prepare_image(cfg: Config, path: str | os.PathLike) -> Prepared:
     if not os.path.exists(path):
         raise MissingFileError(f'no image {path}: there is no such file')
     register_scope(cfg.get('default_scope'))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        steps = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline
-        pipeline = Compose([step for step in steps
-                            if not str(step['type']).endswith('Annotations')])
-    try:
-        packed = pipeline(dict(img_path=os.fspath(path), img_id=0))
-    except (OSError, ValueError, AttributeError, AssertionError) as error:
-        # mmcv asserts that OpenCV can read the image.
-        raise UserError(f'{path} cannot be read as an image: {error}') from error
+    prepared = preparation(cfg)(Picture(Path(path).stem, os.fspath(path)))
     # The pipelines load BGR.
-    picture = packed['inputs'].permute(1, 2, 0).flip(-1).contiguous().numpy()
+    picture = prepared.inputs[0].permute(1, 2, 0).flip(-1).contiguous().numpy()
     options = cfg.model.get('data_preprocessor') or {}
     mean, std = options.get('mean') or [0.] * 3, options.get('std') or [1.] * 3
     if not (options.get('bgr_to_rgb') or options.get('rgb_to_bgr')):
         image = normalised(picture, mean[::-1], std[::-1]).flip(1)
     else:
         image = normalised(picture, mean, std)
-    return Prepared(image, picture, tuple(packed['data_samples'].ori_shape[:2]))
+    return Prepared(image, picture, tuple(prepared.samples[0].ori_shape[:2]))

@@ -87,7 +87,7 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
     model, contents = _build(cfg, model_cfg, checkpoint)
     model = _placed(model, device, half, optimize)
     classes, palette = _class_table(cfg, contents, model.num_classes)
-    return Segmentor(model, _preparation(cfg, native or mode == 'tiles', tta), classes, palette,
+    return Segmentor(model, preparation(cfg, native or mode == 'tiles', tta), classes, palette,
                      mode, crop, stride, gather or (device if mode == 'tiles' else 'cpu'),
                      _dtype(device) if half else None)
 
@@ -130,7 +130,7 @@ def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = '
     classes, palette = _class_table(cfg, contents, _count_classes(model))
     if half:
         _halve_features(model, device)
-    pipeline = _preparation(cfg, native or mode == 'tiles', tta)
+    pipeline = preparation(cfg, native or mode == 'tiles', tta)
     if tta:
         from mmdet.registry import MODELS
         wrapper = dict(_augmented(cfg).model)
@@ -250,14 +250,16 @@ def _augmented(cfg: Config) -> Config:
     return cfg
 
 
-def _preparation(cfg: Config, native: bool, tta: bool) -> Preparation:
+def preparation(cfg: Config, native: bool = False, tta: bool = False) -> Preparation:
     """The test pipeline without annotations, cut behind the loader."""
-    dataset = (_augmented(cfg) if tta else cfg).test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    steps = dataset.pipeline if tta else cfg.get('test_pipeline') or dataset.pipeline
+    steps = None if tta else cfg.get('test_pipeline')
+    if not steps:
+        dataset = (_augmented(cfg) if tta else cfg).test_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset['dataset']
+        steps = dataset.pipeline
     kept = _without(steps, ('Annotations', *(('Resize',) if native else ())))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         loader, rest = Compose(kept[:1]), Compose(kept[1:])
     (first,) = loader.transforms
     stock = type(first).__module__.startswith('mmcv.') and (
