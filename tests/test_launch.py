@@ -1,14 +1,17 @@
 """tools/train.py and tools/test.py: flags, messages, exit codes."""
 import json
+import logging
 import os
 import pickle
 import re
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from tests.tiny_runs import (
     ROOT,
@@ -22,6 +25,7 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
+from visattn_dense.openmmlab.run_log import RUN_LOG
 
 SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=2']
 
@@ -54,11 +58,23 @@ custom_hooks = [dict(type='NonFiniteLossHook'), dict(type='IterationSeedHook')]
 def test_says_what_it_changed(trained: Path) -> None:
     output = (trained / 'output').read_text()
     assert 'SyncBN runs as BN' in output
+    # Said before the run had a log file, and there all the same.
+    assert 'SyncBN runs as BN' in next(trained.glob('work/*/*.log')).read_text()
     assert 'The learning rate is scaled by 0.125: the real batch is 2' in output
     log = next(trained.glob('work/*/vis_data/*.json')).read_text()
     assert json.loads(log.splitlines()[0])['lr'] == pytest.approx(1e-3 / 8)
     assert 'seed: 3' in next(trained.glob('work/*/*.log')).read_text()
     assert re.search(r'Iter\(train\) \[4/6\] .*eta: \d:\d\d:\d\d', output)
+
+
+def test_messages_of_several_threads_arrive() -> None:
+    MMLogger.get_current_instance()
+    record = logging.makeLogRecord(dict(name='visattn_dense', levelno=logging.INFO, msg='hello'))
+    RUN_LOG.handle(record)
+    thread = threading.Thread(target=RUN_LOG.handle, args=(record,), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_hooks_are_there_once(trained: Path) -> None:

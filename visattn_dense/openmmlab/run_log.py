@@ -13,7 +13,7 @@ log = logging.getLogger('visattn_dense')
 
 
 class _RunLog(logging.Handler):
-    """Hands each message to mmengine's current logger, or keeps the messages until `release`."""
+    """Hands each message to mmengine's current logger, or keeps the messages until `hand_over`."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -29,11 +29,11 @@ class _RunLog(logging.Handler):
         record.msg, record.args = record.getMessage(), None
         MMLogger.get_current_instance().handle(record)
 
-    def hold(self) -> None:
+    def keep(self) -> None:
         """Keep the messages from now on: the run has no log file yet."""
         self._kept = []
 
-    def release(self) -> None:
+    def hand_over(self) -> None:
         """Hand over what was kept; the run has its logger now."""
         kept, self._kept = self._kept or [], None
         for record in kept:

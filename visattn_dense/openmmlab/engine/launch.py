@@ -169,7 +169,7 @@ def _run(cfg: Config, task: str, compiled: bool) -> None:
     runner = None
     try:
         runner = runner_class(base).from_cfg(cfg)
-        RUN_LOG.release()
+        RUN_LOG.hand_over()
         if compiled:
             _compile(runner.model)
         getattr(runner, task)()
@@ -208,7 +208,7 @@ def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:
             raise
 
     log.setLevel(logging.INFO)
-    RUN_LOG.hold()
+    RUN_LOG.keep()
     code = run(guarded, args, log_to=RUN_LOG, codes={NonFiniteLossError: 3},
                message=checks.message_of, who=f' (rank {rank})' if rank else '',
                stopped='interrupted; --resume goes on from the last checkpoint')

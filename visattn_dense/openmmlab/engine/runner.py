@@ -105,7 +105,7 @@ class ResilientMixin:
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
-        RUN_LOG.release()
+        RUN_LOG.hand_over()
         return logger
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
