@@ -17,6 +17,7 @@ from visattn_dense.attention import (
     BiLevelRoutingAttention,
     CrossShapedWindowAttention,
     FocusedLinearAttention,
+    GhostSelfAttention,
     LePESelfAttention,
     LiteMLA,
     SelfAttention,
@@ -86,6 +87,7 @@ CASES = {
 # Here a value is not the value that is weighed: the output alone can be compared.
 OUTPUTS = {
     **CASES,
+    'ghost': Case(lambda: GhostSelfAttention(12, 2), values='v'),
     'routed, soft': bra(soft_routing=True),
     'routed, maximum': bra(kv_downsample_mode='maxpool', kv_downsample_ratio=2),
     'routed, adaptive maximum': bra(kv_downsample_mode='ada_maxpool', kv_per_win=2),

@@ -67,13 +67,17 @@ class GhostSelfAttention(UsesOperators, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same shape."""
-        tokens = x.flatten(1, -2)
-        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)          # each (B, N, C/2)
-        q = torch.cat([q, self.cheap_operation_q(q)], dim=-1)
-        k = torch.cat([k, self.cheap_operation_k(k)], dim=-1)
-        v = torch.cat([v, self.cheap_operation_v(v)], dim=-1)
+        q, k, v = self.project(x.flatten(1, -2))
         out = full_attention(q, k, v, num_heads=self.num_heads, scale=self.scale, mode=self.mode)
         return self.proj(out.view(x.shape))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, C) to q, k and v, each like it: the linear halves, then their ghosts."""
+        halves = self.q(tokens), self.k(tokens), self.v(tokens)           # each (B, N, C/2)
+        factors = self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v
+        q, k, v = (torch.cat([half, ghost(half)], dim=-1)
+                   for half, ghost in zip(halves, factors, strict=True))
+        return q, k, v
 
 
 class GhostMlp(nn.Module):

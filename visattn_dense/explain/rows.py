@@ -235,23 +235,17 @@ def _full(attention: SelfAttention, x: Tensor, positions: Sequence[Position], *,
           size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions, and over the tokens before the map (the class token)."""
     q, k, v = attention.qkv(x).flatten(1, -2).chunk(3, dim=-1)
-    weigh = partial(softmax.attention_weights, scale=attention.scale)
-    return _rows_of_tokens(q, k, v, attention.num_heads, map_size(attention, x, size), positions,
-                           weigh)
+    return _softmax_of_tokens(attention, q, k, v, attention.num_heads,
+                              map_size(attention, x, size), positions)
 
 
 @attention_rows.register
 def _ghost(attention: GhostSelfAttention, x: Tensor, positions: Sequence[Position], *,
            size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions and the class token; half of q, k and v are ghosts."""
-    tokens = x.flatten(1, -2)
-    q, k, v = (torch.cat([part, ghost(part)], dim=-1) for part, ghost in (
-        (attention.q(tokens), attention.cheap_operation_q),
-        (attention.k(tokens), attention.cheap_operation_k),
-        (attention.v(tokens), attention.cheap_operation_v)))
-    weigh = partial(softmax.attention_weights, scale=attention.scale)
-    return _rows_of_tokens(q, k, v, attention.num_heads, map_size(attention, x, size), positions,
-                           weigh)
+    q, k, v = attention.project(x.flatten(1, -2))
+    return _softmax_of_tokens(attention, q, k, v, attention.num_heads,
+                              map_size(attention, x, size), positions)
 
 
 @attention_rows.register
@@ -259,8 +253,14 @@ def _wide_full(attention: WideSelfAttention, x: Tensor, positions: Sequence[Posi
                size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions, one head."""
     q, k, v = attention.qkv(x).flatten(1, -2).chunk(3, dim=-1)
+    return _softmax_of_tokens(attention, q, k, v, 1, map_size(attention, x, size), positions)
+
+
+def _softmax_of_tokens(attention: SelfAttention | GhostSelfAttention | WideSelfAttention, q: Tensor,
+                       k: Tensor, v: Tensor, heads: int, size: tuple[int, int],
+                       positions: Sequence[Position]) -> Rows:
     weigh = partial(softmax.attention_weights, scale=attention.scale)
-    return _rows_of_tokens(q, k, v, 1, map_size(attention, x, size), positions, weigh)
+    return _rows_of_tokens(q, k, v, heads, size, positions, weigh)
 
 
 @attention_rows.register
