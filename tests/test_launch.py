@@ -25,6 +25,7 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
+from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
 SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=2']
@@ -275,6 +276,13 @@ def test_batch_norm_of_one_value_is_refused_before_the_start(tmp_path: Path) -> 
 def test_float16_on_a_cpu_is_refused(tmp_path: Path) -> None:
     done = run('train', tmp_path, write_run(tmp_path), '--amp', 'float16')
     assert done.code == 2 and '--amp float16 needs a GPU' in done.output
+
+
+@pytest.mark.parametrize(('given', 'scale'), [({}, 1.), (dict(loss_scale=512.), 512.)])
+def test_amp_keeps_the_loss_scale_of_the_config(given: dict, scale: float) -> None:
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', **given)))
+    _use_amp(cfg, 'bfloat16')
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=scale)
 
 
 def test_compile_leaves_the_checkpoint_as_it_is(tmp_path: Path, monkeypatch) -> None:

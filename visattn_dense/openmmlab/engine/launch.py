@@ -144,10 +144,9 @@ def _use_amp(cfg: Config, dtype: str) -> None:
         dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
     if dtype != 'auto':
         cfg.optim_wrapper.dtype = dtype
-        # bfloat16 has float32's range: its gradients need no scale.
-        cfg.optim_wrapper.loss_scale = 'dynamic' if dtype == 'float16' else 1.
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    # bfloat16 has float32's range: its gradients need no scale.
+    cfg.optim_wrapper.setdefault('loss_scale', 1. if dtype == 'bfloat16' else 'dynamic')
 
 
 def _fit_amp_to_device(cfg: Config) -> None:
