@@ -158,7 +158,7 @@ class Outcome:
     Attributes:
         kind: 'taken', 'refused' (one message of the project), 'traceback', 'signal', 'hang'.
         said: the message, or what else is to be known.
-        memory: bytes that the child took beyond what it began with.
+        memory: bytes that the child took beyond what it began with, shared libraries left out.
     """
 
     kind: str
@@ -169,6 +169,20 @@ class Outcome:
 def _high_water() -> int:
     with open('/proc/self/status') as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
+
+
+def _libraries() -> int:
+    """Bytes of shared libraries that this process has touched. How many pages one touch brings
+    depends on the file system's cache, so for the same work the number differs from day to day."""
+    total, library = 0, False
+    with open('/proc/self/smaps') as file:
+        for line in file:
+            first, _, rest = line.partition(' ')
+            if not first.endswith(':'):
+                library = '.so' in rest.rpartition('/')[2]
+            elif library and first == 'Rss:':
+                total += int(rest.split()[0]) * 1024
+    return total
 
 
 def attempt(door: Door, place: Place, path: Path) -> Outcome:
@@ -187,7 +201,7 @@ def attempt(door: Door, place: Place, path: Path) -> Outcome:
             os.dup2(log, 2)
             # The mark begins anew, at what the process has now.
             Path('/proc/self/clear_refs').write_text('5')
-            before = _high_water()
+            before = _high_water() - _libraries()
             try:
                 status = door(place, path)
                 kind, said = ('taken', '') if not status else (
@@ -196,7 +210,8 @@ def attempt(door: Door, place: Place, path: Path) -> Outcome:
                 kind, said = 'refused', str(error)
             except BaseException as error:
                 kind, said = 'traceback', f'{type(error).__name__}: {error}'
-            os.write(write, f'{_high_water() - before}\n{kind}\n{said}'.encode(
+            taken = _high_water() - _libraries() - before
+            os.write(write, f'{taken}\n{kind}\n{said}'.encode(
                 errors='replace')[:4000])
         os._exit(code)
     os.close(write)

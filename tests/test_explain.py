@@ -533,4 +533,7 @@ def test_bad_input_is_named(call: Callable, message: str, image: Tensor):
 
 def test_every_attention_of_the_package_has_rows():
     """A new attention fails here until it has its function."""
-    assert all(issubclass(cls, tuple(known_attentions())) for cls in NAIVE)
+    # Other tests enter toys of their own.
+    ours = [cls for cls in NAIVE if cls.__module__.startswith('visattn_dense.')]
+    assert len(ours) > 8
+    assert all(issubclass(cls, tuple(known_attentions())) for cls in ours)
