@@ -2,12 +2,12 @@
 
 The model runs on fake tensors of the device 'cuda': shapes, dtypes and the choice of each
 operator's form are those of a GPU, and nothing is computed. Every operator that is no view is one
-launch. An operator reads its arguments and writes its results once. It takes at least
-max(bytes / bandwidth, FLOPs / rate); the sum of these times is the floor of the pass. Backward is
-not counted: autograd needs a real GPU for tensors on 'cuda'.
+launch; linear attention starts three kernels or four. An operator reads its arguments and writes
+its results once. It takes at least max(bytes / bandwidth, FLOPs / rate); the sum of these times is
+the floor of the pass. Backward is not counted: autograd needs a real GPU for tensors on 'cuda'.
 
-What the count cannot see: convolutions that cuDNN splits into several launches, the workspace that
-a library fills, and that an operator of ours may start several kernels (linear attention does).
+What the count cannot see: convolutions that cuDNN splits into several launches, and the workspace
+that a library fills.
 """
 from __future__ import annotations
 
@@ -70,13 +70,17 @@ class _Counting(TorchDispatchMode):
         kwargs = kwargs or {}
         out = operator(*args, **kwargs)
         name = operator._schema.name
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+        in_place = name.startswith('aten::_foreach')            # which returns nothing
+        if not in_place and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             return out
         is_view = any(value.alias_info is not None and not value.alias_info.is_write
                       for value in operator._schema.returns)
         if is_view or name in _NO_LAUNCH or name.startswith('prim'):
             return out
-        self.launches[name] += 1
+        if name == 'aten::convolution' and _is_channels_last(args[0]):
+            # cuDNN keeps the layout; a fake convolution does not know cuDNN.
+            out = out.contiguous(memory_format=torch.channels_last)
+        self.launches[name] += _kernels(name, args)
         moved = sum(map(_bytes, tree_leaves((args, kwargs, out))))
         flops = self._flops(operator.overloadpacket, args, kwargs, out)
         self.bytes += moved
@@ -93,6 +97,17 @@ class _Counting(TorchDispatchMode):
             operator in flop_registry) else 0
 
 
+def _kernels(name: str, args: tuple) -> int:
+    """How many kernels the operator starts."""
+    if name == 'visattn::linear_attention_triton':      # norms of focused features; S, z; sum; out
+        return 4 if args[-1] == 'focused' else 3
+    return 1
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _bytes(leaf: Any) -> int:
     """Of a tensor, each number once: an expanded dimension holds no numbers of its own."""
     if not isinstance(leaf, Tensor):
@@ -104,14 +119,17 @@ def _bytes(leaf: Any) -> int:
     return numbers * leaf.itemsize
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Takes torch's fused attention for one operator, as it is on a GPU."""
+class _Fused(TorchFunctionMode):
+    """Takes torch's attention and interpolation for one operator each, as they are on a GPU."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.scaled_dot_product_attention:
             query, key, value = args[:3]
             return torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, scale=(kwargs or {}).get('scale'))[0]
+        if function is nn.functional.interpolate and args[0].device.type == 'cuda':
+            size = args[1] if len(args) > 1 else kwargs['size']
+            return args[0].new_empty(*args[0].shape[:2], *size).add_(0)
         return function(*args, **(kwargs or {}))
 
 
@@ -164,7 +182,7 @@ def counted(make: Callable[[], nn.Module], batch: int, size: Size,
     with _fake_gpu(dtype), torch.no_grad():
         _put_on_gpu(module)
         x = torch.empty(batch, 3, *size, device='cuda')
-        with _FusedAttention(), _Counting() as counting:
+        with _Fused(), _Counting() as counting:
             module(x)
     return counting
 

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
-from visattn_dense.layers import optimize_for_inference
+from visattn_dense.layers import half_weights, optimize_for_inference
 from visattn_dense.registry import BACKBONES
 
 SIZES = [(64, 64), (64, 96), (65, 97), (31, 17), (37, 131), (1, 1), (3, 200), (128, 32)]
@@ -66,6 +66,29 @@ class BackboneSuite:
             for got, pixels in zip(out.shape[2:], size, strict=True):
                 assert max(1, pixels // stride) <= got <= -(-pixels // stride)
             assert out.isfinite().all()
+
+    @pytest.mark.parametrize('with_cp', [False, True])
+    def test_weights_cast_at_once_change_no_bit(self, with_cp, monkeypatch):
+        """Inside autocast: values and gradients are those of autocast's own casts."""
+        model = self.build(with_cp=with_cp)
+        model.train()
+        whole, casts, found = half_weights._Cast.apply, [], {}
+        monkeypatch.setattr(half_weights._Cast, 'apply',
+                            lambda *args: casts.append(len(args)) or whole(*args))
+        for mine in (True, False):
+            if not mine:
+                monkeypatch.setattr(half_weights, 'autocast_dtype', lambda x: None)
+            torch.manual_seed(0)
+            with torch.autocast('cpu', torch.bfloat16):
+                outs = model(self.image())
+            sum(out.float().square().mean() for out in outs).backward()
+            found[mine] = [*outs, *(p.grad for p in model.parameters() if p.grad is not None)]
+            model.zero_grad()
+        assert casts
+        assert all(type(layer.weight) is nn.Parameter for layer in model.modules()
+                   if isinstance(layer, nn.Linear))
+        for ours, autocast in zip(found[True], found[False], strict=True):
+            torch.testing.assert_close(ours, autocast, rtol=0, atol=0)
 
     def test_strides_and_channels_are_readable(self):
         model = self.build()

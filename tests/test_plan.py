@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import cli, plan
+from benchmarks import cli, plan, subjects
 from benchmarks.options import Size
 
 
@@ -36,3 +36,12 @@ def test_the_command_needs_no_gpu(capsys):
     row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith('| EfficientViT b0 | 64×96 | 1 | ')
     assert not torch.is_autocast_enabled('cuda')
+
+
+@pytest.mark.parametrize(('name', 'aim', 'size'), [
+    ('CSWin:small', 600, Size(1024, 1024)), ('BiFormer:small', 500, Size(1024, 1024)),
+    ('FLattenCSWin:tiny', 500, Size(896, 896)), ('EfficientViT:b2', 350, Size(1024, 1024)),
+    ('EfficientViT:l2', 350, Size(1024, 1024)), ('T2TViT:14', 250, Size(1024, 1024))])
+def test_few_launches(name, aim, size):
+    """A forward pass starts few kernels: launches bound a small batch in eager mode."""
+    assert plan.cost(subjects.backbone(name).make, 4, size).launches <= aim

@@ -51,21 +51,23 @@ class TopkRouting(nn.Module):
         self.diff_routing = diff_routing
         self.emb = nn.Linear(qk_dim, qk_dim) if param_routing else nn.Identity()
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, *,
+                weights: bool = True) -> tuple[Tensor | None, Tensor]:
         """Route.
 
         Args:
             q, k: (B, R, Q) descriptors.
+            weights: whether the weights are wanted. Most attentions use the index alone.
 
         Returns:
-            weight: (B, R, K), the softmax over the K largest logits.
+            weight: (B, R, K), the softmax over the K largest logits; None without `weights`.
             index: (B, R, K), the chosen regions, from the largest weight to the smallest.
         """
         if not self.diff_routing:
             q, k = q.detach(), k.detach()
         logits = self.emb(q) * self.scale @ self.emb(k).transpose(1, 2)
         kept, index = logits.topk(min(self.topk, logits.shape[-1]), dim=-1)
-        return kept.softmax(-1), index
+        return kept.softmax(-1) if weights else None, index
 
 
 class BiLevelRoutingAttention(UsesOperators, nn.Module):
@@ -132,9 +134,11 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
             raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
                              f'{x.shape[2]}; resize it or set auto_pad=True')
         x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
-        q, k, v = self.qkv['qkv'](x).split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
-        weight, index = self.router(*(region_means(t, self.n_win).flatten(1, 2) for t in (q, k)))
-
+        qkv = self.qkv['qkv'](x)
+        q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
+        means = region_means(qkv[..., :2 * self.qk_dim], self.n_win).flatten(1, 2)
+        weight, index = self.router(*means.chunk(2, -1),
+                                    weights=self.soft_routing or self.router.diff_routing)
         out = region_attention(
             q, k, v, index, num_heads=self.num_heads, n_win=self.n_win, scale=self.scale,
             weight=self._factor(weight), pool=self.pool, mode=self.mode)
@@ -147,7 +151,7 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         """The pooling of a region's keys and values, (·, C, h, w) each; None for no pooling."""
         return None if isinstance(self.kv_down, nn.Identity) else self.kv_down
 
-    def _factor(self, weight: Tensor) -> Tensor | None:
+    def _factor(self, weight: Tensor | None) -> Tensor | None:
         """The factor of the routed k and v: the weights, 1 with their gradient, or None."""
         if self.soft_routing:
             return weight

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
+from visattn_dense.layers.half_weights import half_weights
 
 # What other projects call an argument, and what a user does here.
 _ELSEWHERE = {
@@ -162,20 +163,25 @@ class DenseBackbone(nn.Module):
         """Called after `load_pretrained`, to set what the checkpoint implies without a tensor."""
 
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        """block(x). With `with_cp`, backward computes the activations again."""
+        """block(x), with its weights cast in one launch inside autocast. With `with_cp`, backward
+        computes the activations again."""
+        def run(x: Tensor) -> Tensor:
+            with half_weights(block, x):
+                return block(x)
+
         if not (self.with_cp and self.training):
-            return block(x)
+            return run(x)
         norms = [m for m in block.modules()
                  if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
         # The second computation would count the batch twice in the statistics of these norms.
         # torch.compile accepts no context_fn.
         if not norms or torch.compiler.is_compiling():
-            return checkpoint(block, x, use_reentrant=False)
+            return checkpoint(run, x, use_reentrant=False)
 
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             return nullcontext(), _statistics_kept(norms)
 
-        return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        return checkpoint(run, x, use_reentrant=False, context_fn=contexts)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile the repeated blocks, each on its own: blocks that differ in their weights alone

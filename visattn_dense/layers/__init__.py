@@ -11,6 +11,7 @@ drop       stochastic depth
 block      the pre-norm transformer block
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
+half_weights  inside autocast: casts all weights of a block in one launch
 packed     prepares a model for inference on a CPU
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple

@@ -1,5 +1,6 @@
 """Position tables: the sinusoid table, and the resizing of a table to another map."""
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from visattn_dense.ops.precision import without_autocast
@@ -47,11 +48,11 @@ def resize_position_grid(table: Tensor, from_size: tuple[int, int],
 
 
 def _bicubic_matrix(like: Tensor, size: int, new_size: int) -> Tensor:
-    """(new_size, size): the weight of each old position in each new position; rows sum to 1.
-
-    The interpolation of a unit matrix would give the same. But compilers break an interpolation up
-    into hundreds of operations for each table, so the formula is written out.
-    """
+    """(new_size, size): the weight of each old position in each new position; rows sum to 1."""
+    if not torch.compiler.is_compiling():
+        unit = torch.eye(size, dtype=like.dtype, device=like.device)[None, None]
+        return F.interpolate(unit, (new_size, size), mode='bicubic')[0, 0]
+    # Compilers break an interpolation up into hundreds of operators for each table: so the formula.
     new, old = (torch.arange(n, dtype=like.dtype, device=like.device) for n in (new_size, size))
     centre = (new[:, None] + .5) * (size / new_size) - .5
     taps = centre.floor() - 1 + torch.arange(4, dtype=like.dtype, device=like.device)

@@ -1,0 +1,75 @@
+"""Inside autocast: cast all weights of a block in one launch, instead of one launch for each."""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.precision import autocast_dtype
+
+
+class _Cast(torch.autograd.Function):
+    """Casts tensors to a dtype. Backward casts all gradients in one launch too."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [t.dtype for t in tensors]
+        ctx.set_materialize_grads(False)
+        return tuple(_copies(tensors, [dtype] * len(tensors)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        at = [i for i, grad in enumerate(grads) if grad is not None]
+        found: list[Tensor | None] = [None] * len(grads)
+        for i, grad in zip(at, _copies([grads[i] for i in at], [ctx.dtypes[i] for i in at]),
+                           strict=True):
+            found[i] = grad
+        return None, *found
+
+
+def _copies(tensors: Any, dtypes: list[torch.dtype]) -> list[Tensor]:
+    copies = [torch.empty_like(t, dtype=dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return copies
+
+
+@contextmanager
+def half_weights(block: nn.Module, x: Tensor) -> Iterator[None]:
+    """While the block runs inside autocast, its linear layers and convolutions have cast weights.
+
+    Autocast would cast each weight and each bias with a kernel of its own: most of the launches of
+    a small block. The values and the gradients are the same. Layers whose operators take float32
+    weights (`UsesOperators`) keep them. Outside autocast, and while torch.compile traces (its
+    kernels cast as they read), nothing happens. A block that turns autocast off for one of its
+    layers casts the layer's weight itself: `F.linear(x, layer.weight.float())`.
+
+    Args:
+        block: whose layers cast; the cast lasts for one call of the block.
+        x: the input, for the device and the dtype of autocast.
+    """
+    dtype = None if torch.compiler.is_compiling() else autocast_dtype(x)
+    layers = [] if dtype is None or block._compiled_call_impl is not None else block.modules()
+    named = [(layer, name, weight) for layer in layers
+             if isinstance(layer, (nn.Linear, nn.Conv2d)) and not isinstance(layer, UsesOperators)
+             for name, weight in layer._parameters.items()
+             if isinstance(weight, nn.Parameter) and weight.dtype == torch.float32
+             and not is_traceable_wrapper_subclass(weight)]
+    if not named:
+        yield
+        return
+    # An attribute of the instance hides the parameter of that name. Another thread that runs the
+    # same block may take the attribute away: then autocast casts the parameter, to the same values.
+    for (layer, name, _), cast in zip(
+            named, _Cast.apply(dtype, *(weight for *_, weight in named)), strict=True):
+        layer.__dict__[name] = cast
+    try:
+        yield
+    finally:
+        for layer, name, _ in named:
+            layer.__dict__.pop(name, None)
