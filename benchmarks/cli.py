@@ -21,6 +21,7 @@ from .forms import has_compiler
 from .isolation import available_memory, collect
 from .options import Size, parse_place, parse_size
 from .passes import Plan
+from .report import write_report
 
 QUICK_SIZES, FULL_SIZES = ('224', '512'), ('224', '512', '1024', '1024x2048')
 # On a CPU the only size in all forms: compiling for one takes minutes on a few cores.
@@ -222,10 +223,35 @@ def show_plan(args: argparse.Namespace) -> None:
         print(row, flush=True)
 
 
+def measure_gpu(args: argparse.Namespace) -> int:
+    """Print and write the table of `benchmarks.gpu_table`, line by line."""
+    from . import gpu_table
+    place, _ = parse_place(args.device, args.dtype or 'bfloat16')
+    report = document.begin(args)
+    names = args.backbones or gpu_table.BACKBONES
+    for name in names:
+        subjects.backbone(name)
+    where = report['environment']
+    found = gpu_table.Table(place, args.minutes, tuple(names), dtype=args.dtype or 'bfloat16')
+    found.lines += [f'# {where["device"]}', '', f'Written by `{report["command"]}` on '
+                    f'{where["date"]}, commit {where["commit"] or "unknown"}, torch '
+                    f'{where["torch"]}.', '']
+    print('\n'.join(found.lines))
+    text, data, _ = document.paths(args.out)
+    for line in found.run():
+        print(line, flush=True)
+        write_report(text, '\n'.join(found.lines) + '\n', data,
+                     report | dict(records=found.records))
+    print(f'  {text}\n  {data}')
+    return 1 if found.failed else 0
+
+
 def benchmark(args: argparse.Namespace) -> int:
     if args.plan:
         show_plan(args)
         return 0
+    if args.device.startswith('cuda') and not args.full:
+        return measure_gpu(args)
     records: list[dict[str, Any]] = []
     todo = plans(args)
     report = document.begin(args) | dict(records=records)
