@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from visattn_dense.command import run
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.images import free_memory
 
 from . import document, subjects
 from .cases import memory_case, time_case
 from .forms import has_compiler
-from .isolation import available_memory, collect
+from .isolation import collect
 from .options import Size, parse_place, parse_size
 from .passes import Plan
 
@@ -158,7 +159,7 @@ class Limits:
             return None
         if self.memory_gib is not None:
             return int(self.memory_gib * 2**30)
-        free = available_memory()
+        free = free_memory()
         return free and int(0.9 * free)
 
 

@@ -10,7 +10,6 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +26,6 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error is the allocator's, of torch, oneDNN or Python."""
     return (isinstance(error, (MemoryError, torch.OutOfMemoryError))
             or isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
-
-
-def available_memory() -> int | None:
-    """Bytes that a process may take without pushing others out, or None where unknown."""
-    info = Path('/proc/meminfo')
-    found = re.search(r'MemAvailable:\s*(\d+) kB', info.read_text()) if info.exists() else None
-    return int(found[1]) * 2**10 if found else None
 
 
 def collect(function: Callable[..., Iterator[dict[str, Any]]], *arguments: Any,
