@@ -24,10 +24,9 @@ from visattn_dense.checkpoints import (
     rename,
     unwrap,
 )
-from visattn_dense.checkpoints.matching import few
 from visattn_dense.checkpoints.pretrained import fill
 from visattn_dense.checkpoints.reading import resolve
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.layers import ConvNormAct, LayerNorm2d, init_vit_weights
 from visattn_dense.layers.mbconv import ACTIVATIONS
 from visattn_dense.registry import BACKBONES

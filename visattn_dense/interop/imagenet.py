@@ -15,7 +15,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from visattn_dense.errors import MissingFileError, UserError, did_you_mean
+from visattn_dense.errors import MissingFileError, UserError, did_you_mean, few
 
 _SYNSET = re.compile(r'n\d{8}')
 
@@ -68,10 +68,9 @@ def labelled_images(folder: Path, num_classes: int) -> list[tuple[str, int]]:
                             f'{did_you_mean(strangers[0], synsets)}')
         return find_images_and_targets(str(folder), class_to_idx=synsets)[0]
     if len(names) != num_classes:
-        raise UserError(f'{folder} has {len(names)} class folders ({", ".join(sorted(names)[:4])}'
-                        f'{", ..." if len(names) > 4 else ""}) and the model {num_classes} classes;'
-                        ' some of ImageNet\'s classes can stand alone if their folders are called '
-                        'by WordNet numbers (n01440764)')
+        raise UserError(f'{folder} has {len(names)} class folders ({few(sorted(names), 4)}) and '
+                        f'the model {num_classes} classes; some of ImageNet\'s classes can stand '
+                        'alone if their folders are called by WordNet numbers (n01440764)')
     return found
 
 
