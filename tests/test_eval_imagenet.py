@@ -127,14 +127,15 @@ def test_counting():
 
 @pytest.fixture
 def tool(monkeypatch):
-    """The tool's main, in this process: called with its arguments."""
+    """The tool's work, in this process: called with its arguments."""
+    monkeypatch.syspath_prepend(TOOL.parent)
     spec = importlib.util.spec_from_file_location('eval_imagenet', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
     def main(*args: object) -> None:
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        module.main()
+        module.evaluate(module.parse_args())
 
     return main
 
@@ -176,7 +177,7 @@ def test_an_unknown_model_is_said(tool, model, message, tmp_path):
 
 def test_a_refusal_is_one_line(tmp_path):
     done = run(tmp_path / 'nowhere', MODEL)
-    assert done.returncode == 1 and done.stdout == ''
+    assert done.returncode == 2 and done.stdout == ''
     assert done.stderr == f'error: there is no folder {tmp_path / "nowhere"}\n'
 
 
