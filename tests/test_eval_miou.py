@@ -16,7 +16,7 @@ from PIL import Image
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation import segmentation
 from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
-from visattn_dense.evaluation.classes import read_classes
+from visattn_dense.evaluation.dataset_files import read_classes
 from visattn_dense.evaluation.pairs import match_files, read_index_map
 from visattn_dense.evaluation.segmentation import Scores, Settings, count_image, count_pairs
 from visattn_dense.openmmlab.datasets.class_names import dataset_classes

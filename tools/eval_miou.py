@@ -16,7 +16,7 @@ import _checkout  # noqa: F401  (first)
 from visattn_dense.atomic import write_text_whole
 from visattn_dense.command import add_debug, run
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
-from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes
+from visattn_dense.evaluation.dataset_files import DATASETS, DatasetFiles, read_classes
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.report import (
     as_csv,

@@ -28,7 +28,10 @@ MOVED = {
     'visattn_dense.checkpoints.convert': f'{_ZOO}.convert',
     'visattn_dense.checkpoints.recognise': f'{_ZOO}.recognise',
     'visattn_dense.checkpoints.segmentor': f'{_ZOO}.segmentor',
+    'visattn_dense.checkpoints.memory': 'visattn_dense.checkpoints.mapped_pages',
     'visattn_dense.checkpoints.zoo': f'{_ZOO}.table',
+    'visattn_dense.evaluation.classes': 'visattn_dense.evaluation.dataset_files',
+    f'{_ROOM}.explained': f'{_ROOM}.backbone',
     # names in a module that is still there
     'visattn_dense.checkpoints.find_release': f'{_ZOO}.find_release',
     'visattn_dense.checkpoints.load_segmentor': f'{_ZOO}.load_segmentor',

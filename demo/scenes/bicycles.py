@@ -46,17 +46,14 @@ def _strokes(stage: Stage, x: float, z: float, heading: float, identity: int,
 
 def add_bicycle(stage: Stage, s: float, z0: float, ridden: bool, turn: float) -> None:
     """Put a bicycle, with a rider or parked."""
-    rng = stage.rng
-    x, z, heading = stage.place(s, z0)
-    heading += turn
-    if not stage.visible(x, z, 1.0, 4.5):
+    spot = stage.stand(s, z0, 1.0, 4.5)
+    if spot is None:
         return
+    x, z, heading, u, foot, depth, _ = spot
+    heading += turn
     machine = stage.identity('bicycle', single=True)
     rider = stage.identity('person', single=True) if ridden else None
-    paint = PAINTS[rng.integers(len(PAINTS))]
-    top, bottom = (c[rng.integers(len(c))] for c in (TOPS, BOTTOMS))
-    skin, hair = (c[rng.integers(len(c))] for c in (SKIN, HAIR))
-    u, foot, depth = stage.spot(x, 0, z)
+    paint, top, bottom, skin, hair = map(stage.pick, (PAINTS, TOPS, BOTTOMS, SKIN, HAIR))
     ahead = np.array((np.sin(heading), np.cos(heading)))
     ends = [(x + k * ahead[0], y, z + k * ahead[1]) for k in (-0.7, 0.7) for y in (0, 0.7)]
     stage.cast(np.array(ends), 200)

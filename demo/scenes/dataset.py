@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from visattn_dense.errors import UserError
 
-from .classes import COCO_IDS, coco_categories
 from .compose import Scene, render_scene
+from .kinds import COCO_IDS, coco_categories
 
 # Raise it when the same seed gives other pictures.
 VERSION = 1
