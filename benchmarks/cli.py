@@ -1,4 +1,4 @@
-"""The command line: what to measure, in which order, and where it is written."""
+"""The command line: what to measure, in which order, and where to write the results."""
 from __future__ import annotations
 
 import argparse
@@ -102,10 +102,10 @@ def chosen(args: argparse.Namespace) -> list[subjects.Subject]:
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
-    """Everything to measure, small images first: a run that is stopped has all families.
+    """Everything to measure, small images first, so that an early stop still has all families.
 
     Raises:
-        UserError: bad values, as far as they can be seen before anything runs.
+        UserError: an option has a bad value.
     """
     if min(args.runs, args.threads) < 1 or min(args.seconds, args.patience, args.minutes) <= 0 or (
             args.memory is not None and args.memory <= 0):
@@ -142,7 +142,7 @@ def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tupl
 
 
 class Limits:
-    """What is left to the run: time, and memory for one process."""
+    """The time that is left for the run, and the memory for one process."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.end = time.monotonic() + 60 * args.minutes

@@ -32,8 +32,8 @@ def make_ready(form: str, module: nn.Module, dynamic: bool | None = None) -> Non
 
     Args:
         form: 'eager', 'compiled' or 'optimised'.
-        module: in evaluation mode; of one with a method `networks`, those are compiled.
-        dynamic: sizes in the compiled code; None leaves the choice to torch.
+        module: in evaluation mode. If it has a method `networks`, each of these is compiled.
+        dynamic: whether the compiled code takes any size; None: torch decides.
 
     Raises:
         ValueError: another form.
@@ -42,7 +42,7 @@ def make_ready(form: str, module: nn.Module, dynamic: bool | None = None) -> Non
         optimize_for_inference(module)
     elif form == 'compiled':
         for network in module.networks() if hasattr(module, 'networks') else [module]:
-            # Of the instance: mmseg calls decode_head.forward, not the module.
+            # The forward of the instance: mmseg calls decode_head.forward, not decode_head.
             network.forward = torch.compile(network.forward, dynamic=dynamic)
     elif form != 'eager':
         raise ValueError(f'forms are eager, {", ".join(FORMS)}, got {form!r}')

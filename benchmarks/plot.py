@@ -15,7 +15,7 @@ _MARKS = ('o', 's', '^')
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the picture; where there is nothing to show a panel says so."""
+    """Write the picture. A panel without results says 'not measured'."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     plain = [record for record in records if not record['saturating']]
@@ -60,7 +60,7 @@ def _draw_ratios(axes: Any, records: Sequence[dict[str, Any]], title: str) -> No
 
 
 def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
-    """Bars at 512×512, or at the size that most backbones were measured at."""
+    """Bars at 512×512, otherwise at the size at which most backbones were measured."""
     records = [r for r in records if 'ours' in r.get('forward', {})]
     shapes = [(r['height'], r['width']) for r in records]
     if not shapes:
