@@ -1,10 +1,9 @@
 """tools/eval_imagenet.py on folders of a few made images."""
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import visattn_dense.interop.timm_models  # noqa: F401  (enters the models)
+from tests.tiny_runs import run_tool
 from visattn_dense.errors import UserError
 from visattn_dense.interop.imagenet import Images, accuracy, labelled_images
 from visattn_dense.zoo.table import find_release
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'eval_imagenet.py'
 MODEL = 'visattn_efficientvit_b0'
-
-
-def run(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True,
-                          text=True, env={**os.environ, **(env or {})})
+run = partial(run_tool, 'eval_imagenet.py')
 
 
 def make_folder(folder: Path, classes: list[str], images: int = 3) -> Path:
@@ -99,7 +95,7 @@ def test_some_classes_of_imagenet_with_the_released_file(tmp_path):
         theirs.head.classifier[-1].bias[281] = 1e6
     save_file(theirs.state_dict(), path)
     done = run(folder, f'visattn_efficientvit_b1.{release.name}', '--img-size', 64,
-               '--crop-pct', 1, '--workers', 0, env=dict(TORCH_HOME=str(home)))
+               '--crop-pct', 1, '--workers', 0, TORCH_HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert 'top-1 50.000' in done.stdout
     assert 'at 64×64, crop 1; published top-1 79.39' in done.stdout
