@@ -1,4 +1,4 @@
-"""The command line, the folder and the four steps of every demo."""
+"""What the demos share: their command line, their folder, and their four steps."""
 from __future__ import annotations
 
 import argparse
@@ -24,36 +24,36 @@ from visattn_dense.visualization.progress import ProgressLine, minutes
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(__file__).with_name('configs')
 MARK = 'demo.json'
-"""A run's folder with this file belongs to the demo: the next demo may replace the folder."""
+"""The file that makes a run's folder one of the demo: the next demo may replace that folder."""
 
 
 class Scores(Protocol):
-    """The results of the trained model on the validation scenes, in three forms."""
+    """What the trained model does on the validation scenes: for the screen, for `MARK`, drawn."""
 
     def table(self) -> str: ...
 
     def record(self) -> dict[str, Any]: ...
 
     def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
-        """Write the pictures into `work_dir`; `training` is the length of the training in words.
+        """Write the pictures into `work_dir`; `training` says in words how long it was.
 
         Returns:
-            Each file, and what the file shows.
+            Each file, and what it shows.
         """
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The settings of one demo.
+    """What differs between the demos.
 
     Attributes:
         description: for --help.
         work_dir, iters, train_scenes: defaults of the options.
-        config: the config of the training.
-        layout: 'ade' or 'coco', the part of the rendered data that the config reads.
-        options: makes --cfg-options from the number of iterations, besides those of the schedule.
-        evaluate: makes the scores from the run's config and the checkpoint.
-        next_step: advice for the user; {config}, {checkpoint} and {data} are filled in.
+        config: of the training.
+        layout: 'ade' or 'coco', the part of the rendered data that it reads.
+        options: --cfg-options of the training by its iterations, beside those of the schedule.
+        evaluate: from the run's config and checkpoint.
+        next_step: what to do with the model; {config}, {checkpoint} and {data} are filled in.
         train_arguments: further arguments of tools/train.py.
     """
 
@@ -71,7 +71,7 @@ class Demo:
 
 def parse_args(demos: Mapping[str, Demo], arguments: Sequence[str] | None = None
                ) -> argparse.Namespace:
-    """The options with the defaults of the chosen demo, and the demo itself as `demo`."""
+    """The options, each with the chosen demo's default, and the demo as `demo`."""
     parser = argparse.ArgumentParser(
         prog='python -m demo', description='The whole way in minutes, without a download.')
     commands = parser.add_subparsers(required=True, metavar=' | '.join(demos))
@@ -92,7 +92,7 @@ def parse_args(demos: Mapping[str, Demo], arguments: Sequence[str] | None = None
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Render, train, evaluate, draw. Each step prints what it does and where its files are.
+    """Render, train, evaluate, draw; each step says what it does and where it puts it.
 
     Raises:
         UserError: bad numbers, or a work directory that cannot be used.
@@ -128,10 +128,10 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def prepare(work_dir: Path) -> Path:
-    """A new folder for the run. The folder of an earlier demo is renamed to `run.earlier`.
+    """A new folder for the run; that of an earlier demo is put aside, not mixed with it.
 
     Raises:
-        UserError: the work directory cannot be written, or its `run` does not belong to the demo.
+        UserError: the work directory cannot be written, or has a `run` that is not the demo's.
     """
     run, earlier = work_dir / 'run', work_dir / 'run.earlier'
     for folder in (run, earlier):
@@ -151,7 +151,7 @@ def prepare(work_dir: Path) -> Path:
 
 
 def schedule_options(iters: int) -> dict[str, Any]:
-    """--cfg-options that scale the schedule (a warm-up, then a decay) to `iters` iterations."""
+    """--cfg-options that fit the demos' schedule, a warm-up and a decay, to `iters` iterations."""
     warmup = max(1, iters // 20)
     return {'train_cfg.max_iters': iters, 'param_scheduler.0.end': warmup,
             'param_scheduler.1.begin': warmup, 'param_scheduler.1.end': iters,
@@ -176,7 +176,7 @@ def train(config: Path, run: Path, data: Path, iters: int, *, arguments: Sequenc
     """
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(run),
                *arguments, '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-    # On a busy machine, threads that wait by spinning slow the training down.
+    # On a busy machine threads that wait by spinning cost more than they bring.
     environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'SCENES_ROOT': str(data.resolve())}
     log = run / 'train.log'
     with log.open('w') as output:

@@ -2,15 +2,15 @@
 
 This room knows no models; `visattn_dense.zoo` knows them.
 
-web           makes one http(s) request, which always ends, with any server
-archive       finds the format of a file from its bytes
-pickled       reads a pickle as data: plain values and tensors
-download      downloads a file into the cache once, and verifies it
-reading       reads the contents of a file without executing code from it
-addresses     finds the function that gives the file of 'visattn://NAME'
-matching      finds the state dict, and the prefix and layout that fit a model best
-pretrained    load_pretrained: fills a backbone and reports, or fails with a clear message
-mapped_pages  gives back the memory of tensors that are mapped from a file
+web         makes one http(s) request, which always ends, with any server
+archive     finds the format of a file from its bytes
+pickled     reads a pickle as data: plain values and tensors
+download    downloads a file into the cache once, and verifies it
+reading     reads the contents of a file without executing code from it
+addresses   finds the function that gives the file of 'visattn://NAME'
+matching    finds the state dict, and the prefix and layout that fit a model best
+pretrained  load_pretrained: fills a backbone and reports, or fails with a clear message
+mapped      gives back the memory of tensors that are mapped from a file
 """
 from visattn_dense import former
 

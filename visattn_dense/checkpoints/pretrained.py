@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from visattn_dense.errors import UserError, few
 
-from .mapped_pages import MappedPages
+from .mapped import MappedPages
 from .matching import MatchReport, StateDict, match_state_dict, unwrap
 from .reading import read_checkpoint, resolve
 
