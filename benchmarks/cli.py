@@ -132,7 +132,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tuple[str, ...]:
     if subject.kind != 'backbone':
         return ()
-    forms = () if gpu else ('optimised',)
+    forms = () if gpu else ('optimized',)
     if not full or not gpu and size != _ALL_FORMS_CPU:
         return forms
     forms += ('channels_last',) + (() if gpu else ('bfloat16',))

@@ -78,7 +78,7 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
             axes.barh(row + .2, forward['naive']['fraction'], .36, color=colour, alpha=.35)
         axes.text(.01, row - .2, f'{forward["ours"]["fraction"]:.2f}', va='center', fontsize=8,
                   color='white')
-        share = record.get('forms', {}).get('optimised', {}).get('fraction')
+        share = record.get('forms', {}).get('optimized', {}).get('fraction')
         if share:
             axes.text(share + .02, row - .2, f'{share:.2f}', va='center', fontsize=8)
             axes.plot([share], [row - .2], marker='D', color='black', markersize=5,
