@@ -4,9 +4,8 @@
     python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny
     python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny --checkpoint cswin_tiny_224.pth
 
-MODEL is any name of timm, this project's visattn_FAMILY_ARCH among them; docs/timm.md says more.
-Progress goes to stderr, the result to stdout. Exit code: 0, or 2 with one message where something
-does not fit.
+MODEL is any model name of timm, also this project's visattn_FAMILY_ARCH; docs/timm.md says more.
+Progress goes to stderr, the result to stdout. Exit code: 0, or 2 with one message for bad input.
 """
 from __future__ import annotations
 
@@ -72,7 +71,7 @@ def build(args: argparse.Namespace):
 
 
 def published(model) -> str:
-    """What the authors report for these weights, or ''."""
+    """The authors' figure for these weights in words; '' if there is none."""
     from visattn_dense.zoo.table import releases
     cfg = model.pretrained_cfg
     release = releases().get(cfg.get('tag') or '')
