@@ -25,7 +25,7 @@ def _strokes(stage: Stage, x: float, z: float, heading: float, identity: int,
     ring = np.linspace(0, 2 * np.pi, 19)[:-1]
     for hub in (-0.52, 0.52):
         rim = np.array([at(hub + 0.33 * np.cos(t), 0.34 + 0.33 * np.sin(t)) for t in ring])
-        # Annotators count the wheel as solid; it is, thinly, in the picture too.
+        # Annotators label the whole wheel, so the picture also shows a thin disk.
         stage.veil(rim, spokes, 0.35, identity)
         for k in range(0, 9, 3):
             stage.line(rim[k], rim[(k + 9) % 18], spokes, 1, identity)

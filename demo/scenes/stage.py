@@ -1,9 +1,9 @@
 """The stage of a scene: camera, light, and a canvas that carries colour and identity together.
 
 World frame, metres: X to the right of the street, Y up, Z along the street. The camera stands at
-(x, height, 0), turned by ``yaw``; it never pitches, so that verticals stay vertical. Everything is
-painted far to near on a canvas ``SUPERSAMPLE`` times the picture. Each stroke writes a colour and
-an identity to the same pixels, without antialiasing, so that labels are exact.
+(x, height, 0), turned by ``yaw``, and never pitches, so vertical lines stay vertical. Everything is
+painted from far to near on a canvas ``SUPERSAMPLE`` times the size of the picture. Each stroke
+writes a colour and an identity to the same pixels, without antialiasing, so labels are exact.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Stage:
         self.colour = np.zeros((self.height, self.width, 3), np.uint8)
         self.ids = np.zeros((self.height, self.width), np.int32)
         self.shade = np.zeros((self.height, self.width), np.uint8)
-        # Identity i < len(KINDS) is "some of that kind", shared; later ones are single objects.
-        # One more for the leaves of trees, which get a grain that trunks do not.
+        # An identity i < len(KINDS) stands for everything of this kind. The next identity is for
+        # the leaves of trees, which get a grain. Later identities are single objects.
         self.kinds = [*KINDS.values(), KINDS['tree']]
         self.foliage = len(KINDS)
         self.sun = np.array([
@@ -158,7 +158,7 @@ class Stage:
     def lit(self, albedo: Colour, depth: float, normal: np.ndarray | None = None,
             gain: float = 1.0) -> tuple[int, int, int]:
         """Return the RGB of an albedo under the light and the haze."""
-        # Called for every stroke: plain floats are several times faster than small arrays.
+        # This runs for every stroke; plain floats are several times faster than small arrays.
         clear = math.exp(-max(depth, 0.0) / self.mood.haze_metres)
         return tuple(
             int(min(max(float(a) * light * gain * clear + haze * (1 - clear), 0), 255))

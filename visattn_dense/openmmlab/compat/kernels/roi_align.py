@@ -1,8 +1,8 @@
 """RoIAlign, average and maximum, forward and backward, on torchvision's kernel.
 
 torchvision has no maximum. With a grid of g×g samples per bin, the samples are exactly the bin
-centres of a RoIAlign whose bins are g times finer and take one sample each; the maximum over each
-g×g block of that is mmcv's, and its gradient goes to the sample that was largest.
+centres of a RoIAlign with bins that are g times finer and take one sample each. mmcv's maximum is
+the maximum over each g×g block of this RoIAlign. Its gradient goes to the largest sample.
 """
 
 from __future__ import annotations
