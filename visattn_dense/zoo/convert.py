@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from visattn_dense.atomic import written_whole
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, unwrap
@@ -178,8 +178,5 @@ def _as_dtype(state: StateDict, dtype: str | None) -> StateDict:
         return state
     if dtype not in DTYPES:
         raise UserError(f'dtype is one of {", ".join(DTYPES)}, got {dtype!r}')
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
-
-    return {name: cast(tensor) for name, tensor in state.items()}
+    return {name: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()}
