@@ -1,11 +1,11 @@
-"""Answers `import mmcv._ext` where no compiled mmcv does, from the first line of a user's script.
+"""Finds `mmcv._ext` without a compiled mmcv, from the first line of a user's script.
 
-A `.pth` file of the installation imports this module when Python starts, and
-`visattn_dense.openmmlab.compat.apply()` calls `install()` again where that did not happen. Only the
-standard library is touched: nothing heavy is loaded before `mmcv._ext` is really asked for.
+A `.pth` file of the installation imports this module when Python starts. If that did not happen,
+`visattn_dense.openmmlab.compat.apply()` calls `install()`. This module imports only the standard
+library; nothing large is loaded before the import of `mmcv._ext`.
 
-The finder stands last in `sys.meta_path`, so Python's own finders look first and a compiled
-mmcv is always preferred.
+The finder stands last in `sys.meta_path`, so Python's own finders look first, and a compiled mmcv
+is always preferred.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MmcvExtFinder:
 
 
 def install() -> None:
-    """Append the finder once, however many copies of this module a process has loaded."""
+    """Append the finder once, even if a process has loaded several copies of this module."""
     if not any(getattr(finder, '__name__', '') == MmcvExtFinder.__name__
                for finder in sys.meta_path):
         sys.meta_path.append(MmcvExtFinder)

@@ -4,6 +4,6 @@
     python -m benchmarks --full     all sizes and forms; writes docs/notes/benchmarks.md
 
 Every measurement runs in a process of its own; the two sides take turns in one process. A speed is
-reported of what computes the right thing only: see `benchmarks.parity`. tools/benchmark.py, which
-measures the model of a config, stands on the same modules. See docs/benchmarks.md.
+reported only if the outputs are right: see `benchmarks.parity`. tools/benchmark.py measures the
+model of a config with the same modules. See docs/benchmarks.md.
 """

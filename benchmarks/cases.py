@@ -53,7 +53,7 @@ def time_case(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def memory_case(plan: Plan, naive: bool, training: bool, batch: int) -> Iterator[dict[str, Any]]:
-    """The peak of a process that makes one pass, and what it held before there was a model."""
+    """The peak memory of a process that makes one pass, and its memory before there is a model."""
     _prepare(plan)
     with PeakMemory(plan.place) as idle:
         pass
@@ -85,7 +85,7 @@ def _forward(plan: Plan, ours: nn.Module, naive: nn.Module, macs: int) -> Iterat
         try:
             calls[name] = gpu.graphed(call)
         except RuntimeError as error:
-            # The plain call then shows that it does not fit.
+            # The plain call below reports that the pass does not fit.
             if not out_of_memory(error):
                 raise
     product, flops = matrix_product(plan.place, plan.kind)
@@ -146,19 +146,19 @@ def _forms(plan: Plan, macs: int) -> Iterator[dict[str, Any]]:
             found[form] = times[form] | dict(
                 difference=error, eager_ms=times['eager']['ms'],
                 fraction=_fraction(macs * x.shape[0], times[form]['ms'], rate))
-        # A compiler fails in many ways; what was measured before has to stay.
+        # A compiler fails in many ways; keep the results of the other forms.
         except Exception as error:
             trouble[form] = f'{type(error).__name__}: {str(error).strip()[:200]}'
         yield dict(forms=dict(found), forms_trouble=dict(trouble))
 
 
 def _fraction(macs: int, ms: float, rate: float) -> float:
-    """The share of a rate in FLOP/s that so many multiply-accumulates in that time are."""
+    """The share of a rate in FLOP/s that `macs` multiply-accumulates in `ms` reach."""
     return 2e3 * macs / ms / rate
 
 
 def _saturating(plan: Plan, modules: dict[str, nn.Module], *, training: bool) -> int:
-    """The batch that saturates the GPU with the naive form, or with ours where that never fits."""
+    """The batch that saturates the GPU with the naive form; with ours if naive never fits."""
     make = training_step if training else forward_pass
     for name in ('naive', 'ours'):
         found = gpu.saturating_batch(

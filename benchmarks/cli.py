@@ -1,4 +1,4 @@
-"""The command line: what to measure, in which order, and where it is written."""
+"""The command line: what to measure, in which order, and where to write the results."""
 from __future__ import annotations
 
 import argparse
@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from visattn_dense.command import run
 from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.images import free_memory
 
 from . import document, subjects
 from .cases import memory_case, time_case
 from .forms import has_compiler
-from .isolation import available_memory, collect
+from .isolation import collect
 from .options import Size, parse_place, parse_size
 from .passes import Plan
 from .report import write_report
@@ -102,10 +103,10 @@ def chosen(args: argparse.Namespace) -> list[subjects.Subject]:
 
 
 def plans(args: argparse.Namespace) -> list[Plan]:
-    """Everything to measure, small images first: a run that is stopped has all families.
+    """Everything to measure, small images first, so that an early stop still has all families.
 
     Raises:
-        UserError: bad values, as far as they can be seen before anything runs.
+        UserError: an option has a bad value.
     """
     if min(args.runs, args.threads) < 1 or min(args.seconds, args.patience, args.minutes) <= 0 or (
             args.memory is not None and args.memory <= 0):
@@ -132,7 +133,7 @@ def plans(args: argparse.Namespace) -> list[Plan]:
 def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tuple[str, ...]:
     if subject.kind != 'backbone':
         return ()
-    forms = () if gpu else ('optimised',)
+    forms = () if gpu else ('optimized',)
     if not full or not gpu and size != _ALL_FORMS_CPU:
         return forms
     forms += ('channels_last',) + (() if gpu else ('bfloat16',))
@@ -142,7 +143,7 @@ def _forms(subject: subjects.Subject, size: Size, gpu: bool, full: bool) -> tupl
 
 
 class Limits:
-    """What is left to the run: time, and memory for one process."""
+    """The time that is left for the run, and the memory for one process."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.end = time.monotonic() + 60 * args.minutes
@@ -159,7 +160,7 @@ class Limits:
             return None
         if self.memory_gib is not None:
             return int(self.memory_gib * 2**30)
-        free = available_memory()
+        free = free_memory()
         return free and int(0.9 * free)
 
 

@@ -70,14 +70,15 @@ def write_plot(out: Path, report: dict[str, Any]) -> None:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What failed its parity or broke, a line each; limits of time and memory are no failures."""
+    """One line for each part that failed its parity or broke; a limit of time or memory is not a
+    failure."""
     return [f'{record["name"]} at {size(record)}, {part}: {reason}'
             for record in records for part, reason in record['trouble'].items()
             if not reason.startswith(EXPECTED)]
 
 
 def size(record: Record) -> str:
-    """'512×512', and the batch and the graph where they are not as usual."""
+    """'512×512', with the batch if it is not 1, and with 'graph' for a CUDA graph."""
     batch = record.get('batch', '' if record['saturating'] else 1)
     return (str(Size(record['height'], record['width']))
             + (f', batch {batch}' if batch != 1 else '') + (', graph' if record['graph'] else ''))
@@ -180,7 +181,7 @@ def _ratio(ours: float | None, naive: float | None) -> str:
 
 
 def _growth(records: Sequence[Record]) -> list[str]:
-    """How time grows with the pixels, over the sizes at which a side has a time."""
+    """How the time of each side grows with the pixels, over all measured sizes."""
     rows = []
     for key in dict.fromkeys((r['name'], r['graph'], r['saturating']) for r in records):
         own = [r for r in records if (r['name'], r['graph'], r['saturating']) == key]

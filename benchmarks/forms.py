@@ -13,7 +13,7 @@ from visattn_dense.layers import optimize_for_inference
 from .passes import Plan, forward_pass
 
 FORMS = {
-    'optimised': 'weights packed, BatchNorm folded, compiled kernels where there is a C++ compiler '
+    'optimized': 'weights packed, BatchNorm folded, compiled kernels where there is a C++ compiler '
                  '(`optimize_for_inference`)',
     'channels_last': 'the image channels_last in memory',
     'bfloat16': 'autocast to bfloat16',
@@ -28,21 +28,21 @@ def has_compiler() -> bool:
 
 
 def make_ready(form: str, module: nn.Module, dynamic: bool | None = None) -> None:
-    """Compile or optimise a module in place, or leave it eager.
+    """Compile or optimize a module in place, or leave it eager.
 
     Args:
-        form: 'eager', 'compiled' or 'optimised'.
-        module: in evaluation mode; of one with a method `networks`, those are compiled.
-        dynamic: sizes in the compiled code; None leaves the choice to torch.
+        form: 'eager', 'compiled' or 'optimized'.
+        module: in evaluation mode. If it has a method `networks`, each of these is compiled.
+        dynamic: whether the compiled code takes any size; None: torch decides.
 
     Raises:
         ValueError: another form.
     """
-    if form == 'optimised':
+    if form == 'optimized':
         optimize_for_inference(module)
     elif form == 'compiled':
         for network in module.networks() if hasattr(module, 'networks') else [module]:
-            # Of the instance: mmseg calls decode_head.forward, not the module.
+            # The forward of the instance: mmseg calls decode_head.forward, not decode_head.
             network.forward = torch.compile(network.forward, dynamic=dynamic)
     elif form != 'eager':
         raise ValueError(f'forms are eager, {", ".join(FORMS)}, got {form!r}')

@@ -1,4 +1,4 @@
-"""What only a GPU needs: graphs, saturating batches, the ceilings of the machine and the floor."""
+"""For a GPU only: graphs, saturating batches, the rates of the machine, and the least time."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def graphed(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        # The graph writes here again at every replay.
+        # Every replay of the graph writes to these outputs.
         kept = call()
 
     def replay(kept: object = kept) -> None:
@@ -43,7 +43,7 @@ def saturating_batch(call_of: Callable[[int], Call], device: torch.device) -> in
     """The batch, a power of two, after which images per second grow by less than 5 %.
 
     Returns:
-        The batch, or None where not even one image fits.
+        The batch; None if not even one image fits.
     """
     best, took = None, float('inf')
     batch = 1
@@ -62,7 +62,7 @@ def saturating_batch(call_of: Callable[[int], Call], device: torch.device) -> in
 
 
 def compulsory_bytes(module: nn.Module, tensors: tuple[torch.Tensor, ...], itemsize: int) -> int:
-    """Bytes that must move however well a network is fused: weights, input and outputs, once."""
+    """Bytes that even a perfectly fused network moves: weights, input and outputs, once each."""
     numbers = sum(p.numel() for p in module.parameters()) + sum(t.numel() for t in tensors)
     return numbers * itemsize
 

@@ -1,7 +1,7 @@
 """A function in a process of its own, bounded in memory and time.
 
-Processes are forked from a server that has imported torch and this project and computed nothing:
-a start takes milliseconds, and the highest resident memory is the measurement's own.
+Processes are forked from a server that has imported torch and this project, and has computed
+nothing. So a start takes milliseconds, and the peak of the memory belongs to the measurement alone.
 """
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 _context = multiprocessing.get_context('forkserver')
-# Limits that a run may meet; anything else that ends a measurement is a failure.
+# Limits that a run may reach. Every other end of a measurement is a failure.
 EXPECTED = ('does not fit', 'took more than', 'not begun', 'the process ended with code -9')
 _OUT_OF_MEMORY = re.compile(
     "not enough memory|can't allocate memory|bad_alloc|could not create a (primitive|memory)",
@@ -29,24 +28,18 @@ def out_of_memory(error: BaseException) -> bool:
             or isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
 
 
-def available_memory() -> int | None:
-    """Bytes that a process may take without pushing others out, or None where unknown."""
-    info = Path('/proc/meminfo')
-    found = re.search(r'MemAvailable:\s*(\d+) kB', info.read_text()) if info.exists() else None
-    return int(found[1]) * 2**10 if found else None
-
-
 def collect(function: Callable[..., Iterator[dict[str, Any]]], *arguments: Any,
             seconds: float, memory: int | None) -> tuple[dict[str, Any], str | None]:
-    """Run a generator of dicts elsewhere and merge what it yields.
+    """Run a generator of dicts in another process, and merge its dicts.
 
     Args:
-        function, arguments: of a module's top level, so that another process finds them.
-        seconds: after them the process is killed; what it had yielded stays.
-        memory: bytes of data that it may allocate, or None.
+        function: the generator, at the top level of a module, so that another process finds it.
+        arguments: for the function.
+        seconds: the process is killed after this time; the dicts so far are kept.
+        memory: bytes of data that the process may allocate; None for no limit.
 
     Returns:
-        The merged dicts, and in words why there are no more of them (None: it came to its end).
+        The merged dicts, and the reason why the generator did not end (None if it ended).
     """
     _context.set_forkserver_preload(['benchmarks.cases', 'torch._dynamo'])
     receiver, sender = _context.Pipe(duplex=False)

@@ -1,18 +1,15 @@
 """Size and cost of every variant, beside what the authors published: docs/models.md."""
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
 
-from visattn_dense.backbones import DenseBackbone
+from visattn_dense.interop.classifier import Classifier
 from visattn_dense.registry import BACKBONES
 
 from .flops import count_flops
 from .report import table
-
-CLASSES = 1000
 
 # The authors' numbers: top-1 on ImageNet, parameters in millions with the classifier, MACs in
 # billions at the size of the top-1 (224 unless noted). From the papers' tables and the READMEs of
@@ -28,13 +25,6 @@ PUBLISHED = {
     ('EfficientViT', 'l2'): ('85.1', 64, 6.9),
     ('T2TViT', '14'): ('81.5', 21.5, 4.8), ('T2TViT', '19'): ('81.9', 39.2, 8.5),
     ('T2TViT', '24'): ('82.3', 64.1, 13.8),
-}
-
-# Widths of the two hidden layers of EfficientViT's classifier (mit-han-lab/efficientvit,
-# applications/efficientvit_cls); the other families have one linear layer after a norm.
-EFFICIENTVIT_CLASSIFIER = {
-    'b0': (1024, 1280), 'b1': (1536, 1600), 'b2': (2304, 2560), 'b3': (2304, 2560),
-    'l0': (3072, 3200), 'l1': (3072, 3200), 'l2': (3072, 3200), 'l3': (6144, 6400),
 }
 
 
@@ -57,20 +47,14 @@ class Variant:
     macs: dict[int, int]
 
 
-def classifier_parameters(model: DenseBackbone, arch: str) -> int:
-    """Parameters of the ImageNet model that this backbone comes from."""
-    family, width = type(model).__name__, model.out_channels[-1]
-    fresh = re.compile('|'.join(model.fresh) or r'(?!)')
-    own = sum(p.numel() for name, p in model.named_parameters() if not fresh.fullmatch(name))
-    if family == 'EfficientViT':
-        first, second = EFFICIENTVIT_CLASSIFIER[arch]
-        return own + (width + 2) * first + (first + 2) * second + (second + 1) * CLASSES
-    head = (width + 1) * CLASSES
-    if family == 'T2TViT':
-        # Its final norm is the backbone's; the fixed tables are buffers here.
-        return own + head + sum(b.numel() for name, b in model.named_buffers()
-                                if not fresh.fullmatch(name))
-    return own + head + 2 * width
+def classifier_parameters(family: str, arch: str) -> int:
+    """Parameters of the authors' ImageNet model of this variant."""
+    with torch.device('meta'):
+        model = Classifier(family, arch)
+    # The authors of T2T-ViT count their fixed tables, which are buffers here.
+    tables = [b for name, b in model.backbone.named_buffers() if name not in model.backbone.fresh
+              ] if family == 'T2TViT' else []
+    return sum(tensor.numel() for tensor in (*model.parameters(), *tables))
 
 
 def measure_variant(family: str, arch: str, sizes: tuple[int, ...] = (512, 1024)) -> Variant:
@@ -83,7 +67,7 @@ def measure_variant(family: str, arch: str, sizes: tuple[int, ...] = (512, 1024)
             with torch.no_grad():
                 macs[size] = count_flops(lambda image=image: model(image)).total // 2
     return Variant(family, arch, sum(p.numel() for p in model.parameters()),
-                   classifier_parameters(model, arch), macs)
+                   classifier_parameters(family, arch), macs)
 
 
 def models_table() -> str:

@@ -1,4 +1,4 @@
-"""What both command lines read alike: image sizes, devices and dtypes."""
+"""Options that both commands read in the same way: image sizes, devices and dtypes."""
 from __future__ import annotations
 
 import re
@@ -34,20 +34,20 @@ def parse_size(text: str, least: int) -> Size:
 
 
 def parse_place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Where and in what to compute.
+    """The device and the dtype of the computation.
 
     Raises:
-        UserError: a device that is not cpu or cuda, or not in this machine; float16 on a CPU.
+        UserError: the device is not cpu or cuda, or not in this machine; or float16 on a CPU.
     """
     try:
         place = torch.device(device)
     except RuntimeError as error:
         raise UserError(f'device {device!r} is unknown; take cpu, cuda or cuda:1') from error
-    # Only these two are waited for and have their memory counted.
+    # The timing and the memory count know only these two.
     if place.type not in ('cpu', 'cuda') or place.type == 'cuda' and (place.index or 0) >= (
             torch.cuda.device_count()):
-        raise UserError(f'device {device!r} is not to be had here; take cpu'
+        raise UserError(f'device {device!r} is not available here; take cpu'
                         + (' or cuda' if torch.cuda.is_available() else ''))
     if dtype == 'float16' and place.type == 'cpu':
-        raise UserError('CPUs do not compute in float16; --dtype bfloat16 goes')
+        raise UserError('CPUs do not compute in float16; take --dtype bfloat16')
     return place, getattr(torch, dtype)

@@ -1,7 +1,7 @@
-"""Whether ours computes what its naive equation says. No parity, no speed.
+"""Whether ours computes the same as its naive equation. Without parity, no speed is reported.
 
-The relative error of a tensor is ‖ours − naive‖ / ‖naive‖. The largest has to stay under
-`TOLERANCE`: over the outputs, or over the gradients of the input and of the parameters.
+The relative error of a tensor is ‖ours − naive‖ / ‖naive‖. The largest error has to stay under
+`TOLERANCE`, for the outputs, and for the gradients of the input and of the parameters.
 """
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .passes import loss_of
 from .subjects import Subject
 
 TOLERANCE = 1e-4
-# A form of ours against eager float32. Rounding may send a region of BiFormer elsewhere, which is
-# no error but shows; in bfloat16 it does so often.
+# For a form of ours against eager float32. Rounding may change the routing of a region of BiFormer,
+# often in bfloat16. Such a change is not an error, but increases the difference.
 FORM_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest relative error, and on what it was found."""
+    """The largest relative error, and the dtype and size of the input that gave this error."""
 
     passed: bool
     error: float
@@ -38,7 +38,8 @@ class Parity:
 
 def relative_error(found: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]
                    ) -> float:
-    """The largest over the tensors; infinite where one is not finite or shapes differ."""
+    """The largest relative error of the tensors; infinite if a tensor is not finite or the shapes
+    differ."""
     found, expected = (t if isinstance(t, (tuple, list)) else (t,) for t in (found, expected))
     worst = 0.
     for a, b in zip(found, expected, strict=True):

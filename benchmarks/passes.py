@@ -17,10 +17,11 @@ class Plan:
 
     Attributes:
         subject, height, width: what, and the image's size.
-        batch: images at a time; 0 on a GPU for as many as saturate it.
-        device, dtype: where and in what; below float32 by autocast.
-        threads: of the CPU.
-        runs, seconds: rounds, and no new round after so long; warm-up not included.
+        batch: images at a time; 0 for the number of images that saturates the GPU.
+        device, dtype: of the computation; a dtype below float32 by autocast.
+        threads: number of threads on the CPU.
+        runs: number of rounds.
+        seconds: after this time no new round begins; warm-up is not included.
         forms: other forms of ours to measure, see `benchmarks.forms`.
         graph: on a GPU, replay forward passes as CUDA graphs.
     """
@@ -84,10 +85,10 @@ def training_step(plan: Plan, module: nn.Module, x: Tensor) -> Call:
 
 
 def loss_of(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A scalar that every output has a part in.
+    """A scalar that depends on every output: the sum of the mean squares of the positive parts.
 
-    Of the positive part alone: the mean square of what leaves a LayerNorm is constant, and
-    gradients that are nothing but rounding could not be compared.
+    Without the cut at 0, the mean square of the outputs of a LayerNorm would be constant. Then all
+    gradients would be rounding errors, which cannot be compared.
     """
     outs = out if isinstance(out, (tuple, list)) else (out,)
     return sum(t.to(torch.promote_types(t.dtype, torch.float32)).relu().square().mean()

@@ -15,13 +15,13 @@ _CLEAR, _STATUS = Path('/proc/self/clear_refs'), Path('/proc/self/status')
 class PeakMemory:
     """Watches a block.
 
-    On a GPU: the allocator's peak, weights and inputs included. On the CPU: the resident memory of
-    the process at its highest during the block, with Python and the libraries in it. Linux can
-    forget the earlier highest; elsewhere it is that of the whole process so far.
+    On a GPU: the peak of the allocator, with weights and inputs. On the CPU: the peak of the
+    resident memory of the process during the block, with Python and the libraries. Only Linux can
+    reset this peak; elsewhere it is the peak since the start of the process.
 
     Attributes:
         mib: the peak in MiB, after the block.
-        kind: what it is, in words.
+        kind: which peak this is, in words.
     """
 
     def __init__(self, device: torch.device) -> None:

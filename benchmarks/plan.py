@@ -11,6 +11,7 @@ that a library fills.
 """
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,10 +114,7 @@ def _bytes(leaf: Any) -> int:
     if not isinstance(leaf, Tensor):
         return 0
     sides = zip(leaf.shape, leaf.stride(), strict=True)
-    numbers = 1
-    for side, stride in sides:
-        numbers *= side if stride else min(side, 1)
-    return numbers * leaf.itemsize
+    return leaf.itemsize * math.prod(side if stride else min(side, 1) for side, stride in sides)
 
 
 class _Fused(TorchFunctionMode):

@@ -15,7 +15,7 @@ _MARKS = ('o', 's', '^')
 
 
 def draw(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the picture; where there is nothing to show a panel says so."""
+    """Write the picture. A panel without results says 'not measured'."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     plain = [record for record in records if not record['saturating']]
@@ -60,7 +60,7 @@ def _draw_ratios(axes: Any, records: Sequence[dict[str, Any]], title: str) -> No
 
 
 def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
-    """Bars at 512×512, or at the size that most backbones were measured at."""
+    """Bars at 512×512, otherwise at the size at which most backbones were measured."""
     records = [r for r in records if 'ours' in r.get('forward', {})]
     shapes = [(r['height'], r['width']) for r in records]
     if not shapes:
@@ -78,7 +78,7 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
             axes.barh(row + .2, forward['naive']['fraction'], .36, color=colour, alpha=.35)
         axes.text(.01, row - .2, f'{forward["ours"]["fraction"]:.2f}', va='center', fontsize=8,
                   color='white')
-        share = record.get('forms', {}).get('optimised', {}).get('fraction')
+        share = record.get('forms', {}).get('optimized', {}).get('fraction')
         if share:
             axes.text(share + .02, row - .2, f'{share:.2f}', va='center', fontsize=8)
             axes.plot([share], [row - .2], marker='D', color='black', markersize=5,

@@ -32,9 +32,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int,
     """The lines of a Markdown table.
 
     Args:
-        header: of the columns.
-        rows: their cells.
-        words: the first columns, so many of them, hold words; the others hold numbers.
+        header: the titles of the columns.
+        rows: the cells of each row.
+        words: number of first columns that hold words; the other columns hold numbers.
         aligned: pad the cells to columns of one width, for a screen.
     """
     marks = ['---' if i < words else '---:' for i in range(len(header))]
@@ -47,10 +47,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int,
 
 
 def check_writable(paths: Sequence[Path]) -> None:
-    """Make the folders of files that are to be written.
+    """Make the folders of output files.
 
     Raises:
-        UserError: a folder cannot be made, or a folder stands where a file is to be.
+        UserError: a folder cannot be made, or the path of a file is a folder.
     """
     try:
         for path in paths:
@@ -76,7 +76,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is in; with a + where the tree has changes."""
+    """The commit of the checkout that has this file; with a + if the tree has changes."""
     def git(*words: str) -> str:
         return subprocess.run(['git', *words], cwd=Path(__file__).parent, capture_output=True,
                               text=True, check=True, timeout=20).stdout.strip()

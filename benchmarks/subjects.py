@@ -37,9 +37,9 @@ class Subject:
         name: in tables.
         kind: 'operator', 'backbone' or 'model'.
         make: builds it.
-        channels: of its input.
-        stride: pixels of the image for each position of its input.
-        layout: of its input.
+        channels: channels of the input.
+        stride: pixels of the image for each position of the input.
+        layout: layout of the input.
     """
 
     family: str

@@ -30,15 +30,15 @@ class Latency(NamedTuple):
 def measure(run: Call, device: torch.device, *, warmup: int = 3, runs: int = 20,
             seconds: float | None = None,
             watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> Latency:
-    """Time a call, each one to its end: a GPU is waited for.
+    """Time a call several times, each time until a GPU has finished.
 
     Args:
         run: the call.
         device: where it computes.
         warmup: calls before those that count.
         runs: calls that count, at least 1.
-        seconds: stop after the call during which this time is over, with fewer calls than `runs`;
-            without a limit where None.
+        seconds: no new call begins after this time, so there may be fewer calls than `runs`; None
+            for no limit.
         watch: wraps the numbers of the calls, for a progress bar.
 
     Raises:
@@ -59,7 +59,7 @@ def measure(run: Call, device: torch.device, *, warmup: int = 3, runs: int = 20,
             if seconds is not None and end - begun > seconds:
                 break
         elif number == warmup - 1:
-            # Compilation and the like are over: the limit is for what counts.
+            # The limit counts from here: compilation belongs to the warm-up.
             begun = end
     p50, p90, p99 = np.percentile(took, (50, 90, 99)).tolist()
     return Latency(p50, p90, p99, min(took), float(np.mean(took)), len(took))
@@ -72,16 +72,16 @@ def _wait(device: torch.device) -> None:
 
 def interleave(calls: Mapping[str, Call], device: torch.device, *, runs: int, seconds: float
                ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time calls in turn: what else the machine does meets all of them alike.
+    """Time calls in turn, so that other work on the machine slows all calls alike.
 
     Args:
-        calls: by name.
-        device: where they compute.
-        runs: rounds, at least 1, after one call of each that does not count.
-        seconds: no round begins after them; the first always takes place.
+        calls: name -> call.
+        device: where the calls compute.
+        runs: number of rounds, at least 1. Before these, each call runs once without being counted.
+        seconds: no round begins after this time, except the first round.
 
     Returns:
-        Milliseconds of every round by name, and why a call has none by name.
+        Name -> milliseconds of every round; and name -> reason, for a call without a time.
     """
     trouble, took, repeats = {}, {}, {}
     for name, call in calls.items():

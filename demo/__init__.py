@@ -4,7 +4,7 @@
     python -m demo detection        see docs/detection.md
     python -m demo.scenes ROOT      the scenes alone, see docs/scenes.md
 
-`runner` has the steps of every demo; `segmentation` and `detection` say what is their own.
+`runner` has the steps of every demo; `segmentation` and `detection` have what only one demo needs.
 """
 # Mends OpenMMLab before anything here imports it, and registers the backbones.
 import visattn_dense  # noqa: F401

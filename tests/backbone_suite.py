@@ -277,18 +277,18 @@ class BackboneSuite:
                             strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
-    def test_optimised_for_inference_computes_the_same(self):
+    def test_optimized_for_inference_computes_the_same(self):
         model = self.build().eval()
-        optimised = optimize_for_inference(copy.deepcopy(model))
+        optimized = optimize_for_inference(copy.deepcopy(model))
         with torch.no_grad():
             for size in ((64, 96), (65, 97), (31, 17)):
                 x = self.image(*size)
-                for a, b in zip(model(x), optimised(x), strict=True):
+                for a, b in zip(model(x), optimized(x), strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-        assert not [m for m in optimised.modules() if type(m) is nn.Linear]
-        assert not any(out.requires_grad for out in optimised(self.image()))
+        assert not [m for m in optimized.modules() if type(m) is nn.Linear]
+        assert not any(out.requires_grad for out in optimized(self.image()))
         with pytest.raises(RuntimeError, match='keep a copy'):
-            optimised.state_dict()
+            optimized.state_dict()
 
     def test_compiles_without_graph_breaks(self):
         model = self.build().eval()

@@ -132,7 +132,7 @@ def assert_outputs(outputs: Mapping[str, Tensor], goldens: Mapping[str, Golden],
 
 
 @torch.no_grad()
-def assert_optimised_outputs(model: nn.Module, x: Tensor, goldens: Mapping[str, Golden]) -> None:
+def assert_optimized_outputs(model: nn.Module, x: Tensor, goldens: Mapping[str, Golden]) -> None:
     """The outputs are the golden ones too after `optimize_for_inference`; it changes the model."""
     outs = optimize_for_inference(model)(x)
     assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, goldens)

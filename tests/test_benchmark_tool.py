@@ -145,14 +145,15 @@ def test_compiled_backbone_in_bfloat16(tool, tmp_path: Path):
     assert report['results'][0]['attention_flops'] > 0
 
 
-def test_optimised_model(tool, tmp_path: Path):
+def test_optimized_model(tool, tmp_path: Path):
     reports = []
-    for words in ([], ['--optimise']):
+    for words in ([], ['--optimize']):
         out = tmp_path / f'{len(words)}.json'
         assert tool.main([str(write_run(tmp_path)), '--sizes', '64', '--runs', '1', '--warmup', '0',
                           '--device', 'cpu', '--out', str(out), *words]) == 0
         reports.append(json.loads(out.read_text()))
-    assert [report['form'] for report in reports] == ['eager', 'optimised']
+    assert [report['form'] for report in reports] == ['eager', 'optimized']
+    assert tool.parse_args(['config.py', '--optimise']).form == 'optimized'
     # Counted before anything is packed: packed layers are operators that no counter knows.
     assert reports[0]['results'][0]['flops'] == reports[1]['results'][0]['flops']
 

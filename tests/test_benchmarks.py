@@ -180,8 +180,8 @@ def test_table_json_and_plot(tmp_path: Path):
             f'| {record["name"]} | {record["height"]}×{record["width"]} | '))
         assert float(row[4]) == pytest.approx(ours['ms'], rel=.006)
         assert float(row[6]) == pytest.approx(ratio, abs=.006)
-    optimised = report['records'][0]['forms']['optimised']
-    assert optimised['difference'] < 1e-4 and optimised['fraction'] > 0
+    optimized = report['records'][0]['forms']['optimized']
+    assert optimized['difference'] < 1e-4 and optimized['fraction'] > 0
     assert '## Growth' in table and '2/2/2/2' in table
     picture = out.parent / 'img/bench.png'
     assert f'](img/{picture.name})' in table
@@ -199,7 +199,7 @@ def test_macs_of_an_operator_by_hand():
     assert macs == per_position * 6 * 10
 
 
-@pytest.mark.parametrize('form', ['optimised', 'channels_last', 'bfloat16'])
+@pytest.mark.parametrize('form', ['optimized', 'channels_last', 'bfloat16'])
 def test_forms_compute_the_same(form: str):
     plan = Plan(subjects.backbone('EfficientViT:b0'), 64, 96, threads=1)
     x = plan.input()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
+from tests.goldens import assert_gradient, assert_optimized_outputs, assert_outputs, load_case
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     LePESelfAttention,
@@ -244,7 +244,7 @@ def test_golden_backbone(case, tmp_path):
         outs = model(x)
         assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
         assert_gradient(list(outs), x, arrays['grad'])
-        assert_optimised_outputs(model, x, arrays)
+        assert_optimized_outputs(model, x, arrays)
 
 
 @pytest.mark.parametrize('arch, millions', [('tiny', 13.1), ('small', 25.5), ('base', 56.8)])

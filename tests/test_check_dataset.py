@@ -1,9 +1,7 @@
 """The data check of segmentation configs and its command line: every fault names file and fix."""
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
+from tests.tiny_runs import run_tool
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.datasets.check import check_config, quick_check
 
@@ -239,30 +238,27 @@ def test_quick_check_leaves_absent_splits_alone(root: Path) -> None:
         check_config(config(root), ['val'])
 
 
-def run_tool(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / 'tools/check_dataset.py'), *map(str, args)],
-                          capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | dict(PYTHONPATH=str(ROOT)))
+check = partial(run_tool, 'check_dataset.py')
 
 
 def test_command_line(root: Path, tmp_path: Path) -> None:
     path = tmp_path / 'config.py'
     config(tmp_path / 'elsewhere').dump(path)
     option = f'train_dataloader.dataset.data_root={root}'
-    good = run_tool(path, '--cfg-options', option)
+    good = check(path, '--cfg-options', option)
     assert good.returncode == 0, good.stderr
     assert good.stdout.endswith('ok\n')
     save_label(root, 'b', [1, 200])
-    bad = run_tool(path, '--split', 'train', '--json', '--cfg-options', option)
+    bad = check(path, '--split', 'train', '--json', '--cfg-options', option)
     assert bad.returncode == 1, bad.stderr
     answer = json.loads(bad.stdout)
     assert not answer['ok']
     assert 'b.png (value 200)' in answer['datasets'][0]['problems'][0]['files'][0]
-    absent = run_tool(tmp_path / 'no.py')
+    absent = check(tmp_path / 'no.py')
     assert absent.returncode == 2
     assert 'no config file' in absent.stderr and 'no.py' in absent.stderr
     assert 'Traceback' not in absent.stderr
-    slip = run_tool(path, '--cfg-options', 'data_root')
+    slip = check(path, '--cfg-options', 'data_root')
     assert slip.returncode == 2
     assert 'KEY=VALUE pairs, got data_root' in slip.stderr and 'Traceback' not in slip.stderr
 

@@ -138,7 +138,7 @@ def test_every_parameter_gets_a_gradient(name, options):
 
 
 @pytest.mark.parametrize('name', SMALL)
-def test_copies_and_optimised_models_compute_the_same(name):
+def test_copies_and_optimized_models_compute_the_same(name):
     model = timm.create_model(name, num_classes=5).eval()
     image = torch.randn(2, 3, 64, 96)
     with torch.no_grad():

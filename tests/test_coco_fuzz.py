@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mmdet.datasets import CocoDataset
 from pycocotools import mask as rle_tools
 
+from tests.comparing import put
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import evaluate_coco
 from visattn_dense.evaluation.coco_files import read_annotations, read_results
@@ -73,16 +74,6 @@ def places(data: Any, path: tuple = ()) -> list[tuple]:
         for at, value in enumerate(data):
             found += places(value, (*path, at))
     return found
-
-
-def put(data: Any, path: tuple, value: Any) -> Any:
-    if not path:
-        return value
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return data
 
 
 def write(path: Path, data: Any) -> Path:

@@ -4,7 +4,7 @@ import torch
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
+from tests.goldens import assert_gradient, assert_optimized_outputs, assert_outputs, load_case
 from visattn_dense.attention import CrossShapedWindowAttention, StripeAttention
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import CSWin
@@ -118,7 +118,7 @@ def test_golden_backbone(case, tmp_path):
     outs = model.eval()(x)
     assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
     assert_gradient(list(outs), x, arrays['grad'])
-    assert_optimised_outputs(model, x, arrays)
+    assert_optimized_outputs(model, x, arrays)
 
 
 @pytest.mark.parametrize('arch, millions', [('tiny', 23), ('small', 35), ('base', 78),

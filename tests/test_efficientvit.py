@@ -5,7 +5,7 @@ import torch
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
-from tests.goldens import assert_gradient, assert_optimised_outputs, assert_outputs, load_case
+from tests.goldens import assert_gradient, assert_optimized_outputs, assert_outputs, load_case
 from visattn_dense.attention import LiteMLA
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import EfficientViT
@@ -110,7 +110,7 @@ def test_golden_backbone(case, folded, tmp_path):
     outs = (fold_batch_norm(model) if folded else model)(x)
     assert_outputs({f'out{i}': out for i, out in enumerate(outs)}, arrays)
     assert_gradient(list(outs), x, arrays['grad'])
-    assert_optimised_outputs(model, x, arrays)
+    assert_optimized_outputs(model, x, arrays)
 
 
 def randomised(model):

@@ -4,8 +4,7 @@ import copy
 import csv
 import io
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,16 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.comparing import put
+from tests.tiny_runs import run_tool
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import METRICS, default_backend, evaluate_coco
 from visattn_dense.evaluation.coco_files import read_annotations, read_results
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'eval_ap.py'
 BACKENDS = ['pycocotools', pytest.param('faster-coco-eval', marks=pytest.mark.skipif(
     default_backend() != 'faster-coco-eval', reason='faster-coco-eval is not installed'))]
 CATEGORIES = [dict(id=11, name='dog'), dict(id=3, name='cat'), dict(id=7, name='unicorn')]
-
-
-def run(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True,
-                          text=True)
+run = partial(run_tool, 'eval_ap.py')
 
 
 def save(path: Path, content: Any) -> Path:
@@ -449,12 +445,3 @@ def test_the_tool_outlives_what_pycocotools_does_not(
     result = run(*paths, '--type', 'segm')
     assert result.returncode == 2, result
     assert message in result.stderr and 'Traceback' not in result.stderr
-
-
-def put(data: Any, path: tuple, value: Any) -> Any:
-    data = copy.deepcopy(data)
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return data

@@ -1,10 +1,9 @@
 """tools/eval_imagenet.py on folders of a few made images."""
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import visattn_dense.interop.timm_models  # noqa: F401  (enters the models)
+from tests.tiny_runs import run_tool
 from visattn_dense.errors import UserError
 from visattn_dense.interop.imagenet import Images, accuracy, labelled_images
 from visattn_dense.zoo.table import find_release
 
 TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'eval_imagenet.py'
 MODEL = 'visattn_efficientvit_b0'
-
-
-def run(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True,
-                          text=True, env={**os.environ, **(env or {})})
+run = partial(run_tool, 'eval_imagenet.py')
 
 
 def make_folder(folder: Path, classes: list[str], images: int = 3) -> Path:
@@ -99,7 +95,7 @@ def test_some_classes_of_imagenet_with_the_released_file(tmp_path):
         theirs.head.classifier[-1].bias[281] = 1e6
     save_file(theirs.state_dict(), path)
     done = run(folder, f'visattn_efficientvit_b1.{release.name}', '--img-size', 64,
-               '--crop-pct', 1, '--workers', 0, env=dict(TORCH_HOME=str(home)))
+               '--crop-pct', 1, '--workers', 0, TORCH_HOME=str(home))
     assert done.returncode == 0, done.stderr
     assert 'top-1 50.000' in done.stdout
     assert 'at 64×64, crop 1; published top-1 79.39' in done.stdout
@@ -127,14 +123,15 @@ def test_counting():
 
 @pytest.fixture
 def tool(monkeypatch):
-    """The tool's main, in this process: called with its arguments."""
+    """The tool's work, in this process: called with its arguments."""
+    monkeypatch.syspath_prepend(TOOL.parent)
     spec = importlib.util.spec_from_file_location('eval_imagenet', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
     def main(*args: object) -> None:
         monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        module.main()
+        module.evaluate(module.parse_args())
 
     return main
 
@@ -176,7 +173,7 @@ def test_an_unknown_model_is_said(tool, model, message, tmp_path):
 
 def test_a_refusal_is_one_line(tmp_path):
     done = run(tmp_path / 'nowhere', MODEL)
-    assert done.returncode == 1 and done.stdout == ''
+    assert done.returncode == 2 and done.stdout == ''
     assert done.stderr == f'error: there is no folder {tmp_path / "nowhere"}\n'
 
 

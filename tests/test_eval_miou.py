@@ -2,9 +2,8 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,20 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tiny_runs import run_tool
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation import segmentation
 from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
-from visattn_dense.evaluation.classes import read_classes
+from visattn_dense.evaluation.dataset_files import read_classes
 from visattn_dense.evaluation.pairs import match_files, read_index_map
 from visattn_dense.evaluation.segmentation import Scores, Settings, count_image, count_pairs
 from visattn_dense.openmmlab.datasets.class_names import dataset_classes
 
-TOOL = Path(__file__).resolve().parents[1] / 'tools' / 'eval_miou.py'
-
-
-def run(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(TOOL), *map(str, args)], capture_output=True,
-                          text=True)
+run = partial(run_tool, 'eval_miou.py')
 
 
 def refused(*args: object) -> str:

@@ -504,7 +504,7 @@ def test_weights_too_small_for_a_picture_are_still_seen():
     assert (picture[4, 6] != picture[0, 0]).any()
 
 
-def test_an_optimised_model_is_explained_and_has_no_field(image: Tensor):
+def test_an_optimized_model_is_explained_and_has_no_field(image: Tensor):
     model = EfficientViT('b0').eval()
     expected = explain(model, image).looks
     fast = optimize_for_inference(copy.deepcopy(model))

@@ -13,8 +13,8 @@ from PIL import Image
 from visattn_dense.backbones import CSWin, EfficientViT
 from visattn_dense.explain import explain
 from visattn_dense.explain.subject import names, open_named, prepare
+from visattn_dense.openmmlab.backbone import open_backbone, prepare_image
 from visattn_dense.openmmlab.config import read_config
-from visattn_dense.openmmlab.explained import open_backbone, prepare_image
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.registry import BACKBONES
 

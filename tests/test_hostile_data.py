@@ -4,7 +4,6 @@ A table for COCO files and one for images and labels. Every kind is made here, g
 check, through a dataset as training builds it, and through the evaluation, in a process of its own
 that may neither die nor hang.
 """
-import copy
 import json
 import math
 import multiprocessing
@@ -25,6 +24,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
+from tests.comparing import put
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.datasets.check import check_config, quick_check
 
@@ -83,16 +83,6 @@ def coco() -> dict:
 def packed_runs(runs: list[int]) -> str:
     from pycocotools import mask as rle_tools
     return rle_tools.frPyObjects(dict(size=[30, 40], counts=runs), 30, 40)['counts'].decode()
-
-
-def put(data: Any, path: tuple, value: Any) -> Any:
-    """A copy of `data` with `value` at the place that `path` leads to."""
-    data = copy.deepcopy(data)
-    place = data
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return data
 
 
 def first(key: str, value: Any) -> dict:

@@ -190,7 +190,7 @@ def test_freed_memory_is_kept():
     assert counts[0] >= 500 and counts[1] < counts[0] / 10, counts
 
 
-def test_optimising_refuses_what_would_be_lost():
+def test_optimizing_refuses_what_would_be_lost():
     with pytest.raises(ValueError, match='eval'):
         optimize_for_inference(Mlp(3, 5))
     model = optimize_for_inference(Mlp(3, 5).eval())

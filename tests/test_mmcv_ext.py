@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import visattn_dense  # noqa: F401 (its import makes mmcv._ext importable)
+from tests.comparing import assert_same_with_gradients
 from visattn_dense.openmmlab.compat.op_names import MMCV_OPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -473,11 +474,7 @@ def test_deform_conv_with_samples_on_whole_pixels_has_the_gradients_of_mmcv(
         inputs = [x, offset, weight]
         found = ops.deform_conv2d(*inputs, *geometry)
         expected = naive_deform_conv(x, offset, torch.ones_like(mask), weight, *geometry)
-    torch.testing.assert_close(found, expected)
-    pull = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
-                    strict=True):
-        torch.testing.assert_close(a, b)
+    assert_same_with_gradients(found, expected, inputs)
 
 
 def test_modulated_deform_conv_reads_the_first_numbers_of_larger_maps():
@@ -523,11 +520,7 @@ def test_ms_deform_attn_forward_and_gradients_are_the_formula_of_mmcv():
     found = MultiScaleDeformableAttnFunction.apply(
         inputs[0], shapes, torch.tensor([0, 15]), inputs[1], inputs[2], 64)
     expected = multi_scale_deformable_attn_pytorch(inputs[0], shapes, inputs[1], inputs[2])
-    torch.testing.assert_close(found, expected)
-    pull = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
-                    strict=True):
-        torch.testing.assert_close(a, b)
+    assert_same_with_gradients(found, expected, inputs)
 
 
 def test_ms_deform_attn_has_no_gradient_for_a_location_on_row_or_column_minus_one():

@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 import visattn_dense  # noqa: F401 (its import makes mmcv._ext importable)
+from tests.comparing import assert_same_with_gradients
 
 pytest.importorskip('mmcv')
 if not importlib.import_module('mmcv._ext').__file__.endswith('.py'):
@@ -25,15 +26,6 @@ ops = importlib.import_module('mmcv.ops')
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason='no GPU'))]
-
-
-def assert_same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    torch.testing.assert_close(found, expected)
-    pull = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad((out * pull).sum(), inputs) for out in (found, expected)),
-                    strict=True):
-        assert b.any()
-        torch.testing.assert_close(a, b)
 
 
 def naive_psamask(x: Tensor, kind: str, window: tuple[int, int]) -> Tensor:

@@ -49,9 +49,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--compile', dest='form', action='store_const', const='compiled',
                       default='eager', help='with torch.compile')
-    form.add_argument('--optimise', dest='form', action='store_const', const='optimised',
-                      help='with BatchNorm folded and, on a CPU, packed weights and freed memory '
-                      'kept (visattn_dense.layers.optimize_for_inference)')
+    # --optimise was the name of earlier versions.
+    form.add_argument('--optimize', '--optimise', dest='form', action='store_const',
+                      const='optimized', help='with BatchNorm folded and, on a CPU, packed '
+                      'weights and freed memory kept (visattn_dense.layers.optimize_for_inference)')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda where it is)')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
                         help='below float32 by autocast (default: %(default)s)')
@@ -97,7 +98,7 @@ def benchmark(args: argparse.Namespace) -> None:
     report = dict(
         config=args.config, part=args.part, dtype=args.dtype, form=args.form, batch=args.batch,
         environment=environment(place), parameters=count_parameters(module), results=[])
-    if args.form == 'optimised':
+    if args.form == 'optimized':
         keep_freed_memory()
     make_ready(args.form, module)
     for size, count in zip(sizes, flops, strict=True):

@@ -4,8 +4,8 @@
     python tools/build_mmcv_cpu.py FOLDER
     MMCV_COMPILED=FOLDER python -m pytest tests/test_compiled_mmcv.py
 
-The sources are those that the installed mmcv-lite carries, unchanged. Needs a C++20 compiler and
-ninja; takes minutes, where the whole of mmcv takes most of an hour.
+The sources are those inside the installed mmcv-lite, unchanged. Needs a C++20 compiler and ninja.
+Takes minutes; the whole of mmcv takes most of an hour.
 """
 import argparse
 import re
@@ -35,7 +35,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sources = Path(find_spec('mmcv').origin).parent / 'ops' / 'csrc'
     units = {'bindings': bindings((sources / 'pytorch' / 'pybind.cpp').read_text())}
-    # Two files of one name in two folders would become one object file.
+    # Two files with the same name in two folders would become one object file.
     for name in FILES:
         for part in ('', 'cpu'):
             file = sources / 'pytorch' / part / f'{name}.cpp'

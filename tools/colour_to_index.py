@@ -4,9 +4,10 @@
     python tools/colour_to_index.py MASKS --find table.txt          # which colours are there?
     python tools/colour_to_index.py MASKS LABELS --table table.txt  # convert
 
-The first command writes a line for each colour; give each its class name, in the order that the
-indices shall have, and the name - to pixels that are not judged. The second command is lossless, or
-stops and names the colours that the table lacks. Exit code: 0, or 2 with one message.
+The first command writes a line for each colour. Give each colour the name of its class, in the
+order of the indices; the name - stands for pixels that are not judged. The second command is
+lossless: if the table lacks a colour, the command stops and names the colour. Exit code: 0, or 2
+with one message.
 """
 from __future__ import annotations
 
@@ -42,11 +43,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('masks', help='folder of colour masks; subfolders are searched too')
     parser.add_argument('labels', nargs='?', help='new folder for the label PNGs')
     ways = parser.add_mutually_exclusive_group(required=True)
-    ways.add_argument('--find', metavar='FILE', help='write the colours that are there as a table')
+    ways.add_argument('--find', metavar='FILE', help='write a table of the colours in the masks')
     ways.add_argument('--table', metavar='FILE', help='"#rrggbb name" for each class, in order')
     parser.add_argument('--nearest', type=float, default=0., metavar='DISTANCE',
-                        help='take the nearest colour of the table, at most so far away in steps '
-                             'of 0..255 (for JPEG masks and blurred edges); says how many pixels')
+                        help='take the nearest colour of the table, at most this far away in '
+                             'steps of 0..255 (for JPEG masks and blurred edges); prints how many '
+                             'pixels')
     add_debug(parser)
     return parser.parse_args()
 
@@ -72,7 +74,7 @@ def find(masks: str, files: list[str], out: str) -> None:
 
 
 def convert(args: argparse.Namespace, files: list[str]) -> None:
-    """Write a label PNG for each mask; none if one does not fit."""
+    """Write a label PNG for each mask. If one mask does not fit, write none."""
     if not args.labels:
         raise UserError('name the new folder for the label PNGs')
     if not 0 <= args.nearest <= 442:
@@ -80,7 +82,7 @@ def convert(args: argparse.Namespace, files: list[str]) -> None:
     table = read_table(args.table)
     places = {name: Path(args.labels, name).with_suffix('.png') for name in files}
     if len(set(places.values())) < len(places):
-        raise UserError(f'{args.masks} holds masks that differ in their ending alone')
+        raise UserError(f'{args.masks} holds masks whose names differ only in their ending')
     check_outputs(places.values(), inputs=[args.masks, args.table])
     faults, moved, pixels = [], 0, 0
     # Everything is read before anything is written: a folder is converted whole or not at all.

@@ -3,9 +3,9 @@
 
     python tools/eval_ap.py RESULTS.json ANNOTATIONS.json --type bbox segm boundary --classwise
 
-RESULTS is one file, or the outfile_prefix that mmdetection wrote PREFIX.bbox.json and
-PREFIX.segm.json with. Numbers are 0..1, '-' where there is no object. docs/evaluation.md says
-more. Exit code: 0, or 2 with one message where something does not fit.
+RESULTS is one file, or mmdetection's outfile_prefix: then PREFIX.bbox.json and PREFIX.segm.json are
+read. Numbers are 0..1, '-' if there is no object. docs/evaluation.md says more. Exit code: 0, or 2
+with one message for bad input.
 """
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('results', help='JSON of detections, or the prefix of mmdetection\'s files')
     parser.add_argument('annotations', help='COCO annotation file')
     parser.add_argument('--type', nargs='+', choices=TYPES, metavar='TYPE', dest='types',
-                        help=f'{", ".join(TYPES)}; without it bbox and segm, as far as the '
-                             'results hold them')
+                        help=f'{", ".join(TYPES)}; default: bbox and segm, if the results '
+                             'hold them')
     parser.add_argument('--classwise', action='store_true', help='also print every category')
     parser.add_argument('--backend', choices=BACKENDS,
-                        help='default: faster-coco-eval where it is installed')
+                        help='default: faster-coco-eval if it is installed')
     parser.add_argument('--max-dets', type=int, default=MAX_DETS, metavar='N',
                         help='the N best detections of an image and category count '
                              "(%(default)s, as at COCO); for images with more objects")
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def backend_to_use(wanted: str | None) -> str:
-    """The evaluator; says so on stderr where it is the slower one for lack of the other.
+    """The evaluator. A note on stderr says if the faster evaluator is not installed.
 
     Raises:
         UserError: faster-coco-eval is wanted and not installed.
@@ -89,7 +89,7 @@ def read_by_type(args: argparse.Namespace, truth: dict[str, Any]) -> dict[str, l
         held = {field for field, path in files.items()
                 if all(field in result for result in content[path])}
         types = [kind for kind in ('bbox', 'segm') if FIELD[kind] in held]
-        # An empty file holds anything; boxes need no masks in the annotations.
+        # Without detections, take boxes, which need no masks in the annotations.
         if not any(content.values()):
             types = ['bbox']
         if not types:
@@ -104,7 +104,7 @@ def read_by_type(args: argparse.Namespace, truth: dict[str, Any]) -> dict[str, l
 
 
 def say_what_is_cut(truth: dict[str, Any], by_type: dict[str, list[dict]], max_dets: int) -> None:
-    """Notes on stderr where images hold more than the evaluation looks at."""
+    """Notes on stderr about images with more objects or detections than the evaluation counts."""
     sides = {'objects': truth['annotations'], **{
         f'{kind} detections': results for kind, results in by_type.items()}}
     for what, items in sides.items():

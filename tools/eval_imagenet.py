@@ -4,9 +4,8 @@
     python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny
     python tools/eval_imagenet.py imagenet/val visattn_cswin_tiny --checkpoint cswin_tiny_224.pth
 
-MODEL is any name of timm, this project's visattn_FAMILY_ARCH among them; docs/timm.md says more.
-Progress goes to stderr, the result to stdout. Exit code: 0, or 1 with one message where something
-does not fit.
+MODEL is any model name of timm, also this project's visattn_FAMILY_ARCH; docs/timm.md says more.
+Progress goes to stderr, the result to stdout. Exit code: 0, or 2 with one message for bad input.
 """
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import _checkout  # noqa: F401  (first)
 
-from visattn_dense.errors import UserError, did_you_mean  # noqa: E402
+from visattn_dense.command import add_debug, run
+from visattn_dense.errors import UserError, did_you_mean
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--crop-pct', type=float, help='part of the shorter side that is kept; '
                         "default: the model's")
     parser.add_argument('--json', metavar='FILE', type=Path, help='write the result there too')
+    add_debug(parser)
     args = parser.parse_args()
     if args.batch_size < 1 or args.workers < 0 or args.img_size is not None and args.img_size < 1:
         parser.error('--batch-size and --img-size are at least 1, --workers at least 0')
@@ -71,7 +71,7 @@ def build(args: argparse.Namespace):
 
 
 def published(model) -> str:
-    """What the authors report for these weights, or ''."""
+    """The authors' figure for these weights in words; '' if there is none."""
     from visattn_dense.zoo.table import releases
     cfg = model.pretrained_cfg
     release = releases().get(cfg.get('tag') or '')
@@ -80,39 +80,14 @@ def published(model) -> str:
     return f'; published top-1 {release.value:g}'
 
 
-class Progress:
-    """One line on stderr: redrawn on a terminal, elsewhere written for each tenth.
-
-    Args:
-        total: images.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total, self.begun, self.tenth = total, time.monotonic(), 0
-        self.on_terminal = sys.stderr.isatty()
-
-    def __call__(self, so_far) -> None:
-        from visattn_dense.visualization.progress import minutes
-        tenth = 10 * so_far.images // self.total
-        if not self.on_terminal and tenth == self.tenth:
-            return
-        self.tenth = tenth
-        spent = time.monotonic() - self.begun
-        left = minutes(spent / so_far.images * (self.total - so_far.images))
-        text = (f'{so_far.images}/{self.total}  top-1 {so_far.top1:.2f}  top-5 {so_far.top5:.2f}  '
-                f'{left} left')
-        print(f'\r{text}\x1b[K' if self.on_terminal else text, file=sys.stderr, flush=True,
-              end='\n' if not self.on_terminal or so_far.images == self.total else '')
-
-
-def main() -> None:
-    args = parse_args()
+def evaluate(args: argparse.Namespace) -> None:
     import torch
     from timm.data import create_transform, resolve_data_config
     from torch.utils.data import DataLoader
+    from tqdm import tqdm
 
     from visattn_dense.atomic import write_text_whole
-    from visattn_dense.interop.imagenet import Images, accuracy, labelled_images
+    from visattn_dense.interop.imagenet import Accuracy, Images, accuracy, labelled_images
     if not args.folder.is_dir():
         raise UserError(f'there is no folder {args.folder}')
     if args.json and not args.json.absolute().parent.is_dir():
@@ -130,7 +105,14 @@ def main() -> None:
     loader = DataLoader(Images(samples, create_transform(**data, is_training=False)),
                         args.batch_size, num_workers=args.workers,
                         pin_memory=device.type == 'cuda')
-    found = accuracy(model, loader, Progress(len(samples)))
+    # A terminal shows a moving line; a log file gets a line every ten seconds.
+    with tqdm(total=len(samples), mininterval=0.2 if sys.stderr.isatty() else 10.,
+              bar_format='{n_fmt}/{total_fmt}  {desc}{remaining} left') as line:
+        def report(so_far: Accuracy) -> None:
+            line.set_description_str(f'top-1 {so_far.top1:.2f}  top-5 {so_far.top5:.2f}  ', False)
+            line.update(so_far.images - line.n)
+
+        found = accuracy(model, loader, report)
     height, width = data['input_size'][1:]
     print(f'top-1 {found.top1:.3f}  top-5 {found.top5:.3f}  ({found.images} images, {args.model} '
           f'at {height}×{width}, crop {data["crop_pct"]:g}{published(model)})')
@@ -141,7 +123,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f'error: {error}')
+    sys.exit(run(evaluate, parse_args()))

@@ -3,8 +3,8 @@
 
     python tools/eval_miou.py PRED_DIR LABEL_DIR --dataset ade20k --boundary --plot iou.png
 
-Prints IoU and accuracy of every class, mIoU, aAcc and mAcc in per cent. docs/evaluation.md says
-what the files hold. Exit code: 0, or 2 with one message where something does not fit.
+Prints IoU and accuracy of every class, mIoU, aAcc and mAcc in per cent. docs/evaluation.md
+describes the files. Exit code: 0, or 2 with one message for bad input.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import _checkout  # noqa: F401  (first)
 from visattn_dense.atomic import write_text_whole
 from visattn_dense.command import add_debug, run
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
-from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes
+from visattn_dense.evaluation.dataset_files import DATASETS, DatasetFiles, read_classes
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.report import (
     as_csv,
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--reduce-zero-label', action=argparse.BooleanOptionalAction, default=None,
                         help='the files hold 0 for "other" and 1..N for the classes; on for ade20k')
     parser.add_argument('--pred-zero-based', action='store_true',
-                        help='with --reduce-zero-label: predictions hold 0..N-1 all the same')
+                        help='with --reduce-zero-label: predictions nevertheless hold 0..N-1')
     parser.add_argument('--ignore-index', type=int, default=255, metavar='VALUE',
                         help='label value that is not judged (%(default)s)')
     parser.add_argument('--boundary', type=float, nargs='?', const=DEFAULT_RATIO, metavar='WIDTH',
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> None:
     reduce = files.reduce_zero_label if args.reduce_zero_label is None else args.reduce_zero_label
     check_outputs([args.csv, args.json, args.plot], inputs=[args.pred_dir, args.label_dir])
     if args.plot:
-        # matplotlib takes a second to load; only a plot is worth it.
+        # matplotlib takes a second to load, so only a plot loads it.
         from visattn_dense.evaluation.plots import check_plot_path, plot_segmentation
         check_plot_path(args.plot)
     classes = class_names(args)

@@ -92,8 +92,8 @@ def _point(text: str) -> tuple[float, float]:
 def open_subject(args: argparse.Namespace) -> tuple[Callable[[str], DenseBackbone], Prepared]:
     """A function from a checkpoint to the model, and the image prepared for the model."""
     if args.config.endswith('.py'):
+        from visattn_dense.openmmlab.backbone import open_backbone, prepare_image
         from visattn_dense.openmmlab.config import read_config
-        from visattn_dense.openmmlab.explained import open_backbone, prepare_image
         if args.short_side:
             raise UserError('--short-side is for a backbone by its name: the test_pipeline of a '
                             'config says the size itself')

@@ -21,7 +21,7 @@ from visattn_dense.atomic import write_text_whole
 from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
-from visattn_dense.evaluation.classes import DATASETS, DatasetFiles, read_classes
+from visattn_dense.evaluation.dataset_files import DATASETS, DatasetFiles, read_classes
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.report import check_outputs
 from visattn_dense.evaluation.segmentation import Settings

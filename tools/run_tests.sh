@@ -7,7 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/tools/setup_env.sh")
 cd "$root"
-# Another environment may hold another checkout of this project; this one is meant.
+# The environment may contain another checkout of this project; use this checkout.
 if [[ -n ${VISATTN_VENV:-} ]]; then
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 fi

@@ -2,8 +2,8 @@
 # Makes the environment in .venv, once, and prints the path of its Python on stdout.
 #
 # Everything comes from PyPI; no compiler is needed. Progress goes to stderr, the details to
-# .venv/setup.log. A second run finds the stamp of the first and does nothing; an interrupted one
-# goes on; two at once wait for each other.
+# .venv/setup.log. A second run finds the stamp of the first run and does nothing. A run after an
+# interrupted run continues. If two runs start at once, one waits for the other.
 #
 #   VISATTN_VENV=DIR     use this environment as it is, installing nothing into it
 #   VISATTN_PYTHON=EXE   make .venv with this Python (3.10 or newer)
@@ -13,7 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 log=$venv/setup.log
 stamp_file=$venv/.visattn-stamp
-# What the whole set takes while it is unpacked: the environment and the largest wheels beside it.
+# The disk space for unpacking: the environment, and the largest wheels beside it.
 need_gb=9
 
 say() { printf '%s\n' "$*" >&2; }
@@ -23,7 +23,7 @@ fail() {
   exit 1
 }
 
-# An environment that somebody else made: looked at, not touched.
+# An environment that somebody else made: it is checked and not changed.
 use_other_environment() {
   local python
   python=$(cd "$1" 2>/dev/null && pwd || true)/bin/python
@@ -49,7 +49,7 @@ PY
 
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 
-# The first Python that can also make environments with pip; failing that, the first that is recent.
+# The first Python that can also make environments with pip; otherwise the first recent Python.
 find_python() {
   if [[ -n ${VISATTN_PYTHON:-} ]]; then
     is_recent "$VISATTN_PYTHON" ||
@@ -71,8 +71,8 @@ find_python() {
   printf '%s\n' "$fallback"
 }
 
-# Changes whenever what would be installed changes, the checkout moves or the Python is another.
-# Answers nothing where the environment's Python does not run.
+# Changes if the packages to install change, if the checkout moves, or with another Python. Prints
+# nothing if the environment's Python does not run.
 stamp() {
   "$venv/bin/python" -I -S - "$root" <<'PY' 2>/dev/null || true
 import hashlib
@@ -95,7 +95,7 @@ is_ready() {
   [[ -n $now && $now == "$(cat "$stamp_file")" ]]
 }
 
-# Runs a command with its output in the log; the few lines worth a reader's time are shown.
+# Runs a command with its output in the log; only the important lines are shown.
 logged() {
   local line size shown='Downloading ([^ ]+)-[0-9][^ ]* \(([0-9]+)(\.[0-9])? ([MG])B\)'
   printf '\n$ %s\n' "$*" >>"$log"
@@ -129,7 +129,7 @@ on_exit() {
 
 check_disk() {
   local free_kb free_gb
-  # With torch in place most of the room is taken already.
+  # If torch is installed, most of the space is in use already.
   compgen -G "$venv/lib/python3*/site-packages/torch/lib" >/dev/null && return
   free_kb=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
   free_gb=$((free_kb / 1024 / 1024))
@@ -141,7 +141,7 @@ check_disk() {
     'a few minutes'
 }
 
-# The ways to an environment with pip, the usual one first.
+# Several ways to make an environment with pip, the usual way first.
 make_venv() {
   local python=$1
   say "[1/4] environment in .venv, $("$python" --version 2>&1) ($(command -v "$python"))"
@@ -164,7 +164,7 @@ make_venv() {
 
 install_requirements() {
   local wanted=$root/requirements.txt
-  # A compiled mmcv that somebody installed here is preferred, and mmcv-lite would write over it.
+  # A compiled mmcv that is already installed is preferred; mmcv-lite would overwrite it.
   if "$venv/bin/python" -c 'import importlib.metadata as m; m.version("mmcv")' 2>/dev/null; then
     say '      a compiled mmcv is installed: mmcv-lite is left out'
     wanted=$venv/requirements-without-lite.txt
@@ -173,9 +173,9 @@ install_requirements() {
   logged "$venv/bin/python" -m pip install --progress-bar off --prefer-binary -r "$wanted"
 }
 
-# opencv-python links against libGL, which a server seldom has. The headless build of the same
-# version holds the same cv2 without windows; laid over it, pip still finds what OpenMMLab asks for.
-# The metadata says what should lie there and cv2/version.py what does.
+# opencv-python links against libGL, which servers often lack. The headless build of the same version
+# has the same cv2 without windows. It is installed over opencv-python, whose metadata stay, so pip
+# finds the package that OpenMMLab needs. cv2/version.py says which of the two builds is there.
 install_headless_opencv() {
   local version
   version=$("$venv/bin/python" - <<'PY'
@@ -204,10 +204,10 @@ set_up() {
   fi
   check_disk
   rm -rf "$venv/tmp"
-  # A small /tmp, often in memory, would overflow on the wheels.
+  # The wheels may not fit into /tmp, which is small and often in memory.
   mkdir -p "$venv/tmp"
   export TMPDIR=$venv/tmp
-  # Another stack's packages (ROS, conda) on these paths would pass for installed ones.
+  # Packages of another system (ROS, conda) on these paths would count as installed.
   unset PYTHONPATH PYTHONHOME
   export PYTHONNOUSERSITE=1 PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
   printf '\n==== set-up of %s on %s\n' "$root" "$(date)" >>"$log"
@@ -242,7 +242,7 @@ if ! is_ready; then
     exec 9>"$root/.setup.lock"
     flock -n 9 || { say 'setup: another set-up is at work here; waiting for it'; flock 9; }
   fi
-  # The one that was waited for may have done it all.
+  # The other run may have done everything.
   is_ready || set_up
 fi
 printf '%s\n' "$venv/bin/python"

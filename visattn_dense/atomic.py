@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole, or stay as they were."""
 from __future__ import annotations
 
 import os
@@ -14,10 +14,10 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path to write to; the file gets its real name once it is on the disk.
+    """Gives a temporary path to write to. The file gets its real name when it is on the disk.
 
-    A kill or a power cut at any moment leaves either what was at `path` before or the whole new
-    file. An exception inside removes the temporary file and leaves `path` alone.
+    After a kill or a power cut at any moment, `path` is either the old file or the whole new file.
+    An exception inside removes the temporary file; then `path` stays as it was.
     """
     path = Path(path)
     temporary = temporary_name(path)
@@ -33,7 +33,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text_whole(path: str | os.PathLike, text: str) -> None:
-    """`Path.write_text`, whole or not at all."""
+    """`Path.write_text` through `written_whole`."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
@@ -52,7 +52,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        # Some network file systems cannot sync a folder; the rename has happened all the same.
+        # Some network file systems cannot sync a folder. The rename has happened nevertheless.
         if not path.is_dir():
             raise
     finally:

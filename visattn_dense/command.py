@@ -1,8 +1,8 @@
 """The frame of every command: its exit code, and what a user reads when something goes wrong.
 
-Exit codes: 0 done; 2 the user's input was wrong, said in one message; 130 interrupted; 1 anything
-else, with its traceback. A command may use 1, or further codes, for a result: its page says so.
-`--debug`, or VISATTN_DEBUG=1, shows every traceback.
+Exit codes: 0 done; 2 the user's input was wrong, with one message; 130 interrupted; 1 any other
+error, with its traceback. A command may use 1, or further codes, for a result; then its page says
+so. `--debug`, or VISATTN_DEBUG=1, shows the traceback of every error.
 """
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def run(task: Callable[..., int | None], args: argparse.Namespace, *,
     Args:
         task: the command; it may return an exit code of its own.
         args: what the command line says.
-        codes: further errors that are told in one message, and their exit codes.
-        stopped: what to say after Ctrl-C.
-        message: the text of an error.
-        who: what stands behind the word 'error'.
-        log_to: where the messages of the logger `visattn_dense` go: warnings to stderr by default.
+        codes: further kinds of errors that are printed as one message, with their exit codes.
+        stopped: the message after Ctrl-C.
+        message: makes the text of an error.
+        who: text after the word 'error'.
+        log_to: takes the messages of the logger `visattn_dense`; by default warnings go to stderr.
     """
     # A file name, or a name in a file, may hold what this terminal cannot print.
     for stream in (sys.stdout, sys.stderr):

@@ -1,7 +1,7 @@
 """What a user did wrong, as one clear message.
 
-Command-line tools catch `UserError` at their entry, print it on stderr and leave with a non-zero
-exit code; everywhere else it is an ordinary `ValueError`.
+A command prints a `UserError` on stderr and ends with exit code 2; see `visattn_dense.command`.
+Everywhere else a `UserError` is an ordinary `ValueError`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
-    """The entries of `choices` that `name` was most likely meant to be, best first.
+    """The entries of `choices` that are most similar to `name`, best first; case is ignored.
 
-    Case is ignored and a choice that contains the name (or the other way round) counts as near:
-    'upernet' finds 'UPerHead' by spelling, 'Swin' finds 'SwinTransformer' by containment.
+    Similar are names with similar spelling ('upernet' finds 'UPerHead'), and names of which one
+    contains the other ('Swin' finds 'SwinTransformer').
     """
     by_key: dict[str, str] = {}
     for choice in choices:
@@ -40,10 +40,10 @@ def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
-    """A sentence that names the near ones, or, where nothing is near, a few of the choices.
+    """A sentence with the most similar choices, or with a few choices if none is similar.
 
     Returns:
-        str: for example "Did you mean 'tiny'?"; empty when there is nothing to choose from.
+        str: for example "Did you mean 'tiny'?"; empty if there are no choices.
     """
     known = sorted(set(choices))
     near = closest(name, known, limit)

@@ -49,8 +49,8 @@ def read_all(read: Callable[[Item], Result], items: Sequence[Item], *, workers: 
              progress: str = '') -> Iterator[Result]:
     """`read(item)` for each item, in order, on `workers` threads.
 
-    Threads are enough: Pillow decodes without holding Python's lock. `progress` labels a progress
-    bar on stderr, shown only where that is a terminal.
+    Threads are enough: Pillow decodes without holding Python's lock. `progress` is the label of a
+    progress bar on stderr; the bar is shown only if stderr is a terminal.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from tqdm(pool.map(read, items), total=len(items), desc=progress, unit='file',

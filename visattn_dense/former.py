@@ -1,8 +1,8 @@
-"""Former names: what has moved since it was released is found where it was, too.
+"""Former names: a module or name that has moved is also found under its former name.
 
 `MOVED` is the whole list: the former dotted name of a module, or of a name in a module, and the
-name of today. What lies below a moved package has moved with the package. Former names serve the
-scripts, configs and dumped configs of users; nothing in this project uses one.
+name of today. Modules below a moved package have moved with the package. Former names serve the
+scripts, configs and dumped configs of users; nothing in this project uses a former name.
 """
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ MOVED = {
     'visattn_dense.datasets': f'{_ROOM}.datasets',
     'visattn_dense.engine': f'{_ROOM}.engine',
     'visattn_dense.heads': f'{_ROOM}.heads',
+    f'{_ROOM}.explained': f'{_ROOM}.backbone',
+    'visattn_dense.evaluation.classes': 'visattn_dense.evaluation.dataset_files',
+    'visattn_dense.checkpoints.memory': 'visattn_dense.checkpoints.mapped',
     'visattn_dense.checkpoints.__main__': f'{_ZOO}.__main__',
     'visattn_dense.checkpoints.convert': f'{_ZOO}.convert',
     'visattn_dense.checkpoints.recognise': f'{_ZOO}.recognise',
@@ -40,7 +43,7 @@ MOVED = {
 
 
 def name_today(name: str) -> str | None:
-    """Where `name`, or the package that it lies in, has moved to; None if it has not."""
+    """Today's name of `name`, if the module or a package above it has moved; otherwise None."""
     for former, today in MOVED.items():
         if name == former or name.startswith(f'{former}.'):
             return today + name[len(former):]
@@ -48,7 +51,7 @@ def name_today(name: str) -> str | None:
 
 
 def names_of(module: str) -> Callable[[str], Any]:
-    """A `__getattr__` for a module of which names have moved elsewhere."""
+    """A `__getattr__` for a module from which names have moved to other modules."""
     def getattr_(name: str) -> Any:
         today = MOVED.get(f'{module}.{name}')
         if today is None:
@@ -60,7 +63,7 @@ def names_of(module: str) -> Callable[[str], Any]:
 
 
 def spec_of(name: str) -> ModuleSpec | None:
-    """For the import of a former name: gives the very module of today. None for other names."""
+    """The spec for the import of a former name, which gives the module of today; otherwise None."""
     today = name.startswith('visattn_dense.') and name_today(name)
     if not today or not (spec := importlib.util.find_spec(today)):
         return None
@@ -69,7 +72,7 @@ def spec_of(name: str) -> ModuleSpec | None:
 
 
 class _Loader:
-    """Puts the module of today in the place of the one that is being imported."""
+    """Puts the module of today into `sys.modules` under the former name."""
 
     def __init__(self, today: str) -> None:
         self._today = today

@@ -1,10 +1,9 @@
 """Opening image files: one limit on their size, one bound on memory, one kind of error.
 
-Pillow refuses images above 179 million pixels, which satellites and microscopes make every day.
-`import visattn_dense` moves that limit to `MOST_PIXELS` for the whole process, where OpenCV's own
-limit stands: what one decoder of a pipeline reads, the other reads too. Against files that are
-large on purpose memory is bounded instead: `opened` lets threads decode one GiB at a time, and
-refuses an image that does not fit into the memory that is free.
+Pillow refuses images above 179 million pixels, but satellites and microscopes make such images.
+`import visattn_dense` raises this limit to `MOST_PIXELS` for the whole process. OpenCV has the same
+limit, so both decoders of a pipeline read the same files. `opened` bounds the memory instead: its
+threads decode one GiB at a time, and an image that does not fit into the free memory is refused.
 """
 from __future__ import annotations
 
@@ -56,7 +55,7 @@ _budget = _Budget(_AT_ONCE)
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine can still give; None where the system does not say."""
+    """Bytes of memory that are free on this machine; None if the system does not say."""
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
     except OSError:
@@ -67,19 +66,19 @@ def free_memory() -> int | None:
 
 @contextmanager
 def opened(path: str | os.PathLike, *, decode: bool = True) -> Iterator[Image.Image]:
-    """An image file, opened by Pillow; its pixels are read when they are asked for.
+    """An image file, opened by Pillow. Pillow reads the pixels when they are first used.
 
     Args:
         path: the file.
-        decode: the pixels will be asked for. Without it only the head of the file is read, and
-            no memory is reserved.
+        decode: the caller will use the pixels. If False, only the head of the file is read, and no
+            memory is reserved.
 
     Raises:
-        OSError: the file is missing, no regular file (a folder, a pipe), damaged, no image, or
-            too large. Pillow's many other errors come as this one too. PIL's
+        OSError: the file is missing, damaged, too large, not an image, or not a regular file (a
+            folder, a pipe). Every other error of Pillow becomes an OSError too. PIL's
             UnidentifiedImageError, a kind of OSError, says that the format is unknown.
     """
-    # A pipe with the name of an image would be waited for without end.
+    # A read from a pipe may wait without end.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError('not a regular file')
     try:

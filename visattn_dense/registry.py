@@ -1,8 +1,8 @@
 """The registry of backbones: one registration here serves every OpenMMLab 2 project.
 
 `BACKBONES` holds this project's backbones by name and needs torch alone. As soon as mmengine is
-imported (before or after), each entry also stands in mmengine's root registry `MODELS`, which
-mmseg, mmdet and every other OpenMMLab 2 project search after their own:
+imported (before or after), each entry is also in mmengine's root registry `MODELS`. mmseg, mmdet
+and every other OpenMMLab 2 project search this registry after their own:
 
     custom_imports = dict(imports=['visattn_dense'])
     model = dict(backbone=dict(type='CSWin', arch='tiny'))
@@ -21,12 +21,12 @@ Follower = Callable[[str, type, bool], object]
 class Registry(Mapping[str, type]):
     """Classes by name: a mapping, with the methods that an OpenMMLab registry has.
 
-    `register_module`, `get`, `build`, `in` and `module_dict` are as mmengine's, so code that is
-    written for such a registry works with this one unchanged.
+    `register_module`, `get`, `build`, `in` and `module_dict` work as in mmengine's registries, so
+    code for such a registry works with this class unchanged.
 
     Args:
-        name: what the entries are, for error messages ('backbone').
-        location: the package that holds the project's own entries, imported at the first look-up.
+        name: a word for an entry in error messages ('backbone').
+        location: the package with the project's own entries, imported at the first look-up.
     """
 
     def __init__(self, name: str, location: str | None = None) -> None:
@@ -56,10 +56,10 @@ class Registry(Mapping[str, type]):
 
     def register_module(self, name: str | None = None, *, force: bool = False,
                         module: type | None = None) -> Callable | type:
-        """Enter a class under `name` (its own name by default); usable as a decorator.
+        """Enter a class under `name` (by default the name of the class); usable as a decorator.
 
         Raises:
-            KeyError: the name is taken by another class and `force` is False.
+            KeyError: another class has the name, and `force` is False.
         """
         def register(cls: type) -> type:
             key = name or cls.__name__
@@ -83,8 +83,8 @@ class Registry(Mapping[str, type]):
         """Build `cfg['type']` (a name or a class) with the other entries of `cfg` as arguments.
 
         Raises:
-            KeyError: no such name; the message gives the nearest ones.
-            UserError: `cfg` has no type, or an argument that the class does not take.
+            KeyError: there is no such name; the message has similar names.
+            UserError: `cfg` has no type, or has an argument that the class does not take.
         """
         args = {**kwargs, **cfg}
         args.pop('_scope_', None)

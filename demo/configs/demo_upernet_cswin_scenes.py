@@ -11,6 +11,8 @@ Published: nothing. By us: 31.8 mIoU and 81.1 % of the pixels, where the best co
 """
 _base_ = [
     '../../configs/_base_/models/upernet.py',
+    '../../configs/_base_/datasets/segmentation.py',
+    '../../configs/_base_/schedules/schedule_160k.py',
     '../../configs/_base_/default_runtime.py',
 ]
 data_root = '{{$SCENES_ROOT:work_dirs/demo/data/ade}}'
@@ -40,34 +42,33 @@ model = dict(
     auxiliary_head=dict(
         in_channels=128, channels=48, dropout_ratio=0., num_classes=19, norm_cfg=dict(type='BN')))
 
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(256, 192), ratio_range=(1.0, 1.2), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='ADE20KDataset',
         reduce_zero_label=True,
         data_root=data_root,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         metainfo=metainfo,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='RandomResize', scale=(256, 192), ratio_range=(1.0, 1.2), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=crop_size),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PackSegInputs'),
-        ]))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
+        pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=4,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    persistent_workers=False,
     dataset=dict(
         type='ADE20KDataset',
         reduce_zero_label=True,
@@ -76,28 +77,18 @@ val_dataloader = dict(
         metainfo=metainfo,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
 
 max_iters = 800
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-3, betas=(0.9, 0.98), weight_decay=0.02),
+    optimizer=dict(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.02),
     # From scratch, and short: one bad batch must not cost a tenth of the training.
-    clip_grad=dict(max_norm=1.),
-    paramwise_cfg=dict(norm_decay_mult=0.))
+    clip_grad=dict(max_norm=1.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=40),
     dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=40, end=max_iters),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_iters=max_iters, val_interval=200)
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=5, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
-auto_scale_lr = dict(enable=False, base_batch_size=4)
+    logger=dict(interval=5),
+    checkpoint=dict(interval=200, max_keep_ckpts=1, save_best=None))
+auto_scale_lr = dict(base_batch_size=4)

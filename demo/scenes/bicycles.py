@@ -25,7 +25,7 @@ def _strokes(stage: Stage, x: float, z: float, heading: float, identity: int,
     ring = np.linspace(0, 2 * np.pi, 19)[:-1]
     for hub in (-0.52, 0.52):
         rim = np.array([at(hub + 0.33 * np.cos(t), 0.34 + 0.33 * np.sin(t)) for t in ring])
-        # Annotators count the wheel as solid; it is, thinly, in the picture too.
+        # Annotators label the whole wheel, so the picture also shows a thin disk.
         stage.veil(rim, spokes, 0.35, identity)
         for k in range(0, 9, 3):
             stage.line(rim[k], rim[(k + 9) % 18], spokes, 1, identity)
@@ -46,17 +46,14 @@ def _strokes(stage: Stage, x: float, z: float, heading: float, identity: int,
 
 def add_bicycle(stage: Stage, s: float, z0: float, ridden: bool, turn: float) -> None:
     """Put a bicycle, with a rider or parked."""
-    rng = stage.rng
-    x, z, heading = stage.place(s, z0)
-    heading += turn
-    if not stage.visible(x, z, 1.0, 4.5):
+    spot = stage.stand(s, z0, 1.0, 4.5)
+    if spot is None:
         return
+    x, z, heading, u, foot, depth, _ = spot
+    heading += turn
     machine = stage.identity('bicycle', single=True)
     rider = stage.identity('person', single=True) if ridden else None
-    paint = PAINTS[rng.integers(len(PAINTS))]
-    top, bottom = (c[rng.integers(len(c))] for c in (TOPS, BOTTOMS))
-    skin, hair = (c[rng.integers(len(c))] for c in (SKIN, HAIR))
-    u, foot, depth = stage.spot(x, 0, z)
+    paint, top, bottom, skin, hair = map(stage.pick, (PAINTS, TOPS, BOTTOMS, SKIN, HAIR))
     ahead = np.array((np.sin(heading), np.cos(heading)))
     ends = [(x + k * ahead[0], y, z + k * ahead[1]) for k in (-0.7, 0.7) for y in (0, 0.7)]
     stage.cast(np.array(ends), 200)

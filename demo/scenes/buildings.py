@@ -110,8 +110,8 @@ def add_building(stage: Stage, side: int, z0: float, wide: float, setback: float
         return
     style = 'boards' if house and rng.random() < 0.5 else (
         'plaster' if house else str(rng.choice(list(_WALLS)[:4], p=(0.32, 0.34, 0.18, 0.16))))
-    wall = np.array(_WALLS[style][rng.integers(len(_WALLS[style]))]) * rng.uniform(0.85, 1.1)
-    roof = _ROOFS[rng.integers(len(_ROOFS))]
+    wall = np.array(stage.pick(_WALLS[style])) * rng.uniform(0.85, 1.1)
+    roof = stage.pick(_ROOFS)
     storey, bay = (2.7, 2.6) if house else (rng.uniform(2.9, 3.6), rng.uniform(2.1, 3.3))
     shop = not house and rng.random() < 0.45
     look = dict(style=style, wall=tuple(wall), shop=shop, storey=storey, bay=bay)
@@ -202,7 +202,7 @@ def _shop_sign(stage: Stage, foot: np.ndarray, along: np.ndarray, side: int, wid
     # Seen from right below an awning is only stripes across the sky.
     if rng.random() < 0.55 and stage.spot(*(base + along * length / 2))[2] > 6:
         out = np.array((along[2], 0, -along[0])) * -side * 1.2
-        colours = (_AWNINGS[rng.integers(len(_AWNINGS))], (232, 226, 214))
+        colours = (stage.pick(_AWNINGS), (232, 226, 214))
         pieces = max(3, int(length / 0.6))
         for k in range(pieces):
             p, q = base + along * length * k / pieces, base + along * length * (k + 1) / pieces

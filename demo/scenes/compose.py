@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .classes import KINDS
 from .ground import Street, paint_ground, paint_sky
+from .kinds import KINDS
 from .layout import (
     PLANS,
     add_people,
@@ -25,6 +25,7 @@ from .stage import SUPERSAMPLE, Stage
 
 MIN_PIXELS = 16
 _DEFAULT_SIZE = (192, 256)
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -77,7 +78,7 @@ def _open_stage(rng: np.random.Generator, size: tuple[int, int], street: Street)
 def _develop(stage: Stage, size: tuple[int, int]) -> np.ndarray:
     """Turn the canvas into a photograph: lens, exposure, sensor noise and JPEG."""
     rng, (height, width) = stage.rng, size
-    # Leaves: a fine mottle over all foliage, which which dabs alone lack.
+    # Leaves: a fine mottle over all foliage, which dabs alone lack.
     leafy = (stage.ids == stage.foliage) | (stage.ids == stage.identity('plant'))
     grain = cv2.resize(rng.standard_normal(size, np.float32), leafy.shape[::-1])
     tone = 1 + np.float32(0.24) * grain[leafy]

@@ -6,8 +6,8 @@
     ROOT/coco/annotations/instances_{train,val}2017.json
     ROOT/scenes.json                                              written last
 
-scenes.json says what was asked for. Without it, or with other parameters in it, the folder is
-rendered again; a folder that holds anything else is refused and left as it is.
+scenes.json holds the parameters. If scenes.json is missing or has other parameters, the folder is
+rendered again. A folder with any other files is refused and stays as it was.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from visattn_dense.errors import UserError
 
-from .classes import COCO_IDS, coco_categories
 from .compose import Scene, render_scene
+from .kinds import COCO_IDS, coco_categories
 
-# Raise it when the same seed gives other pictures.
+# Raise the version if the same seed gives other pictures.
 VERSION = 1
 _MANIFEST = 'scenes.json'
 _STARTED = 'scenes.started'
-# What earlier versions wrote into scenes.json: their folders stay valid.
+# Earlier versions wrote this name into scenes.json; their folders stay valid.
 _GENERATOR = 'visattn_dense.datasets.scenes'
 _SPLITS = (('training', 'train'), ('validation', 'val'))
 _OURS = re.compile(
@@ -67,8 +67,8 @@ def write_dataset(root: str | Path, num_train: int = 160, num_val: int = 40,
         Whether anything was rendered: False if the same data set was complete.
 
     Raises:
-        UserError: on bad numbers, or if ``root`` holds files that are not ours; nothing is
-            written or deleted then.
+        UserError: a number is bad, or ``root`` has files of others. Then nothing is written or
+            deleted.
     """
     root = Path(root)
     if min(num_train, num_val) < 1 or max(num_train, num_val) > 99999:

@@ -26,18 +26,13 @@ def _rod(stage: Stage, points: list[tuple[float, float, float]], thick: float, c
                        identity)
 
 
-def _rod_shadow(stage: Stage, x: float, z: float, high: float) -> None:
-    stage.cast(np.array([(x - 0.08, 0, z), (x + 0.08, 0, z), (x - 0.06, high, z),
-                         (x + 0.06, high, z)]))
-
-
 def add_streetlight(stage: Stage, s: float, z0: float, high: float, arm: float) -> None:
     """A lamp on a curved arm (ADE20K: streetlight); ``arm`` metres along the street's width."""
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 2, 3.5):
+    spot = stage.stand(s, z0, 2, 3.5)
+    if spot is None:
         return
-    depth = stage.spot(x, 0, z)[2]
-    _rod_shadow(stage, x, z, high)
+    x, z, depth, scale = spot.x, spot.z, spot.depth, spot.scale
+    stage.cast_upright(x, z, 0.08, 0.06, high)
 
     def draw() -> None:
         identity = stage.identity('streetlight')
@@ -45,7 +40,6 @@ def add_streetlight(stage: Stage, s: float, z0: float, high: float, arm: float) 
         _rod(stage, [(x, 0.5, z), (x, high - 0.6, z), (x + arm * 0.25, high - 0.1, z),
                      (x + arm, high, z)], 0.12, _METAL, identity, depth)
         tip = np.array(stage.spot(x + arm, high, z)[:2])
-        scale = stage.focal / depth
         on = stage.mood.lit_windows > 0.3
         if on:
             _glow(stage, tip + (0, 0.15 * scale), 1.5 * scale)
@@ -74,12 +68,12 @@ def _glow(stage: Stage, centre: np.ndarray, radius: float) -> None:
 
 def add_pole(stage: Stage, s: float, z0: float, high: float) -> None:
     """A wooden utility pole (ADE20K: pole) with cross-arms."""
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 2, 3.5):
+    spot = stage.stand(s, z0, 2, 3.5)
+    if spot is None:
         return
-    depth = stage.spot(x, 0, z)[2]
+    x, z, depth = spot.x, spot.z, spot.depth
     wood = (118, 92, 70)
-    _rod_shadow(stage, x, z, high)
+    stage.cast_upright(x, z, 0.08, 0.06, high)
 
     def draw() -> None:
         identity = stage.identity('pole')
@@ -96,15 +90,14 @@ def add_pole(stage: Stage, s: float, z0: float, high: float) -> None:
 
 def add_signal(stage: Stage, s: float, z0: float, lamp: int) -> None:
     """Traffic light on a pole; ``lamp`` 0 red, 1 amber, 2 green."""
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 1, 4.0):
+    spot = stage.stand(s, z0, 1, 4.0)
+    if spot is None:
         return
-    depth = stage.spot(x, 0, z)[2]
+    x, z, depth, scale = spot.x, spot.z, spot.depth, spot.scale
     identity = stage.identity('traffic light', single=True)
-    _rod_shadow(stage, x, z, 3.0)
+    stage.cast_upright(x, z, 0.08, 0.06, 3.0)
 
     def draw() -> None:
-        scale = stage.focal / depth
         _rod(stage, [(x, 0, z), (x, 2.7, z)], 0.13, (70, 76, 74), stage.identity('pole'), depth)
         u, v, _ = stage.spot(x, 3.1, z)
         half, tall = 0.24 * scale, 0.58 * scale
@@ -126,17 +119,16 @@ def add_signal(stage: Stage, s: float, z0: float, lamp: int) -> None:
 def add_sign(stage: Stage, s: float, z0: float, design: str) -> None:
     """Traffic sign on a pole: 'stop' (an instance), 'speed', 'yield', 'blue' or 'board'."""
     rng = stage.rng
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 1, 4.0):
+    spot = stage.stand(s, z0, 1, 4.0)
+    if spot is None:
         return
-    depth = stage.spot(x, 0, z)[2]
+    x, z, depth, scale = spot.x, spot.z, spot.depth, spot.scale
     stop = design == 'stop'
     identity = stage.identity('stop sign' if stop else 'signboard', single=stop)
     high = rng.uniform(2.2, 2.6)
-    _rod_shadow(stage, x, z, high)
+    stage.cast_upright(x, z, 0.08, 0.06, high)
 
     def draw() -> None:
-        scale = stage.focal / depth
         _rod(stage, [(x, 0, z), (x, high, z)], 0.09, _METAL, stage.identity('pole'), depth)
         if design == 'board':
             _rod(stage, [(x + 1.5, 0, z), (x + 1.5, high, z)], 0.09, _METAL,
@@ -232,17 +224,16 @@ def _add_panel(stage: Stage, side: int, s: float, z0: float, z1: float, style: s
 
 def add_bin(stage: Stage, s: float, z0: float) -> None:
     """A litter bin or letter box, left unlabelled (0) as odds and ends are in ADE20K."""
-    rng = stage.rng
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 0.5, 4.0):
+    spot = stage.stand(s, z0, 0.5, 4.0)
+    if spot is None:
         return
-    u, foot, depth = stage.spot(x, 0, z)
-    tone = ((52, 96, 66), (60, 64, 70), (196, 54, 48), (44, 74, 130))[rng.integers(4)]
+    x, z, _, u, foot, depth, scale = spot
+    tone = stage.pick(((52, 96, 66), (60, 64, 70), (196, 54, 48), (44, 74, 130)))
     stage.cast(np.array([(x - 0.3, 0, z), (x + 0.3, 0, z), (x - 0.3, 1.1, z), (x + 0.3, 1.1, z),
                          (x, 0, z + 0.3)]))
 
     def draw() -> None:
-        scale, identity = stage.focal / depth, stage.identity('other')
+        identity = stage.identity('other')
         for k in range(6):
             left, right = -0.32 + k * 0.64 / 6, -0.32 + (k + 1) * 0.64 / 6
             shade = 0.7 + 0.6 * np.exp(-((k - 2.5 - stage.sun[0] * 2) / 2) ** 2)

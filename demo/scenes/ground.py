@@ -40,9 +40,13 @@ class Street:
     crossing_half: float
     crosswalk: bool
 
+    def side(self, side: int) -> Side:
+        """The left (-1) or the right (1) side."""
+        return self.left if side < 0 else self.right
+
     def edge(self, side: int) -> float:
         """Metres from the centre line to where the lots of a side (-1 or 1) begin."""
-        return self.half_width + (self.left if side < 0 else self.right).reach
+        return self.half_width + self.side(side).reach
 
 
 def paint_sky(stage: Stage) -> None:

@@ -112,13 +112,13 @@ def build_side(stage: Stage, street: Street, plan: Plan, side: int, season: dict
             furniture.add_fence(stage, side, edge + 0.35, z, z + wide, fence)
         if garden:
             for _ in range(rng.poisson(0.9 if built else 2.0 * plan.trees)):
-                leaf = season['leaves'][rng.integers(len(season['leaves']))]
+                leaf = stage.pick(season['leaves'])
                 deep = edge + (rng.uniform(1.5, 3.0) if built else rng.uniform(1.5, 14))
                 nature.add_tree(stage, side * deep, z + rng.uniform(0, wide),
                                 rng.uniform(3.5, 10), str(rng.choice(shapes)), leaf)
             for _ in range(rng.poisson(1.1)):
                 leaf = np.array(season['leaves'][0]) * rng.uniform(0.8, 1.0)
-                bloom = season['bloom'][rng.integers(len(season['bloom']))]
+                bloom = stage.pick(season['bloom'])
                 nature.add_bush(stage, side * (edge + rng.uniform(0.9, 2.6)),
                                 z + rng.uniform(0, wide), rng.uniform(0.9, 2.4),
                                 rng.uniform(0.7, 1.5), tuple(leaf),
@@ -129,11 +129,11 @@ def build_side(stage: Stage, street: Street, plan: Plan, side: int, season: dict
 def furnish_side(stage: Stage, street: Street, plan: Plan, side: int, season: dict) -> None:
     """Kerb line: lights or wooden poles, street trees, signs, bins."""
     rng, half = stage.rng, street.half_width
-    config = street.left if side < 0 else street.right
+    config = street.side(side)
     kerb = half + (0.6 if config.reach > 1 else 1.2)
     urban = config.sidewalk > 0
     style, spacing = rng.random(), rng.uniform(16, 26)
-    leaf = season['leaves'][rng.integers(len(season['leaves']))]
+    leaf = stage.pick(season['leaves'])
     shape = str(rng.choice(('round', 'spreading', 'poplar'), p=(0.6, 0.25, 0.15)))
     tree_high = rng.uniform(5, 8.5)
     planted = rng.random() < plan.trees * 0.8
@@ -176,19 +176,19 @@ def add_traffic(stage: Stage, street: Street, plan: Plan) -> None:
             if rng.random() < plan.traffic:
                 name = str(rng.choice(names, p=odds))
                 room = {'bus': 12.5, 'lorry': 9.0}.get(name, 6.0)
-                paint = vehicles.PAINTS[rng.integers(len(vehicles.PAINTS))]
+                paint = stage.pick(vehicles.PAINTS)
                 vehicles.add_motor(stage, name, s + rng.normal(0, 0.12), z + room / 2, oncoming,
                                    tuple(np.array(paint) * rng.uniform(0.85, 1.1)))
                 z += room
             z += 1.5 + rng.exponential(11)
     for side in (-1, 1):
-        config = street.left if side < 0 else street.right
+        config = street.side(side)
         kerbside = config.sidewalk > 0 and (wide_road or rng.random() < 0.45)
         if not kerbside or wide_road or rng.random() > plan.traffic + 0.2:
             continue
         for z in np.arange(-28, 60, 5.8):
             if rng.random() < 0.45 and _free(street, z, 4):
-                paint = vehicles.PAINTS[rng.integers(len(vehicles.PAINTS))]
+                paint = stage.pick(vehicles.PAINTS)
                 vehicles.add_motor(stage, str(rng.choice(names[:4])),
                                    side * (half + 0.35), z, side < 0, paint)
     for _ in range(rng.poisson(1.5 * (0.5 + plan.people))):
@@ -207,7 +207,7 @@ def add_people(stage: Stage, street: Street, plan: Plan) -> None:
     rng, half = stage.rng, street.half_width
     across = abs(stage.yaw) > 1.0
     for side in (-1, 1):
-        config = street.left if side < 0 else street.right
+        config = street.side(side)
         for _ in range(rng.poisson(7.5 * plan.people)):
             s = half + config.verge + rng.uniform(0.5, max(config.sidewalk, 1.6))
             z = rng.uniform(-9, 10) if across else 4.5 + rng.exponential(9)
@@ -237,7 +237,7 @@ def backdrop(stage: Stage, name: str, season: dict) -> None:
     """Paint what closes the view: mountains, a skyline, woods."""
     rng = stage.rng
     if rng.random() < {'city': 0.2, 'suburb': 0.5, 'park': 0.6, 'country': 0.9}[name]:
-        tone = ((96, 116, 132), (112, 110, 124), (92, 118, 96))[rng.integers(3)]
+        tone = stage.pick(((96, 116, 132), (112, 110, 124), (92, 118, 96)))
         paint_ridge(stage, 'mountain', tone, 240, rng.uniform(0.14, 0.34), 4)
         if rng.random() < 0.5:
             paint_ridge(stage, 'mountain', tuple(np.array(tone) * 0.85), 150,

@@ -54,13 +54,12 @@ def _crown(stage: Stage, centre: np.ndarray, radius: float, lobes: np.ndarray, l
 def add_tree(stage: Stage, s: float, z0: float, high: float, shape: str, leaf: tuple) -> None:
     """Plant a tree ``high`` metres tall at street coordinates (s, z0)."""
     rng = stage.rng
-    x, z, _ = stage.place(s, z0)
     wide = {'poplar': 0.22, 'conifer': 0.30, 'spreading': 0.38, 'round': 0.33}[shape] * high
     wide *= rng.uniform(0.85, 1.15)
-    if not stage.visible(x, z, wide, 4.0):
+    spot = stage.stand(s, z0, wide, 4.0)
+    if spot is None:
         return
-    u, foot, depth = stage.spot(x, 0, z)
-    scale = stage.focal / depth
+    x, z, _, u, foot, depth, scale = spot
     radius = wide * scale
     lobes = np.array(_LOBES[shape]) + rng.normal(0, 0.06, (len(_LOBES[shape]), 3))
     lobes[:, 2] = np.maximum(lobes[:, 2], 0.12)
@@ -101,11 +100,10 @@ def add_bush(stage: Stage, s: float, z0: float, wide: float, high: float, leaf: 
              bloom: tuple | None) -> None:
     """Plant a bush (ADE20K: plant), in flower if ``bloom`` gives a colour."""
     rng = stage.rng
-    x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, wide, 3.5):
+    spot = stage.stand(s, z0, wide, 3.5)
+    if spot is None:
         return
-    u, foot, depth = stage.spot(x, 0, z)
-    scale = stage.focal / depth
+    x, z, _, u, foot, depth, scale = spot
     radius = high * scale * 0.6
     spread = wide / high * 0.8
     n = max(3, round(spread * 3))

@@ -29,11 +29,11 @@ class Figure:
         return np.array((self.u + x * self.scale, self.foot - y * self.scale))
 
     def limb(self, joints: list[tuple[float, float]], width: float, colour: tuple) -> None:
-        """Stroke through joints, darker on the side away from the sun."""
-        points = [self.at(*joint) for joint in joints]
-        self.stroke(points, width, colour)
+        """Stroke through joints in metres."""
+        self.stroke([self.at(*joint) for joint in joints], width, colour)
 
     def stroke(self, points: list[np.ndarray], width: float, colour: tuple) -> None:
+        """Stroke through canvas points, darker on the side away from the sun."""
         dark = self.stage.lit(colour, self.depth, gain=0.72)
         light = self.stage.lit(colour, self.depth, gain=1.08)
         shift = np.array((self.lean * 0.22 * width * self.scale, 0))
@@ -73,14 +73,11 @@ class Figure:
         stage.fill(arc, tone, self.identity)
 
 
-def add_person(stage: Stage, s: float, z0: float, child: bool = False) -> bool:
-    """Put one pedestrian at street coordinates (s, z0); False if out of sight."""
+def add_person(stage: Stage, s: float, z0: float, child: bool = False) -> None:
+    """Put one pedestrian at street coordinates (s, z0)."""
     x, z, _ = stage.place(s, z0)
-    if not stage.visible(x, z, 0.5, 4.0):
-        return False
-    identity = stage.identity('person', single=True)
-    _stand(stage, x, z, identity, child)
-    return True
+    if stage.visible(x, z, 0.5, 4.0):
+        _stand(stage, x, z, stage.identity('person', single=True), child)
 
 
 def _stand(stage: Stage, x: float, z: float, identity: int, child: bool) -> None:
@@ -88,12 +85,9 @@ def _stand(stage: Stage, x: float, z: float, identity: int, child: bool) -> None
     tall = rng.uniform(1.05, 1.35) if child else rng.uniform(1.55, 1.9)
     u, foot, depth = stage.spot(x, 0, z)
     look = dict(
-        skin=SKIN[rng.integers(len(SKIN))], hair=HAIR[rng.integers(len(HAIR))],
-        top=tuple(np.array(TOPS[rng.integers(len(TOPS))]) * rng.uniform(0.8, 1.1)),
-        bottom=BOTTOMS[rng.integers(len(BOTTOMS))],
-    )
-    stage.cast(np.array([(x - 0.22, 0, z), (x + 0.22, 0, z), (x - 0.2, tall, z),
-                         (x + 0.2, tall, z)]))
+        skin=stage.pick(SKIN), hair=stage.pick(HAIR),
+        top=tuple(np.array(stage.pick(TOPS)) * rng.uniform(0.8, 1.1)), bottom=stage.pick(BOTTOMS))
+    stage.cast_upright(x, z, 0.22, 0.2, tall)
     stage.cast(np.array([(x - 0.3, 0, z - 0.2), (x + 0.3, 0, z - 0.2), (x + 0.3, 0, z + 0.25),
                          (x - 0.3, 0, z + 0.25)]), 180)
     pose = rng.choice(('walk', 'stand', 'front', 'wave'), p=(0.45, 0.2, 0.28, 0.07))

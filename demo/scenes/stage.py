@@ -1,26 +1,47 @@
 """The stage of a scene: camera, light, and a canvas that carries colour and identity together.
 
 World frame, metres: X to the right of the street, Y up, Z along the street. The camera stands at
-(x, height, 0), turned by ``yaw``; it never pitches, so that verticals stay vertical. Everything is
-painted far to near on a canvas ``SUPERSAMPLE`` times the picture. Each stroke writes a colour and
-an identity to the same pixels, without antialiasing, so that labels are exact.
+(x, height, 0), turned by ``yaw``, and never pitches, so vertical lines stay vertical. Everything is
+painted from far to near on a canvas ``SUPERSAMPLE`` times the size of the picture. Each stroke
+writes a colour and an identity to the same pixels, without antialiasing, so labels are exact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from .classes import KINDS, Kind
+from .kinds import KINDS, Kind
 from .moods import Colour, Mood
 
 SUPERSAMPLE = 2
 NEAR = 0.6
 _SHIFT = 4
+
+
+class Spot(NamedTuple):
+    """Where a thing stands.
+
+    Attributes:
+        x, z, heading: in the world; see `Stage.place`.
+        u, foot: canvas column and row of its foot.
+        depth: metres from the camera.
+        scale: canvas pixels of a metre there.
+    """
+
+    x: float
+    z: float
+    heading: float
+    u: float
+    foot: float
+    depth: float
+    scale: float
+
 
 @dataclass
 class Stage:
@@ -49,8 +70,8 @@ class Stage:
         self.colour = np.zeros((self.height, self.width, 3), np.uint8)
         self.ids = np.zeros((self.height, self.width), np.int32)
         self.shade = np.zeros((self.height, self.width), np.uint8)
-        # Identity i < len(KINDS) is "some of that kind", shared; later ones are single objects.
-        # One more for the leaves of trees, which get a grain that trunks do not.
+        # An identity i < len(KINDS) stands for everything of this kind. The next identity is for
+        # the leaves of trees, which get a grain. Later identities are single objects.
         self.kinds = [*KINDS.values(), KINDS['tree']]
         self.foliage = len(KINDS)
         self.sun = np.array([
@@ -102,6 +123,18 @@ class Stage:
         reach = self.width / 2 / self.focal * max(seen[2], 0) + radius
         return bool(seen[2] > nearest and abs(seen[0]) < reach)
 
+    def stand(self, s: float, along: float, radius: float, nearest: float) -> Spot | None:
+        """The spot at street coordinates; None where nothing of that radius is `visible`."""
+        x, z, heading = self.place(s, along)
+        if not self.visible(x, z, radius, nearest):
+            return None
+        u, foot, depth = self.spot(x, 0, z)
+        return Spot(x, z, heading, u, foot, depth, self.focal / depth)
+
+    def pick(self, choices: Sequence[Any]) -> Any:
+        """One of the choices, each as likely."""
+        return choices[self.rng.integers(len(choices))]
+
     # Light
 
     def light(self, normal: np.ndarray | None = None) -> np.ndarray:
@@ -125,7 +158,7 @@ class Stage:
     def lit(self, albedo: Colour, depth: float, normal: np.ndarray | None = None,
             gain: float = 1.0) -> tuple[int, int, int]:
         """Return the RGB of an albedo under the light and the haze."""
-        # Called for every stroke: plain floats are several times faster than small arrays.
+        # This runs for every stroke; plain floats are several times faster than small arrays.
         clear = math.exp(-max(depth, 0.0) / self.mood.haze_metres)
         return tuple(
             int(min(max(float(a) * light * gain * clear + haze * (1 - clear), 0), 255))
@@ -136,7 +169,7 @@ class Stage:
 
     def fill(self, points: np.ndarray, colour: Colour, identity: int) -> None:
         """Fill a polygon given in canvas pixels (N, 2)."""
-        corners = np.round(np.clip(points, -6e4, 6e4) * (1 << _SHIFT)).astype(np.int32)[None]
+        corners = _fixed(points)
         cv2.fillPoly(self.colour, corners, tuple(map(int, colour)), cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.ids, corners, identity, cv2.LINE_8, _SHIFT)
 
@@ -232,9 +265,17 @@ class Stage:
         seen = clip_near(self.to_camera(np.insert(hull, 1, 0, axis=1)))
         if len(seen) < 3:
             return
-        corners = np.clip(self.to_pixels(seen), -6e4, 6e4) * (1 << _SHIFT)
-        patch = np.round(corners).astype(np.int32)[None]
-        cv2.fillPoly(self.shade, patch, strength, cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(self.shade, _fixed(self.to_pixels(seen)), strength, cv2.LINE_8, _SHIFT)
+
+    def cast_upright(self, x: float, z: float, foot: float, head: float, high: float) -> None:
+        """The shadow of something `high` metres tall, `foot` and `head` half its widths."""
+        self.cast(np.array([(x - foot, 0, z), (x + foot, 0, z), (x - head, high, z),
+                            (x + head, high, z)]))
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    """Canvas pixels (N, 2) as OpenCV takes them with a fraction of `_SHIFT` bits: (1, N, 2)."""
+    return np.round(np.clip(points, -6e4, 6e4) * (1 << _SHIFT)).astype(np.int32)[None]
 
 
 def clip_near(seen: np.ndarray) -> np.ndarray:

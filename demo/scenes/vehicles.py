@@ -54,6 +54,16 @@ SHAPES = {
 }
 
 
+def _flank(x: float, low: float, high: float, tail: float, nose: float) -> np.ndarray:
+    """An upright rectangle along the vehicle: (4, 3)."""
+    return np.array([(x, low, tail), (x, low, nose), (x, high, nose), (x, high, tail)])
+
+
+def _across(left: float, right: float, low: float, high: float, z: float) -> np.ndarray:
+    """An upright rectangle across the vehicle: (4, 3)."""
+    return np.array([(left, low, z), (right, low, z), (right, high, z), (left, high, z)])
+
+
 class _Mesh:
     """Local frame of one vehicle: x to its left side, y up, z from tail to nose."""
 
@@ -126,10 +136,8 @@ def _draw_shape(mesh: _Mesh, shape: Shape, paint: tuple, forward: float = 0.0) -
         sill = np.array([(x, bottom, body[0][0]), (x, bottom, body[-1][0]),
                          (x, bottom + 0.26, body[-1][0] + 0.02), (x, bottom + 0.26, body[0][0])])
         mesh.face(sill, paint, np.array((np.sign(x), 0, 0)), 0.72)
-        crease = np.array([(x, shoulder - 0.24, body[0][0] + 0.1),
-                           (x, shoulder - 0.24, body[-1][0] - 0.35),
-                           (x, shoulder - 0.17, body[-1][0] - 0.35),
-                           (x, shoulder - 0.17, body[0][0] + 0.1)])
+        crease = _flank(x, shoulder - 0.24, shoulder - 0.17, body[0][0] + 0.1,
+                        body[-1][0] - 0.35)
         mesh.face(crease, paint, np.array((np.sign(x), 0.4, 0)), 1.2)
         for along in wheels:
             arch = np.linspace(0, np.pi, 9)
@@ -143,19 +151,15 @@ def _draw_shape(mesh: _Mesh, shape: Shape, paint: tuple, forward: float = 0.0) -
     _side_windows(mesh, shape, cabin, half)
     tail, nose = body[0][0], body[-1][0]
     nose_up = body[-2][1] - 0.06
-    low, wide, front = bottom + 0.28, half * 0.5, nose + 0.05
-    grille = np.array([(-wide, low, front), (wide, low, front), (wide, nose_up, front),
-                       (-wide, nose_up, front)])
+    grille = _across(-half * 0.5, half * 0.5, bottom + 0.28, nose_up, nose + 0.05)
     mesh.face(grille, (38, 38, 42), np.array((0, 0, 1)))
     for x in (-1, 1):
         for z, colour, way in ((tail - 0.02, (186, 26, 28), -1), (nose + 0.06, (250, 244, 214), 1)):
             up = bottom + 0.42
-            lamp = np.array([(x * half * 0.92, up, z), (x * half * 0.55, up, z),
-                             (x * half * 0.55, up + 0.16, z), (x * half * 0.92, up + 0.16, z)])
+            lamp = _across(x * half * 0.92, x * half * 0.55, up, up + 0.16, z)
             mesh.face(lamp, colour, np.array((0, 0, way)), 1.1, stage.mood.lit_windows > 0.3)
     for z, way in ((tail - 0.02, -1), (nose + 0.06, 1)):
-        plate = np.array([(-0.26, bottom + 0.12, z), (0.26, bottom + 0.12, z),
-                          (0.26, bottom + 0.25, z), (-0.26, bottom + 0.25, z)])
+        plate = _across(-0.26, 0.26, bottom + 0.12, bottom + 0.25, z)
         mesh.face(plate, (236, 232, 208), np.array((0, 0, way)))
 
 
@@ -184,21 +188,19 @@ def _side_windows(mesh: _Mesh, shape: Shape, cabin: Profile, half: float) -> Non
             mesh.face(at * (sign, 1, 1), (36, 38, 42), normal)
 
 
-def add_motor(stage: Stage, name: str, s: float, z0: float, flip: bool, paint: tuple,
-              turn: float = 0.0) -> None:
+def add_motor(stage: Stage, name: str, s: float, z0: float, flip: bool, paint: tuple) -> None:
     """Put a car, bus or lorry on the street; ``flip`` makes it face the viewer's way back."""
-    x, z, heading = stage.place(s, z0)
-    heading += (np.pi if flip else 0.0) + turn
     length = {'bus': 10.6, 'lorry': 7.0}.get(name) or SHAPES[name].body[-1][0]
     high = {'bus': 3.0, 'lorry': 3.0}.get(name) or SHAPES[name].cabin[1][1]
-    if not stage.visible(x, z, length / 2, 4.5 + length / 2):
+    spot = stage.stand(s, z0, length / 2, 4.5 + length / 2)
+    if spot is None:
         return
     # Coach builders like light colours, and so do night scenes.
     paint = tuple(max(c, 80.0) for c in paint) if name == 'bus' else paint
     kind = {'bus': 'bus', 'lorry': 'truck'}.get(name, 'car')
     identity = stage.identity(kind, single=True)
-    depth = stage.spot(x, 0, z)[2]
-    mesh = _Mesh(stage, x, z, heading, length, depth, identity)
+    heading, depth = spot.heading + (np.pi if flip else 0.0), spot.depth
+    mesh = _Mesh(stage, spot.x, spot.z, heading, length, depth, identity)
     half = 0.9 if kind == 'car' else 1.2
     base = np.array([(i * half, 0, j) for i in (-1, 1) for j in (0, length)])
     stage.cast(mesh.world(np.concatenate([base, base * (0.85, 0, 0.8)
@@ -219,13 +221,12 @@ def add_motor(stage: Stage, name: str, s: float, z0: float, flip: bool, paint: t
 def _trim_bus(mesh: _Mesh, paint: tuple) -> None:
     """Light bands along the sides, a panelled tail and the destination boards."""
     for sign in (-1, 1):
-        band = np.array([(sign * 1.26, 0.85, 0.1), (sign * 1.26, 0.85, 10.4),
-                         (sign * 1.26, 1.1, 10.4), (sign * 1.26, 1.1, 0.1)])
+        band = _flank(sign * 1.26, 0.85, 1.1, 0.1, 10.4)
         mesh.face(band, (238, 236, 228), np.array((sign, 0, 0)))
 
     def panel(x: float, low: float, high: float, z: float, colour: tuple, glow: bool) -> None:
-        corners = np.array([(-x, low, z), (x, low, z), (x, high, z), (-x, high, z)])
-        mesh.face(corners, colour, np.array((0, 0, 1 if z > 0 else -1)), glow=glow)
+        mesh.face(_across(-x, x, low, high, z), colour, np.array((0, 0, 1 if z > 0 else -1)),
+                  glow=glow)
 
     panel(1.19, 1.3, 3.03, -0.02, paint, False)
     panel(1.0, 1.75, 2.55, -0.03, _GLASS, False)
@@ -244,12 +245,10 @@ def _draw_lorry(mesh: _Mesh, paint: tuple) -> None:
                 _wheel(mesh, x, along, 0.48)
         mesh.loft(box, 1.15, 1.15, [cargo] * 3, cargo)
         for sign in (-1, 1):
-            stripe = np.array([(sign * 1.16, 1.5, 0.3), (sign * 1.16, 1.5, 4.4),
-                               (sign * 1.16, 2.1, 4.4), (sign * 1.16, 2.1, 0.3)])
+            stripe = _flank(sign * 1.16, 1.5, 2.1, 0.3, 4.4)
             mesh.face(stripe, paint, np.array((sign, 0, 0)))
         for x in (-0.02, 0.04):
-            door = np.array([(x, 0.8, -0.02), (x + 0.02, 0.8, -0.02), (x + 0.02, 2.9, -0.02),
-                             (x, 2.9, -0.02)])
+            door = _across(x, x + 0.02, 0.8, 2.9, -0.02)
             mesh.face(door, (90, 90, 90), np.array((0, 0, -1)))
 
     def cab() -> None:

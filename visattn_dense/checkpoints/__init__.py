@@ -10,7 +10,7 @@ reading     reads the contents of a file without executing code from it
 addresses   finds the function that gives the file of 'visattn://NAME'
 matching    finds the state dict, and the prefix and layout that fit a model best
 pretrained  load_pretrained: fills a backbone and reports, or fails with a clear message
-memory      gives back the memory of tensors that are mapped from a file
+mapped      gives back the memory of tensors that are mapped from a file
 """
 from visattn_dense import former
 

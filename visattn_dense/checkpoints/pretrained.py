@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from visattn_dense.errors import UserError, few
 
+from .mapped import MappedPages
 from .matching import MatchReport, StateDict, match_state_dict, unwrap
-from .memory import MappedPages
 from .reading import read_checkpoint, resolve
 
 log = logging.getLogger('visattn_dense')

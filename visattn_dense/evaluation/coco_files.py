@@ -14,7 +14,7 @@ from typing import Any
 
 from pycocotools import mask as rle_tools
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 from visattn_dense.evaluation.coco_format import (
     box_problem,
     mask_problem,
@@ -26,7 +26,6 @@ from visattn_dense.evaluation.coco_format import (
 
 # The entry that a detection needs for each kind of AP.
 FIELD = {'bbox': 'bbox', 'segm': 'segmentation', 'boundary': 'segmentation'}
-_SHOWN = 5
 # Far above any score, and small enough that sums of scores stay finite.
 _LARGEST_SCORE = 1e30
 
@@ -163,5 +162,4 @@ def _unlike(results: list[dict[str, Any]], key: str, known: set) -> str:
 
 
 def _some(values: Iterable) -> str:
-    values = sorted(values, key=lambda value: (str(type(value)), value))
-    return ', '.join(map(shown, values[:_SHOWN])) + (', ...' if len(values) > _SHOWN else '')
+    return few(map(shown, sorted(values, key=lambda value: (str(type(value)), value))))

@@ -5,13 +5,12 @@ Only the heads of the files are read here, so a check of thousands of files take
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 from visattn_dense.files import list_files, read_all
 from visattn_dense.images import LOSSY, opened
 
@@ -75,10 +74,10 @@ def match_files(pred_dir: str | os.PathLike, label_dir: str | os.PathLike, *,
     problems = []
     if missing := sorted(labels.keys() - predictions.keys()):
         problems.append(f'{len(missing)} of {len(labels)} labels have no prediction in '
-                        f'{pred_dir}: {_some(name + pred_suffix for name in missing)}')
+                        f'{pred_dir}: {few(name + pred_suffix for name in missing)}')
     if extra := sorted(predictions.keys() - labels.keys()):
         problems.append(f'{len(extra)} of {len(predictions)} predictions have no label in '
-                        f'{label_dir}: {_some(name + pred_suffix for name in extra)}')
+                        f'{label_dir}: {few(name + pred_suffix for name in extra)}')
     pairs = [Pair(name, predictions[name], labels[name])
              for name in sorted(labels.keys() & predictions.keys())]
     if not pairs:
@@ -128,8 +127,3 @@ def _fault(pair: Pair) -> str | None:
                 f'{label_width}x{label_height} pixels (predictions must have the size of the '
                 'original image)')
     return None
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')

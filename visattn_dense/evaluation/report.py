@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,7 @@ def segmentation_report(scores: Scores, classes: Sequence[str],
             'rows': 'label', 'columns': 'prediction, the last one: no class',
             'pixels': scores.counts.confusion.tolist(),
         },
-        'settings': {
-            'num_classes': settings.num_classes,
-            'ignore_index': settings.ignore_index,
-            'reduce_zero_label': settings.reduce_zero_label,
-            'pred_zero_based': settings.pred_zero_based,
-            'boundary_ratio': settings.boundary_ratio,
-        },
+        'settings': asdict(settings),
     }
 
 

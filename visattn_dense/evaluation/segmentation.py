@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 from visattn_dense.evaluation.boundary import boundary_distance, boundary_region
 from visattn_dense.evaluation.pairs import Pair, read_index_map
 
@@ -291,7 +291,6 @@ def _count_boundary(pred: np.ndarray, label: np.ndarray, counted: slice, distanc
 def _wrong_values(values: np.ndarray, what: str, settings: Settings) -> str:
     table = settings.label_classes if what == 'label' else settings.pred_classes
     wrong = np.unique(values[table[values] == settings.num_classes + 1])
-    shown = ', '.join(map(str, wrong[:8])) + (', ...' if len(wrong) > 8 else '')
     n = settings.num_classes
     counted_from_one = settings.reduce_zero_label and not (
         what == 'prediction' and settings.pred_zero_based)
@@ -299,7 +298,7 @@ def _wrong_values(values: np.ndarray, what: str, settings: Settings) -> str:
     hint = 'is the number of classes right?'
     if n in wrong and not counted_from_one:
         hint = 'if the files count classes from 1 and hold 0 for "other", give --reduce-zero-label'
-    return (f'the {what} holds {shown}, but the {n} classes are {allowed} (ignored: '
+    return (f'the {what} holds {few(wrong)}, but the {n} classes are {allowed} (ignored: '
             f'{settings.ignore_index}); {hint}')
 
 

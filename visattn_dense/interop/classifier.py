@@ -24,10 +24,9 @@ from visattn_dense.checkpoints import (
     rename,
     unwrap,
 )
-from visattn_dense.checkpoints.matching import few
 from visattn_dense.checkpoints.pretrained import fill
 from visattn_dense.checkpoints.reading import resolve
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.layers import ConvNormAct, LayerNorm2d, init_vit_weights
 from visattn_dense.layers.mbconv import ACTIVATIONS
 from visattn_dense.registry import BACKBONES
@@ -44,13 +43,13 @@ class Form:
     """What the authors of a family put on the last stage.
 
     Attributes:
-        norm: makes the norm for a number of channels; None: there is none.
-        pool: 'avg' or 'token', the mean over the positions or the class token.
-        replaced: the norm that the dense backbone has in that place, which a classifier has not.
-        widths: for each arch the channels of a wide head's convolution and hidden layer.
-        options: arguments of the backbone that the authors classify with.
-        crop: part of the shorter side of the image that the authors' evaluation keeps, and in
-            `crops` that of archs that differ.
+        norm: the class of the norm, called with the number of channels; None for no norm.
+        pool: 'avg' for the mean over the positions, or 'token' for the class token.
+        replaced: the norm of the dense backbone that a classifier does not have.
+        widths: for each arch, the channels of a wide head's convolution and of its hidden layer.
+        options: arguments of the backbone in the authors' classifier.
+        crop: the fraction of the image's shorter side that the authors' evaluation keeps.
+        crops: the same for archs with another fraction.
     """
 
     norm: type[nn.Module] | None
@@ -105,7 +104,7 @@ class WideHead(nn.Module):
 
     def __init__(self, dim: int, widths: tuple[int, int], *, act: str, norm_eps: float) -> None:
         super().__init__()
-        # The second of the official list pools and holds no tensors.
+        # The second module of the official list pools; it has no tensors.
         self.op_list = nn.ModuleList([
             ConvNormAct(dim, widths[0], act=act, norm_eps=norm_eps), nn.Identity(),
             HiddenLayer(widths[0], widths[1], act=act, norm_eps=norm_eps),
@@ -117,19 +116,19 @@ class Classifier(nn.Module):
 
     Args:
         family, arch: the class in `visattn_dense.registry.BACKBONES` and the name of its variant.
-        num_classes: of the classifier; 0 for none: the pooled features are returned.
-        global_pool: 'avg', 'token' (T2T-ViT) or '': no pooling, `forward_features` is returned. By
-            default the authors'.
+        num_classes: number of classes; 0 for no classifier, so that pooled features are returned.
+        global_pool: 'avg', 'token' (T2T-ViT), or '' for no pooling, so that the result of
+            `forward_features` is returned. By default the authors' pooling.
         drop_rate: dropout before the classifier.
-        options: further arguments of the backbone's class; those that its authors classify with
-            are the defaults.
+        options: further arguments of the backbone's class. The defaults are those of the authors'
+            classifier.
 
     Attributes:
         num_features: channels of the last stage.
         head_hidden_size: channels that the classifier takes.
 
     Raises:
-        UserError: there is no such family, arch or option, or no such head for it.
+        UserError: there is no such family, arch or option, or the family has no such head.
     """
 
     def __init__(self, family: str, arch: str, *, num_classes: int = 1000,
@@ -158,19 +157,19 @@ class Classifier(nn.Module):
         self.reset_classifier(num_classes, self.form.pool if global_pool is None else global_pool)
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer; nn.Identity where there is none."""
+        """The last linear layer; nn.Identity if there is none."""
         return (self.head.op_list[3]['linear'] if isinstance(self.head, WideHead)
                 else self.head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another last layer, with random weights; what is before it stays.
+        """Replace the last layer by a new one with random weights. All other layers stay.
 
         Args:
-            num_classes: 0 for none.
-            global_pool: as in the constructor; None leaves it.
+            num_classes: number of classes; 0 for no classifier.
+            global_pool: as in the constructor; None keeps the pooling.
 
         Raises:
-            UserError: the pooling is unknown, or classes are asked for without pooling.
+            UserError: the pooling is unknown, or there are classes but no pooling.
         """
         pool = self.global_pool if global_pool is None else global_pool
         pools = ('avg', '', 'token') if self.form.pool == 'token' else ('avg', '')
@@ -180,7 +179,7 @@ class Classifier(nn.Module):
             raise UserError(f"global_pool={pool!r} with num_classes={num_classes}: a classifier "
                             "needs pooled features; give num_classes=0 to have the map")
         place = next(self.parameters())
-        # The new layer is frozen where everything before it is.
+        # If every parameter is frozen, the new layer is frozen too.
         frozen = not any(p.requires_grad for p in self.parameters())
         self.num_classes, self.global_pool = num_classes, pool
         last = (nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity())
@@ -204,10 +203,10 @@ class Classifier(nn.Module):
         return self.norm(self.backbone.forward_features(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` returns to (B, num_classes).
+        """The result of `forward_features` to (B, num_classes).
 
         Args:
-            pre_logits: leave the classifier out: (B, head_hidden_size).
+            pre_logits: return the input of the classifier: (B, head_hidden_size).
         """
         if not self.global_pool:
             return x
@@ -230,16 +229,16 @@ class Classifier(nn.Module):
 
 def load_classifier(model: Classifier, checkpoint: str | os.PathLike, *,
                     new_classifier: bool = False) -> None:
-    """Fill a classifier from a checkpoint, every tensor of it, or fail.
+    """Fill every tensor of a classifier from a checkpoint, or fail.
 
     Args:
-        model: what is filled.
-        checkpoint: path, http(s) address or 'visattn://NAME': the authors' file, timm's, or one
-            with this project's names.
-        new_classifier: leave the last linear layer as it is: the file has other classes.
+        model: the classifier to fill.
+        checkpoint: path, http(s) address or 'visattn://NAME': the authors' file, timm's file, or a
+            file with this project's names.
+        new_classifier: keep the last linear layer, because the file has other classes.
 
     Raises:
-        FileNotFoundError, UserError: see `load_pretrained`; or norm and head are not in the file.
+        FileNotFoundError, UserError: see `load_pretrained`; or the file lacks the norm or the head.
     """
     path = resolve(checkpoint)
     report = load_pretrained(model.backbone, path, min_matched=1.)

@@ -17,7 +17,7 @@ from visattn_dense.checkpoints.pretrained import fill
 from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.registry import BACKBONES
 
-# Beyond every published backbone; a config.json from elsewhere may ask for anything.
+# No published backbone reaches these limits; a config.json may ask for any size.
 _DEEPEST, _WIDEST, _MOST_PARAMETERS = 512, 1 << 16, 4_000_000_000
 
 _CARD = """\
@@ -56,8 +56,8 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
 
     Args:
         family: the class in `visattn_dense.registry.BACKBONES`.
-        arch: the name of its variant, or a dict of its sizes.
-        options: further arguments of the class; numbers, strings, and lists and dicts of them.
+        arch: the name of the variant, or a dict of sizes.
+        options: further arguments of the class: numbers, strings, or lists and dicts of these.
 
     Raises:
         UserError: there is no such family, arch or option.
@@ -89,7 +89,7 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
             in_channels=self.in_channels, levels=len(self.strides),
             channels=', '.join(map(str, self.out_channels)),
             strides=', '.join(map(str, self.strides)),
-            weights='Whoever saved them has not said where they come from.')
+            weights='The origin of these weights was not given when they were saved.')
         return super().generate_model_card(*args, **{**facts, **kwargs})
 
     @classmethod
@@ -116,8 +116,8 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
         filled, report = match_state_dict(model, unwrap(read_checkpoint(model_file, mmap=True)),
                                           layouts={}, prefix='')
         if others := [*report.missing, *report.mismatched, *report.unused]:
-            raise UserError(f'{model_file} does not fit {model.family} {model.arch}: on one side '
-                            f'alone, or of another shape, are {few(others)}')
+            raise UserError(f'{model_file} does not fit {model.family} {model.arch}. Missing, left '
+                            f'over or of another shape: {few(others)}')
         fill(model, filled, model_file)
         return model.to(map_location).eval()
 
@@ -125,10 +125,10 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='visattn-dense',
 
 
 def _check_size(family: Any, arch: Any, options: Any) -> None:
-    """A config.json describes a model that a machine can hold.
+    """Check that a config.json describes a model that fits into the memory of a machine.
 
     Raises:
-        UserError: it does not, or there is no such family.
+        UserError: the model would be too large, or there is no such family.
     """
     if not (isinstance(family, str) and family in BACKBONES):
         raise UserError(f'there is no family {family!r}. '

@@ -1,7 +1,7 @@
 """Accuracy of an image classifier on a folder of images, one folder inside it for each class.
 
-The images are prepared by timm as the model's config says (size, crop, interpolation, mean and
-standard deviation), so the numbers are those of timm's own validation.
+timm prepares the images as the model's config says (size, crop, interpolation, mean and standard
+deviation). So the numbers equal the numbers of timm's own validation.
 """
 import re
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from visattn_dense.errors import MissingFileError, UserError, did_you_mean
+from visattn_dense.errors import MissingFileError, UserError, did_you_mean, few
 
 _SYNSET = re.compile(r'n\d{8}')
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of `images` are right at the first guess, and within the first five."""
+    """How many of `images` have the right class first, and among the first five."""
 
     images: int
     first: int
@@ -42,15 +42,17 @@ class Accuracy:
 def labelled_images(folder: Path, num_classes: int) -> list[tuple[str, int]]:
     """The images in the class folders of `folder`, with their labels.
 
-    Folders that are called by WordNet numbers (n01440764) are those classes of ImageNet-1k, all or
-    some of them. Under other names there is one for each class, in their natural order.
+    Folders with WordNet numbers as names (n01440764) are these classes of ImageNet-1k. Such folders
+    may be some of the classes. With other names, there is one folder for each class, and the
+    classes have the natural order of the names.
 
     Args:
-        num_classes: of the model.
+        folder: has the class folders.
+        num_classes: number of classes of the model.
 
     Raises:
-        MissingFileError, UserError: there is no such folder, there are no images in class folders,
-            or the folders are not the model's classes.
+        MissingFileError, UserError: the folder does not exist, has no class folders with images, or
+            its class folders do not fit the model's classes.
     """
     if not folder.is_dir():
         raise MissingFileError(f'there is no folder {folder}')
@@ -68,15 +70,17 @@ def labelled_images(folder: Path, num_classes: int) -> list[tuple[str, int]]:
                             f'{did_you_mean(strangers[0], synsets)}')
         return find_images_and_targets(str(folder), class_to_idx=synsets)[0]
     if len(names) != num_classes:
-        raise UserError(f'{folder} has {len(names)} class folders ({", ".join(sorted(names)[:4])}'
-                        f'{", ..." if len(names) > 4 else ""}) and the model {num_classes} classes;'
-                        ' some of ImageNet\'s classes can stand alone if their folders are called '
-                        'by WordNet numbers (n01440764)')
+        raise UserError(f'{folder} has {len(names)} class folders ({few(sorted(names), 4)}) and '
+                        f'the model {num_classes} classes; some of ImageNet\'s classes can stand '
+                        'alone if their folders are called by WordNet numbers (n01440764)')
     return found
 
 
 class Images(Dataset):
-    """Images and labels; what is wrong with a file is told, not raised, and not passed over.
+    """Images, labels, and for each image its fault in words ('' for none).
+
+    An error of a worker process would come with a traceback, so `accuracy` raises a UserError for
+    the fault.
 
     Args:
         samples: see `labelled_images`.
@@ -105,9 +109,9 @@ def accuracy(model: nn.Module, loader: DataLoader,
     """Count how often `model` is right.
 
     Args:
-        model: from (B, C, H, W) to (B, classes); its device is taken.
+        model: from (B, C, H, W) to (B, classes). The images go to the device of the model.
         loader: batches of `Images`.
-        report: called after each batch with the count so far.
+        report: called after each batch with the counts so far.
 
     Raises:
         UserError: an image cannot be read, or a logit is not finite.

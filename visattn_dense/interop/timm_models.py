@@ -6,9 +6,9 @@
     model = timm.create_model('visattn_cswin_tiny', pretrained=True, features_only=True)
     maps = model(image)          # model.feature_info.channels(), model.feature_info.reduction()
 
-A model is called visattn_FAMILY_ARCH, in small letters; `timm.list_models('visattn_*')` lists them.
-After a dot comes a released file of the model zoo, as timm has it:
-'visattn_cswin_large.cswin_large_22k_224'. docs/timm.md has the rest.
+A model is called visattn_FAMILY_ARCH, in small letters; `timm.list_models('visattn_*')` lists the
+names. A released file of the model zoo may follow after a dot, as usual in timm:
+'visattn_cswin_large.cswin_large_22k_224'. docs/timm.md describes the options.
 """
 import inspect
 import os
@@ -42,15 +42,15 @@ _CLASSES = {'ImageNet-1k': 1000, 'ImageNet-22k, then 1k': 1000, 'ImageNet-22k': 
 
 
 class TimmFeatures(nn.Module):
-    """A backbone that speaks timm's `features_only` dialect.
+    """A backbone with the methods of timm's `features_only` models.
 
     Args:
-        backbone: what computes the maps; a state dict of it has its names after 'backbone.'.
+        backbone: computes the maps. In a state dict, its names follow 'backbone.'.
         output_fmt: 'NCHW' or 'NHWC', the order of the maps' dimensions.
-        as_dict: return the maps by the number of their stage, '0' to '3'.
+        as_dict: return a dict from the number of the stage, '0' to '3', to the map.
 
     Attributes:
-        feature_info: timm's account of all four maps and of those that are returned.
+        feature_info: timm's description of all four maps, and of the maps that are returned.
         default_cfg: what the released weights expect: size, mean, standard deviation, ...
     """
 
@@ -86,25 +86,26 @@ def create(family: str, arch: str, *, pretrained: bool = False,
            pretrained_cfg_overlay: Mapping[str, Any] | None = None, features_only: bool = False,
            cache_dir: str | os.PathLike | None = None, device: torch.device | str | None = None,
            dtype: torch.dtype | None = None, **options: Any) -> TimmFeatures | Classifier:
-    """What `timm.create_model` calls.
+    """Build a model; `timm.create_model` calls this function.
 
     Args:
-        family, arch: which backbone.
-        pretrained: load released weights: those that the name gives after a dot, else the first of
-            the model zoo that fit.
-        pretrained_cfg: that part of the name, or a whole config; `file` in it is a checkpoint.
-        pretrained_cfg_overlay: entries that replace those of the config.
-        features_only: maps for dense prediction (see `_features`), else a classifier (see
-            `Classifier`).
+        family, arch: the class of the backbone and its variant.
+        pretrained: load released weights: the file that the name gives after a dot, otherwise the
+            first file of the model zoo that fits.
+        pretrained_cfg: the part of the name after the dot, or a whole config; `file` in a config is
+            a checkpoint.
+        pretrained_cfg_overlay: entries that replace entries of the config.
+        features_only: build maps for dense prediction (see `_features`). If False, build a
+            classifier (see `Classifier`).
         cache_dir: has to be None; released files lie in torch's cache.
         device, dtype: of the parameters; None for torch's defaults.
-        options: of both kinds `in_chans` and the arguments of the backbone's class; of a classifier
-            `num_classes`, `global_pool`, `drop_rate`; of features `out_indices`, `output_fmt`,
-            `feature_cls`, `output_stride`.
+        options: for both kinds, `in_chans` and the arguments of the backbone's class; for a
+            classifier also `num_classes`, `global_pool`, `drop_rate`; for features also
+            `out_indices`, `output_fmt`, `feature_cls`, `output_stride`.
 
     Raises:
-        UserError: a tag, an option or a combination of them that does not exist, or weights that
-            cannot be had.
+        UserError: a tag, an option or their combination does not exist, or the weights cannot be
+            found.
     """
     if cache_dir is not None:
         raise UserError(f'cache_dir={str(cache_dir)!r} is not used here: set TORCH_HOME, see '
@@ -112,7 +113,7 @@ def create(family: str, arch: str, *, pretrained: bool = False,
     if 'in_channels' in options:
         raise UserError('timm calls the channels of the image in_chans, got in_channels')
     cfg = _config(family, arch, pretrained_cfg, pretrained_cfg_overlay)
-    # What timm tells of a model that it has from a folder or the Hub.
+    # timm adds this argument for a model from a folder or from the Hub.
     options.pop('pretrained_model_args', None)
     options['in_channels'] = options.pop('in_chans', 3)
     weights = _weights(cfg) if pretrained else None
@@ -136,12 +137,12 @@ def _features(family: str, arch: str, weights: str | os.PathLike | None, *,
     """The maps of a backbone.
 
     Args:
-        out_indices: which of the maps at strides 4, 8, 16, 32 to return, in this order; negative
-            numbers count from the end, a number n alone stands for the last n.
+        out_indices: the maps to return, of those at strides 4, 8, 16, 32, in this order. Negative
+            numbers count from the end. A single number n means the last n maps.
         output_fmt: see `TimmFeatures`.
-        feature_cls: 'list' or 'getter': a list of maps; 'dict': a dict.
-        output_stride: 32, as everywhere here.
-        num_classes, global_pool, drop_rate: of a classifier, ignored as timm ignores them.
+        feature_cls: 'list' or 'getter' for a list of maps, 'dict' for a dict.
+        output_stride: only 32 is possible.
+        num_classes, global_pool, drop_rate: options of a classifier, ignored as in timm.
     """
     del num_classes, global_pool, drop_rate
     if output_stride != 32:
@@ -158,7 +159,7 @@ def _features(family: str, arch: str, weights: str | os.PathLike | None, *,
 
 
 def _indices(wanted: int | Sequence[int], count: int = 4) -> tuple[int, ...]:
-    """`out_indices` as timm reads them, from 0 to `count` − 1."""
+    """`out_indices` as timm reads them, as numbers from 0 to `count` − 1."""
     if isinstance(wanted, int):
         indices = tuple(range(count - wanted, count)) if 0 < wanted <= count else ()
     else:
@@ -187,7 +188,7 @@ def _weights(cfg: PretrainedCfg) -> str | os.PathLike:
     """The checkpoint that a config names.
 
     Raises:
-        UserError: it names none, or one that cannot be downloaded.
+        UserError: the config names no checkpoint, or a checkpoint that cannot be downloaded.
     """
     release = releases().get(cfg.tag or '')
     if cfg.file:
@@ -207,10 +208,11 @@ def _weights(cfg: PretrainedCfg) -> str | os.PathLike:
 
 def _config(family: str, arch: str, given: str | Mapping[str, Any] | PretrainedCfg | None,
             overlay: Mapping[str, Any] | None) -> PretrainedCfg:
-    """The config of a tag, of the first release of the model, or the one that is given.
+    """The config of a tag, the given config, or the config of the first release of the model.
 
     Raises:
-        UserError: the tag is unknown or another model's, or an entry of the config is unknown.
+        UserError: the tag is unknown or belongs to another model, or the config has an unknown
+            entry.
     """
     name = _name(family, arch)
     tags = default_cfgs[name].cfgs
@@ -231,7 +233,7 @@ def _name(family: str, arch: str) -> str:
 
 
 def _described(family: str, arch: str, size: int | list[int], **facts: Any) -> PretrainedCfg:
-    """What timm wants to know of a model that was trained on images of `size`."""
+    """timm's config of a model that was trained on images of `size`."""
     form = FORMS.get(family)
     size = size if isinstance(size, list) else (size, size)
     facts = dict(crop_pct=form.crops.get(arch, form.crop), classifier=form.classifier_name,
@@ -241,7 +243,7 @@ def _described(family: str, arch: str, size: int | list[int], **facts: Any) -> P
 
 
 def _released(release: Release) -> PretrainedCfg:
-    """A released file in timm's words; a segmentor's has no image classifier."""
+    """timm's config of a released file. The file of a segmentor has no image classifier."""
     classes = _CLASSES[release.data] if release.kind == 'classifier' else 0
     return _described(
         release.family, release.arch, release.image_size, url=release.url, num_classes=classes,
@@ -250,7 +252,8 @@ def _released(release: Release) -> PretrainedCfg:
 
 
 def _all_cfgs() -> dict[str, PretrainedCfg]:
-    """A config for each released file of each model, the preferred first, or one without a file."""
+    """The configs of each model: one for each released file, the preferred file first; or one
+    config without a file."""
     cfgs = {}
     for family, cls in BACKBONES.module_dict.items():
         for arch in getattr(cls, 'archs', ()):

@@ -9,6 +9,10 @@ config        config files and --cfg-options
 engine        training and testing
 datasets      data sets, and the check of them before a training
 heads         decode heads
-inference     a segmentor, or a backbone, from a config and a checkpoint
+inference     a segmentor or detector at work, from a config and a checkpoint
+export        a segmentor as one file that computes without mmsegmentation
+parity        whether such a file computes what the model computes
+backbone      the backbone of a config's model, and an image as the config prepares it
+run_log       the messages of this project in the log of mmengine's run
 schemes       'visattn://' for mmengine
 """

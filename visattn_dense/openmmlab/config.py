@@ -1,4 +1,4 @@
-"""Reading config files and --cfg-options, without silent typos: every tool does it here."""
+"""Config files and --cfg-options for every tool. A typo in an option is an error."""
 from __future__ import annotations
 
 import argparse
@@ -14,8 +14,8 @@ from visattn_dense.errors import UserError, did_you_mean
 
 log = logging.getLogger('visattn_dense')
 
-# What a config may have at its top without saying so: arguments of mmengine's Runner, and what it
-# reads from cfg.
+# Keys that are valid at the top of a config even if the config lacks them: the arguments of
+# mmengine's Runner, and the keys that mmengine reads from the config.
 _TOP_LEVEL = {
     'model', 'work_dir', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg',
     'val_cfg', 'test_cfg', 'auto_scale_lr', 'optim_wrapper', 'param_scheduler', 'val_evaluator',
@@ -45,10 +45,10 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str) -> Config:
-    """The config file at `path`, each palette in it a list of tuples: mmdet paints with no other.
+    """The config file at `path`. Every palette becomes a list of tuples, which mmdet needs.
 
     Raises:
-        UserError: it is not there, or does not parse; the message says where.
+        UserError: the file does not exist or cannot be parsed; the message names the line.
     """
     file = Path(path)
     if not file.is_file():
@@ -62,7 +62,7 @@ def read_config(path: str) -> Config:
     except SyntaxError as error:
         raise UserError(f'{path}: syntax error in line {error.lineno}: {error.msg}') from error
     except Exception as error:
-        # A config is Python: anything may come out of it.
+        # A config is Python, so it may raise anything.
         raise UserError(f'{path} does not load: {type(error).__name__}: {error}') from error
     _paint_with_tuples(cfg)
     return cfg
@@ -72,7 +72,7 @@ def _paint_with_tuples(node: Any) -> None:
     """Make every palette below `node` a list of tuples."""
     if isinstance(node, (Mapping, Config)):
         palette = node.get('palette')
-        # Names of colours, and one colour for all classes, stay as they are.
+        # A palette may also be a name, or one colour for all classes; such a palette stays.
         if isinstance(palette, (list, tuple)) and all(isinstance(c, list | tuple) for c in palette):
             node['palette'] = [tuple(colour) for colour in palette]
         node = list(node.values())
@@ -84,16 +84,16 @@ def _paint_with_tuples(node: Any) -> None:
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     """Apply --cfg-options.
 
-    mmengine takes any key and ignores those that nothing reads. Here a key that is not in the
-    config is refused where it looks like one that is; a key unlike any other is a new argument
-    (`model.backbone.with_cp=True`) and is named in a line. A leading + says that it is meant.
+    mmengine accepts any key, and nothing reads a misspelt key. Here a key that the config lacks is
+    refused if it resembles a key of the config. A key that resembles no other key is a new argument
+    (`model.backbone.with_cp=True`); a warning names the new argument. A leading + adds any key.
 
-    A new `data_root` replaces the old one wherever a path of the config begins with it. Where the
-    config has a tuple, the value `a,b` becomes one. A loader that ends with num_workers=0 has no
-    workers to keep: persistent_workers and prefetch_factor are dropped from it.
+    A new `data_root` replaces the old one in every path of the config that begins with it. The
+    value `a,b` becomes a tuple where the config has a tuple. A loader with num_workers=0 loses
+    persistent_workers and prefetch_factor, which torch accepts only with workers.
 
     Raises:
-        UserError: a key that looks like a typo, or an index outside a list.
+        UserError: a key looks like a typo, or an index is outside a list.
     """
     wanted = {}
     for key, value in (options or {}).items():
@@ -114,7 +114,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
 
 
 def _entry(cfg: Config, key: str) -> Any:
-    """The entry of the config that `key` names; None where there is none."""
+    """The entry of the config that `key` names; None if there is no such entry."""
     node: Any = cfg
     for part in key.split('.'):
         if isinstance(node, (list, tuple)):
@@ -125,17 +125,17 @@ def _entry(cfg: Config, key: str) -> Any:
 
 
 def _like(old: Any, new: Any) -> Any:
-    """`new` with tuples where `old` has them: --cfg-options makes a list of `a,b`."""
+    """`new` with tuples where `old` has tuples; --cfg-options turns `a,b` into a list."""
     if not isinstance(new, list) or not isinstance(old, (list, tuple)):
         return new
-    # A longer list goes on as the old one ends.
+    # If `new` is longer, its further values follow the last value of `old`.
     last = len(old) - 1
     inner = [_like(old[min(i, last)], value) for i, value in enumerate(new)] if old else new
     return tuple(inner) if isinstance(old, tuple) else inner
 
 
 def _drop_idle_workers(cfg: Config) -> None:
-    """Take from a loader without workers what torch refuses then."""
+    """Remove options that torch refuses for a loader without workers."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not isinstance(loader, Mapping) or loader.get('num_workers'):
@@ -147,7 +147,7 @@ def _drop_idle_workers(cfg: Config) -> None:
 
 
 def _move_root(node: Any, old: str, new: str) -> None:
-    """Replace a data root wherever a path below `node` is it or lies in it."""
+    """Replace the data root in every path below `node` that is the root or lies inside it."""
     entries = enumerate(node) if isinstance(node, list) else list(node.items())
     for key, value in entries:
         if isinstance(value, (dict, list)):
@@ -157,7 +157,7 @@ def _move_root(node: Any, old: str, new: str) -> None:
 
 
 def _check_variables(cfg: Config, wanted: Mapping[str, Any]) -> None:
-    """Refuse to change what nobody reads any more: variables that a config file computes with."""
+    """Refuse to change a variable of the config file: entries made with it would not change."""
     for key in wanted:
         if key in cfg and key not in _TOP_LEVEL and key != 'data_root':
             raise UserError(f'--cfg-options {key}: {key} is a variable of the config file, and the '

@@ -1,12 +1,12 @@
 """`when_imported(name, callback)`: act on a module as soon as it exists, without importing it.
 
 importlib marks the spec of a module while the module's code runs: `_initializing` is set before the
-code and cleared after it. A spec of the class `_WatchedSpec` answers the second event. Two places
-make a spec a watched one: the finder here, which stands first in `sys.meta_path` and passes on what
-the other finders find; and `when_imported`, for a module whose import is under way. At the end the
-spec is a plain ModuleSpec again. Loaders are never touched.
+code and cleared after it. A spec of the class `_WatchedSpec` acts when the mark is cleared. Two
+places turn a spec into a watched spec: the finder here, which stands first in `sys.meta_path` and
+returns the results of the other finders; and `when_imported`, for a module whose import has begun.
+At the end the spec is a plain ModuleSpec again. Loaders are never changed.
 
-The same finder answers for former names of this project's modules (`visattn_dense.former`).
+The same finder finds modules under their former names (`visattn_dense.former`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _waiting: dict[str, list[Callback]] = {}
 def when_imported(name: str, callback: Callback) -> None:
     """Call `callback(module)` right after module `name` has been executed.
 
-    Where it already has been, the call happens now. A module that is being imported at this very
-    moment (it imports us, directly or not) is waited for. A failed import keeps the callback
-    for the next attempt; `importlib.reload` does not call it again. An exception of the callback
-    reaches whoever imported the module.
+    If the module has already been executed, the call happens now. If the import of the module has
+    begun (the module imports us, directly or not), the call happens at the end of this import.
+    After a failed import, the callback waits for the next attempt. `importlib.reload` does not call
+    the callback again. The importer of the module gets an exception of the callback.
 
     Args:
         name: dotted module name; its parents need not be imported.
@@ -57,20 +57,20 @@ def _fire(name: str, module: ModuleType) -> None:
 class _WatchedSpec(ModuleSpec):
     """The spec of an awaited module.
 
-    importlib keeps the spec object from the search to the end of the import and offers no public
-    sign for that end, so the class of the very object is exchanged. Where importlib stops using
-    `_initializing`, `when_imported` takes every module in `sys.modules` for ready.
+    importlib keeps the spec object from the search to the end of the import, and gives no public
+    sign at this end. Therefore the class of the spec object is exchanged. If a later importlib does
+    not use `_initializing`, `when_imported` treats every module in `sys.modules` as ready.
     """
 
     def __setattr__(self, attribute: str, value: object) -> None:
         if attribute != '_initializing' or value:
             super().__setattr__(attribute, value)
             return
-        # A module may have put another one into its place. After a failed import there is none,
-        # and the callbacks wait for the next attempt.
+        # A module may put another module into its place in sys.modules. After a failed import there
+        # is no module, and the callbacks wait for the next attempt.
         module = sys.modules.get(self.name)
         try:
-            # Before the mark is cleared: other threads wait for it.
+            # Before the mark is cleared: other threads wait for this mark.
             if module is not None:
                 _fire(self.name, module)
         finally:
@@ -84,7 +84,7 @@ def _watch(spec: ModuleSpec | None) -> None:
 
 
 class _Finder:
-    """Answers for former and awaited names only; for the latter with what the others find."""
+    """Finds former names, and awaited names with the help of the other finders; nothing else."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None,

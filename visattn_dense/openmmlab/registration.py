@@ -2,16 +2,18 @@
 
 | as soon as there is        | what happens                                                  |
 |----------------------------|---------------------------------------------------------------|
-| mmengine.registry          | the entries of `visattn_dense.registry.BACKBONES`, and every  |
-|                            | later one, stand in mmengine's root registry `MODELS`         |
+| mmengine.registry          | every entry of `visattn_dense.registry.BACKBONES`, now and    |
+|                            | later, enters mmengine's root registry `MODELS`               |
 | mmengine.model             | `init_cfg` of a backbone may name mmengine's initialisers     |
+| mmengine.logging           | the messages of this project go to mmengine's logger          |
 | mmengine.runner.checkpoint | mmengine's loader knows 'visattn://NAME'                      |
-| mmseg.models               | the decode heads stand in mmsegmentation's registry           |
+| mmseg.models               | the decode heads enter mmsegmentation's registry              |
 | mmdet's three readers      | COCO files and masks are checked before pycocotools sees them |
 | PIL.Image                  | Pillow opens images as large as OpenCV does                   |
-| mmseg.datasets             | so do the data sets, where `openmmlab.datasets` was imported  |
+| mmseg.datasets             | the data sets enter mmsegmentation's registry, if             |
+|                            | `openmmlab.datasets` was imported                             |
 
-The classes of `openmmlab.engine` need mmengine themselves and register when they are imported.
+The classes of `openmmlab.engine` import mmengine and register when they are imported.
 """
 import importlib
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from visattn_dense.registry import BACKBONES
 
 
 def arrange() -> None:
-    """Wait for all of the table but its last line; called once, by `import visattn_dense`."""
+    """Wait for every module of the table but the last; `import visattn_dense` calls this once."""
     when_imported('mmengine.registry', _publish_backbones)
     when_imported('mmengine.model', _lend_initialisers)
     when_imported('mmengine.logging', _call('visattn_dense.openmmlab.run_log', 'follow'))

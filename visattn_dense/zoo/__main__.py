@@ -11,6 +11,7 @@ from visattn_dense.checkpoints.archive import check_is_checkpoint
 from visattn_dense.checkpoints.matching import unwrap
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
 from visattn_dense.command import add_debug, run
+from visattn_dense.errors import few
 from visattn_dense.zoo.convert import DTYPES, convert, extract, save_state
 from visattn_dense.zoo.recognise import Summary, summarise
 from visattn_dense.zoo.table import SCHEME, markdown_table, releases
@@ -68,7 +69,7 @@ def inspect_file(args: argparse.Namespace) -> None:
         print(f'  beside the weights: {", ".join(summary.others)}')
     if summary.nonfinite:
         print(f'  NaN or infinity in {len(summary.nonfinite)} tensors: '
-              f'{", ".join(summary.nonfinite[:5])}')
+              f'{few(summary.nonfinite)}')
     if not summary.candidates:
         print(f'  not recognised: {summary.problem}')
     for candidate in summary.candidates:
@@ -77,7 +78,7 @@ def inspect_file(args: argparse.Namespace) -> None:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ', '.join(f'{name} ({count})' for name, count in list(counts.items())[:12])
+    return few((f'{name} ({count})' for name, count in counts.items()), 12)
 
 
 def _as_dict(path: Path, kind: str, summary: Summary) -> dict:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from visattn_dense.atomic import written_whole
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, unwrap
 from visattn_dense.checkpoints.pretrained import nonfinite
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.registry import BACKBONES
 
 from .heads import efficientvit_seg
@@ -112,7 +112,7 @@ def convert(contents: Any, *, family: str | None = None, heads: bool = True,
     state |= {inside + name: buffer
               for name, buffer in implied_buffers(backbone, found.report).items()}
     if broken := nonfinite(state):
-        raise UserError(f'{len(broken)} tensors hold NaN or infinity: {", ".join(broken[:5])}')
+        raise UserError(f'{len(broken)} tensors hold NaN or infinity: {few(broken)}')
     archs = ' or '.join(dict.fromkeys(candidate.arch for candidate in candidates
                                       if candidate.family == found.family))
     return _as_dtype(state, dtype), f'{found.family} {archs}: {found.report}'
@@ -134,7 +134,7 @@ def extract(contents: Any, part: str = 'backbone') -> StateDict:
     if not found:
         parts = dict.fromkeys(name.split('.')[0] for name in state)
         raise UserError(f'the checkpoint has no part {part!r}. {did_you_mean(part, parts)} '
-                        f'It has {", ".join(list(parts)[:12])}')
+                        f'It has {few(parts, 12)}')
     return found
 
 
@@ -178,8 +178,5 @@ def _as_dtype(state: StateDict, dtype: str | None) -> StateDict:
         return state
     if dtype not in DTYPES:
         raise UserError(f'dtype is one of {", ".join(DTYPES)}, got {dtype!r}')
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
-
-    return {name: cast(tensor) for name, tensor in state.items()}
+    return {name: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visattn_dense.checkpoints.matching import MatchReport, StateDict, match_state_dict, unwrap
 from visattn_dense.checkpoints.pretrained import nonfinite
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, few
 from visattn_dense.registry import BACKBONES
 
 # The parts that tell the kind of an OpenMMLab 2 model.
@@ -58,7 +58,7 @@ def recognise(state: StateDict) -> list[Candidate]:
     if top < .5:
         raise UserError('the checkpoint is of none of the families here '
                         f'({", ".join(BACKBONES)}): its {len(state)} tensors have names like '
-                        f'{", ".join(list(state)[:4])}')
+                        f'{few(state, 4)}')
     return [candidate for candidate in best if candidate.score == top]
 
 

@@ -5,6 +5,7 @@ environment variable CAMVID_ROOT names another:
 
     CAMVID_ROOT=/datasets/camvid python tools/train.py CONFIG
 """
+_base_ = './segmentation.py'
 data_root = '{{$CAMVID_ROOT:data/camvid}}'
 crop_size = (320, 320)
 train_pipeline = [
@@ -24,33 +25,15 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=8,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='CamVidDataset',
         data_root=data_root,
         data_prefix=dict(img_path='images/train', seg_map_path='annotations/train'),
         pipeline=train_pipeline))
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
+val_dataloader, test_dataloader = (
+    dict(dataset=dict(
         type='CamVidDataset',
         data_root=data_root,
-        data_prefix=dict(img_path='images/val', seg_map_path='annotations/val'),
+        data_prefix=dict(img_path=f'images/{part}', seg_map_path=f'annotations/{part}'),
         pipeline=test_pipeline))
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CamVidDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='images/test', seg_map_path='annotations/test'),
-        pipeline=test_pipeline))
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
+    for part in ('val', 'test'))

@@ -3,24 +3,14 @@
 A config adds `backbone.arch`, the head's sizes and, for another crop, `data_preprocessor.size`.
 BatchNorm everywhere: on several GPUs its statistics are shared (`sync_bn`).
 """
+_base_ = './segmentor.py'
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(512, 512),
-        pad_val=0,
-        seg_pad_val=255),
     backbone=dict(type='EfficientViT'),
     decode_head=dict(
         type='EfficientViTSegHead',
         in_index=[1, 2, 3],
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))
 sync_bn = 'torch'
 # A released model loads in its authors' names: tools/test.py CONFIG efficientvit_seg_*.pt
 custom_hooks = [dict(type='ForeignCheckpointHook')]

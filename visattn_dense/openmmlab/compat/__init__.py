@@ -1,8 +1,8 @@
 """Mends that let OpenMMLab's last releases run on today's torch, NumPy, OpenCV and Python.
 
-`apply()` is called by `import visattn_dense`. It imports none of the mended packages: every mend
-waits for the module that it is about and looks at the installed versions then. `mends()` lists
-them with what became of each; `python -m visattn_dense.doctor` prints that list.
+`import visattn_dense` calls `apply()`. `apply()` imports none of the mended packages: every mend
+waits for the import of its module, and then looks at the installed versions. `mends()` lists the
+mends with their status; `python -m visattn_dense.doctor` prints this list.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ class Mend:
     Attributes:
         name: short, unique.
         what: one sentence for the user: what would go wrong, and what happens instead.
-        issue: where upstream discusses it.
-        versions: for each distribution the range (PEP 440) that the mend is for; several names
-            separated by '|' stand for one package under different names.
-        module: the module that it waits for.
-        repair: called with that module. Returns a sentence where nothing had to be done.
-        needed: a further condition, asked before anything else.
+        issue: the address of the discussion upstream.
+        versions: for each distribution, the range of versions (PEP 440) that need the mend. Names
+            separated by '|' are names of one package.
+        module: the mend waits for the import of this module.
+        repair: called with the module. Returns a sentence if there was nothing to do.
+        needed: a further condition, checked first.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Mend:
         self._status = f'not needed: {reason}' if reason else 'mended'
 
     def _outside(self) -> str:
-        """Why the installed versions do not call for this mend; empty when they do."""
+        """Why the installed versions do not need this mend; empty if they need it."""
         # Slow to import and not needed before something is mended.
         from packaging.specifiers import SpecifierSet
 

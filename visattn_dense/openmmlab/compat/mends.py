@@ -1,8 +1,8 @@
-"""The mends, as data. Each names what breaks without it, upstream's issue and its versions.
+"""The mends, as data. Each says what breaks without the mend, upstream's issue and the versions.
 
-OpenMMLab's last releases are mmengine 0.10.7, mmcv 2.1.0 (the last that mmdet 3.3.0 and
-mmsegmentation 1.2.2 accept), mmdet 3.3.0 and mmsegmentation 1.2.2. A later release may have mended
-a thing by itself, so every range ends at the version that was tested.
+OpenMMLab's last releases are mmengine 0.10.7, mmcv 2.1.0 (the last version that mmdet 3.3.0 and
+mmsegmentation 1.2.2 accept), mmdet 3.3.0 and mmsegmentation 1.2.2. A later release may contain its
+own repair, so every range ends at the tested version.
 """
 
 from __future__ import annotations

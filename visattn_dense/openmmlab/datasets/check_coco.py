@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.evaluation.coco_format import annotation_faults, read_json, usable_polygons
 from visattn_dense.files import list_files
 from visattn_dense.openmmlab.datasets.check_files import check_folders, source_hint
 from visattn_dense.openmmlab.datasets.check_loading import Loading
-from visattn_dense.openmmlab.datasets.check_report import DatasetReport
+from visattn_dense.openmmlab.datasets.check_report import SHOWN, DatasetReport
 
 # COCO counts this many detections in one image.
 MAX_DETS = 100
@@ -110,14 +110,14 @@ def _check_categories(path: str, categories: list[dict], report: DatasetReport) 
     classes = report.classes
     unknown = [name for name in classes if name not in names]
     if unknown:
-        hints = '; '.join(f'{name!r}: {did_you_mean(name, names)}' for name in unknown[:5])
+        hints = '; '.join(f'{name!r}: {did_you_mean(name, names)}' for name in unknown[:SHOWN])
         report.add('classes of the config that the annotation file does not have: '
-                   + ', '.join(map(repr, unknown[:5])) + (', ...' if len(unknown) > 5 else ''),
+                   + few(map(repr, unknown), SHOWN),
                    f'set metainfo=dict(classes=(...)) to names of the file. {hints}', path)
     unused = [name for name in names if name not in classes]
     if unused:
         report.notes.append(f'{len(unused)} categories of {path} are not among the classes and '
-                            f'their boxes are left out: {", ".join(map(str, unused[:8]))}')
+                            f'their boxes are left out: {few(unused, 8)}')
     common = [name for name in names if name in classes]
     if not unknown and common != list(classes):
         # mmdet numbers the classes in the order of the file, not of the config.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from visattn_dense.errors import few
 from visattn_dense.files import cores, list_files, read_all, spread
 from visattn_dense.images import LOSSY, opened
 from visattn_dense.openmmlab.datasets.check_files import (
@@ -19,7 +20,7 @@ from visattn_dense.openmmlab.datasets.check_files import (
     report_no_images,
 )
 from visattn_dense.openmmlab.datasets.check_loading import ImageReading, Loading, Undelivered
-from visattn_dense.openmmlab.datasets.check_report import DatasetReport
+from visattn_dense.openmmlab.datasets.check_report import SHOWN, DatasetReport
 
 # To compare a larger label pixel by pixel takes too long.
 MOST_COMPARED = 2**26
@@ -333,7 +334,7 @@ def _report_readings(items: Sequence[Mapping], readings: Sequence[Reading],
             constant.append(f'{label} (value {next(iter(reading.values))})')
     if constant:
         report.notes.append(f'{len(constant)} labels hold a single value: '
-                            + ', '.join(constant[:5]) + (', ...' if len(constant) > 5 else ''))
+                            + few(constant, SHOWN))
 
 
 def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
@@ -360,8 +361,7 @@ def _report_values(dataset: Any, readings: Sequence[Reading], rule: LabelRule,
         for reading in readings:
             values = sorted(bad & set(reading.values))
             if values:
-                text = ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')
-                where.append(f'{reading.label} (value{"s"[:len(values) > 1]} {text})')
+                where.append(f'{reading.label} (value{"s"[:len(values) > 1]} {few(values, 8)})')
         report.add(f'label value out of range ({rule})', _range_fix(dataset, rule, seen, bad),
                    where)
         return

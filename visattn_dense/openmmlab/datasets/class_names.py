@@ -1,5 +1,5 @@
 """The class names of the datasets that the evaluation knows by name."""
-from visattn_dense.evaluation.classes import dataset_files
+from visattn_dense.evaluation.dataset_files import dataset_files
 
 
 def dataset_classes(name: str) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ mmcv and torchvision descend from the same code: offsets are laid out alike, as 
 point. mmcv splits the backward of v1 into inputs and parameters; torchvision computes both at once.
 Two habits of mmcv are added here:
 
-- a sample whose row or column is -1 or less has no gradient for its offset. torchvision gives one
-  to a sample exactly on -1. Every convolution with padding has such samples while its offsets are
-  zero, as they are when a training begins;
+- a sample whose row or column is -1 or less has no gradient for its offset. torchvision gives a
+  gradient to a sample exactly on -1. Every convolution with padding has such samples while its
+  offsets are zero, as at the begin of a training;
 - the modulated form takes offset and mask maps that are larger than the output, and reads the first
   numbers of each sample as if they were a map of the output's size. DyHead and GLIP rely on that.
 """

@@ -1,9 +1,9 @@
 """Multi-scale deformable attention (Zhu et al. 2020), on mmcv's own formula in plain torch.
 
 mmcv uses that formula on the CPU and its compiled operator on the GPU. Here the operator is the
-formula, and its backward is that of autograd: the same numbers, with more memory than the kernel.
-One thing is added: a sample whose row or column is -1 or less has no gradient for its location, as
-in the compiled operator. Autograd gives one to a sample exactly on -1.
+formula, with autograd's backward: the same numbers, with more memory than the kernel. One rule of
+the compiled operator is added: a sample whose row or column is -1 or less has no gradient for its
+location. Autograd alone gives a gradient to a sample exactly on -1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Non-maximum suppression: hard (torchvision's kernel), soft and matching (NumPy, on the CPU).
 
-mmcv passes every threshold to its kernels as a float32, and compares a float32 IoU with that. Here
-a threshold is rounded to the dtype of the boxes before anything is compared with it.
+mmcv passes every threshold to its kernels as a float32, and compares the threshold with a float32
+IoU. Here the threshold is rounded to the dtype of the boxes before the comparison.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al. 2017): overlapping boxes lose score instead of life.
+    """Soft-NMS (Bodla et al. 2017): an overlap lowers the score of a box instead of removing it.
 
-    As in mmcv, the box that is picked is always kept, also below `min_score`; boxes that fall
-    below it by an overlap are dropped by moving the last one into their place, which fixes the
-    order of equal scores.
+    As in mmcv, the picked box is always kept, also below `min_score`. If an overlap lowers the
+    score of a box below `min_score`, the last box moves into the place of this box. This rule fixes
+    the order of equal scores.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2. scores: (N,).
@@ -112,7 +112,7 @@ def softnms(
 def _groups(
     boxes: Tensor, scores: Tensor, offset: int, suppresses: Callable[[np.ndarray], np.ndarray]
 ) -> list[list[int]]:
-    """Each kept box with the lower ones whose IoU with it `suppresses` says are to go."""
+    """Each kept box, followed by the boxes that it suppresses, as `suppresses` decides by IoU."""
     corners = boxes.cpu().numpy()
     rest = scores.sort(descending=True, stable=True).indices.cpu().numpy()
     groups = []

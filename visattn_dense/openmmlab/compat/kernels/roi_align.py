@@ -1,8 +1,8 @@
 """RoIAlign, average and maximum, forward and backward, on torchvision's kernel.
 
 torchvision has no maximum. With a grid of g×g samples per bin, the samples are exactly the bin
-centres of a RoIAlign whose bins are g times finer and take one sample each; the maximum over each
-g×g block of that is mmcv's, and its gradient goes to the sample that was largest.
+centres of a RoIAlign with bins that are g times finer and take one sample each. mmcv's maximum is
+the maximum over each g×g block of this RoIAlign. Its gradient goes to the largest sample.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from visattn_dense.openmmlab.compat.kernels import torchvision_ops
@@ -51,7 +52,8 @@ def roi_align_forward(
         fine = kernel(
             features, boxes[chosen], spatial_scale, size[0] * grid[0], size[1] * grid[1], 1, aligned
         )
-        value, index = _blocks(fine, size, grid).max(dim=-1)
+        blocks = rearrange(fine, 'k c (h i) (w j) -> k c h w (i j)', i=grid[0], j=grid[1])
+        value, index = blocks.max(dim=-1)
         output[chosen] = value.to(output)
         argmax_y[chosen] = (index // grid[1]).to(argmax_y)
         argmax_x[chosen] = (index % grid[1]).to(argmax_x)
@@ -85,7 +87,7 @@ def roi_align_backward(
         rows, columns = argmax_y[chosen].long(), argmax_x[chosen].long()
         blocks = grad.new_zeros(*rows.shape, grid[0] * grid[1])
         blocks.scatter_(-1, (rows * grid[1] + columns)[..., None], grad[chosen][..., None])
-        fine = _unblock(blocks, size, grid)
+        fine = rearrange(blocks, 'k c h w (i j) -> k c (h i) (w j)', i=grid[0]).contiguous()
         total += kernel(
             fine, boxes[chosen], spatial_scale, *fine.shape[-2:], *shape, 1, aligned)
     grad_input.copy_(total)
@@ -105,17 +107,3 @@ def _sample_grids(
     for grid in grids.long().unique(dim=0).tolist():
         chosen = (grids == grids.new_tensor(grid)).all(dim=1).nonzero()[:, 0]
         yield chosen, (grid[0], grid[1])
-
-
-def _blocks(fine: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(K, C, H·gh, W·gw) -> (K, C, H, W, gh·gw)"""
-    count, channels = fine.shape[:2]
-    fine = fine.reshape(count, channels, size[0], grid[0], size[1], grid[1])
-    return fine.transpose(3, 4).flatten(-2)
-
-
-def _unblock(blocks: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(K, C, H, W, gh·gw) -> (K, C, H·gh, W·gw)"""
-    count, channels = blocks.shape[:2]
-    blocks = blocks.reshape(count, channels, *size, *grid).transpose(3, 4)
-    return blocks.reshape(count, channels, size[0] * grid[0], size[1] * grid[1]).contiguous()

@@ -1,7 +1,7 @@
 """RoIPool (Girshick 2015) with mmcv's bins, which torchvision's operator does not have.
 
-torchvision rounds the box to whole pixels first. mmcv keeps it, ends it one pixel further, at
-(x2 + 1) · scale, and takes every pixel that a bin touches:
+torchvision first rounds the box to whole pixels. mmcv does not round. It moves the end of the box
+one pixel further, to (x2 + 1) · scale, and takes every pixel that a bin touches:
 
     output[k, c, i, j] = max of input[c, y, x] over floor(i·h + y1) <= y < ceil((i + 1)·h + y1), ...
 

@@ -1,7 +1,7 @@
 """torchvision's operator library, loaded at the first call of one of its kernels.
 
-Loading it late lets a segmentation run that never calls one do without; where the library does
-not load, the error says which two packages disagree and how to mend it.
+A segmentation run that calls no such kernel does not need the library. If the library does not
+load, the error names the two packages that do not fit together, and the command that mends them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load() -> object:
         TorchvisionKernelsError: naming both versions and the command that mends it.
     """
     try:
-        # Registers the operators; raises where torchvision's library does not fit this torch.
+        # Registers the operators; raises if torchvision's library does not fit this torch.
         import torchvision
 
         ops = torch.ops.torchvision
