@@ -97,7 +97,8 @@ def bomb(side: int = 30_000) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack('>I', len(data)) + kind + data + struct.pack(
             '>I', zlib.crc32(kind + data))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 1, 0, 0, 0, 0))
+    return (b'\x89PNG\r\n\x1a\n' + chunk(
+        b'IHDR', struct.pack('>IIBBBBB', side, side, 1, 0, 0, 0, 0))
             + chunk(b'IDAT', zlib.compress(bytes(100_000))) + chunk(b'IEND', b''))
 
 
@@ -117,6 +118,7 @@ def test_the_answer_is_the_result_of_the_predictor(server, run):
 
 
 JPEG = encoded(noise(40, 60), 'JPEG')
+HALF = b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nab'
 
 
 @pytest.mark.parametrize('body, status, message', [
@@ -133,8 +135,9 @@ def test_a_bad_body_gets_its_status_and_one_message(server, body, status, messag
     assert list(answer) == ['error'] and 'Traceback' not in answer['error']
 
 
-@pytest.mark.parametrize('query, message', [('conf=much', 'a number'), ('conf=7', 'from 0 to 1'),
-                                            ('conf=nan', 'from 0 to 1'), ('labels=x', 'rle or png')])
+@pytest.mark.parametrize('query, message', [
+    ('conf=much', 'a number'), ('conf=7', 'from 0 to 1'), ('conf=nan', 'from 0 to 1'),
+    ('labels=x', 'rle or png')])
 def test_a_wrong_option_is_said(server, query, message):
     code, answer = post(f'{server[0]}/predict?{query}', JPEG)
     assert code == 400 and message in answer['error']
@@ -154,7 +157,7 @@ def test_a_slow_client_is_let_go_and_hinders_nobody(server):
     host, port = server[0].removeprefix('http://').split(':')
     slow = [socket.create_connection((host, int(port))) for _ in range(10)]
     for connection in slow:
-        connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nab')
+        connection.sendall(HALF)
     assert post(f'{server[0]}/predict', JPEG)[0] == 200
     begun = time.monotonic()
     for connection in slow:
@@ -168,7 +171,7 @@ def test_a_client_that_leaves_is_forgotten(server):
     host, port = server[0].removeprefix('http://').split(':')
     for _ in range(10):
         with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nab')
+            connection.sendall(HALF)
     assert post(f'{server[0]}/predict', JPEG)[0] == 200
 
 
