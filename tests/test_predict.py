@@ -193,6 +193,14 @@ def test_addresses_are_fetched(tmp_path):
         np.testing.assert_array_equal(picture.rgb(), noise())
         with pytest.raises(UserError, match='404'):
             list(open_sources(f'{root}/none.png'))
+        # An exported model takes addresses too, where there is no torch.
+        done = subprocess.run([sys.executable, '-c', f'''
+import sys
+sys.modules['torch'] = None
+from visattn_dense.predict.sources import open_sources
+(picture,) = open_sources('{root}/my%20photo.png')
+print(picture.rgb().shape)'''], capture_output=True, text=True)
+        assert done.stdout == '(23, 31, 3)\n', done.stderr
         server.shutdown()
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from visattn_dense import web
 from visattn_dense.checkpoints import download as module
-from visattn_dense.checkpoints import read_checkpoint, web
+from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.checkpoints.download import download
 from visattn_dense.errors import UserError
 from visattn_dense.zoo import find_release

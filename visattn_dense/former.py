@@ -32,6 +32,7 @@ MOVED = {
     'visattn_dense.checkpoints.recognise': f'{_ZOO}.recognise',
     'visattn_dense.checkpoints.segmentor': f'{_ZOO}.segmentor',
     'visattn_dense.checkpoints.zoo': f'{_ZOO}.table',
+    'visattn_dense.checkpoints.web': 'visattn_dense.web',
     # names in a module that is still there
     'visattn_dense.checkpoints.find_release': f'{_ZOO}.find_release',
     'visattn_dense.checkpoints.load_segmentor': f'{_ZOO}.load_segmentor',

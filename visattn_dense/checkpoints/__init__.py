@@ -2,7 +2,6 @@
 
 This room knows no models; `visattn_dense.zoo` knows them.
 
-web         makes one http(s) request, which always ends, with any server
 archive     finds the format of a file from its bytes
 pickled     reads a pickle as data: plain values and tensors
 download    downloads a file into the cache once, and verifies it

@@ -22,9 +22,17 @@ from urllib.parse import urlsplit
 
 from visattn_dense.atomic import write_text_whole
 from visattn_dense.errors import UserError
+from visattn_dense.web import (
+    REACH,
+    Interrupted,
+    Refused,
+    Response,
+    Unreachable,
+    address_fault,
+    open_url,
+)
 
 from .archive import check_is_checkpoint
-from .web import REACH, Interrupted, Refused, Response, Unreachable, address_fault, open_url
 
 CHUNK = 1 << 20
 LARGEST = 32 << 30

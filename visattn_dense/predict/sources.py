@@ -34,6 +34,7 @@ from PIL import Image, ImageOps
 
 from visattn_dense.errors import UserError
 from visattn_dense.images import MOST_PIXELS, opened
+from visattn_dense.web import Interrupted, Refused, open_url
 
 from . import video
 
@@ -320,7 +321,6 @@ def fetch(url: str) -> bytes:
     Raises:
         UserError: the server does not answer, refuses, is too slow, or sends too much.
     """
-    from visattn_dense.checkpoints.web import Interrupted, Refused, open_url
     body = bytearray()
     try:
         with open_url(url, {'User-Agent': 'visattn-dense'}, _PATIENCE) as response:

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import quote
 
 from visattn_dense.checkpoints.download import cache_folder, download
-from visattn_dense.checkpoints.web import address_fault
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.registry import BACKBONES
+from visattn_dense.web import address_fault
 
 SCHEME = 'visattn://'
 MIRROR = 'VISATTN_MIRROR'
