@@ -51,7 +51,7 @@ class DatasetReport:
     unit: str = 'pixels'
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    fingerprints: dict[str, np.ndarray] = field(default_factory=dict)
+    fingerprints: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def add(self, what: str, fix: str, where: Iterable[str] | str = (), *,
             blocks: bool = True) -> None:
