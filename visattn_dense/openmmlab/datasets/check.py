@@ -13,6 +13,7 @@ from typing import Any
 
 from visattn_dense.errors import UserError, did_you_mean
 from visattn_dense.openmmlab.datasets.check_coco import check_coco
+from visattn_dense.openmmlab.datasets.check_duplicates import report_duplicates
 from visattn_dense.openmmlab.datasets.check_files import check_folders
 from visattn_dense.openmmlab.datasets.check_loading import Loading
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
@@ -193,6 +194,8 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
                  quick: bool = False) -> list[DatasetReport]:
     """Check every dataset of a config. If val and test are the same dataset, it is checked once.
 
+    If all files are read, training images are searched among the images of the other splits.
+
     Args:
         cfg: an mmengine Config of mmsegmentation or mmdetection.
         splits: any of 'train', 'val' and 'test'; None: all splits of the config.
@@ -220,6 +223,8 @@ def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
     if not reports:
         raise UserError('the config names no dataset (train_dataloader, val_dataloader or '
                         'test_dataloader)')
+    if not quick:
+        report_duplicates(reports)
     return reports
 
 

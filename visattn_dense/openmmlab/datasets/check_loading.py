@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from visattn_dense.files import cores, read_all, spread
 from visattn_dense.images import opened
+from visattn_dense.openmmlab.datasets.check_duplicates import THUMBNAIL, fingerprint
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
 ORIENTATION = 0x0112
@@ -47,7 +48,7 @@ class ImageReading:
     size: (width, height) in pixels after loading; None if the image was not decoded. fault: why the
     image cannot be read. kind: files of one kind are loaded alike. bands: number of bands in the
     file. deep: more than 8 bits. turned: the loader turns the image by its EXIF orientation, and
-    the size stays the same.
+    the size stays the same. fingerprint: for the search for copies; None without Pillow.
     """
 
     size: tuple[int, int] | None = None
@@ -57,6 +58,7 @@ class ImageReading:
     bands: int = 0
     deep: bool = False
     turned: bool = False
+    fingerprint: np.ndarray | None = None
 
     def turned_hint(self) -> str:
         return (f'; the loader turned it by its EXIF orientation {self.orientation}: save it '
@@ -175,8 +177,9 @@ class Loading:
             with opened(path) as image:
                 _describe(image, reading)
                 # A reduced scale skips most of a JPEG's inverse transform, yet reads every byte.
-                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+                image.draft(None, tuple(max(2 * THUMBNAIL, side // 8) for side in image.size))
                 image.load()
+                reading.fingerprint = fingerprint(image)
         except OSError as error:
             unknown = isinstance(error, UnidentifiedImageError)
             if not (unknown or self.own) or not Path(path).is_file():
@@ -218,6 +221,9 @@ class Loading:
     def compare(self, items: Sequence[Mapping], readings: Sequence[ImageReading],
                 report: DatasetReport, *, has_labels: bool) -> None:
         """Report what the loader changes; a few files of each kind are loaded."""
+        report.fingerprints |= {
+            item['img_path']: reading.fingerprint for item, reading in zip(
+                items, readings, strict=True) if reading.fingerprint is not None}
         if self.problem:
             report.add('the first step of the pipeline cannot be built', 'correct it in the '
                        'config; a loader of your own needs custom_imports=dict(imports=[its '

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
+import numpy as np
+
 from visattn_dense.errors import few
 
 SHOWN = 5
@@ -34,7 +36,8 @@ class DatasetReport:
 
     images: number of images. read: number of opened images. sizes: (width, height) in pixels of the
     opened images. classes: names. counts: class index -> pixels (segmentation) or boxes
-    (detection). ignored: pixels of no class. notes: useful facts that are not faults.
+    (detection). ignored: pixels of no class. notes: useful facts that are not faults. fingerprints:
+    of the opened images by their paths, for the search for copies (`check_duplicates`).
     """
 
     split: str
@@ -48,6 +51,7 @@ class DatasetReport:
     unit: str = 'pixels'
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    fingerprints: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def add(self, what: str, fix: str, where: Iterable[str] | str = (), *,
             blocks: bool = True) -> None:
