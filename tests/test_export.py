@@ -22,7 +22,8 @@ from visattn_dense.openmmlab.export import AveragePool
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.predict.card import Card
-from visattn_dense.predict.exported import decide, nearest, prepare
+from visattn_dense.predict.exported import decide, nearest
+from visattn_dense.predict.fitting import prepare
 from visattn_dense.predict.resizing import resize
 from visattn_dense.predict.sources import open_sources
 from visattn_dense.predict.stream import Options
@@ -121,10 +122,13 @@ def test_what_is_no_exported_model_is_refused(folder, tmp_path):
         Predictor(tmp_path / 'bare.onnx')
 
 
-def test_a_detector_is_refused_in_one_message(tmp_path, capsys):
+def test_a_detector_that_the_export_does_not_know_is_refused_in_one_message(tmp_path, capsys):
     config = write_detection_run(tmp_path)
-    assert export(config, 'none.pth') == 2
-    assert 'Only segmentors can be exported' in capsys.readouterr().err
+    weights = write_weights(config, tmp_path / 'epoch_1.pth')
+    assert export(config, weights) == 2
+    assert 'The FCOSHead of this detector' in capsys.readouterr().err
+    assert export(config, weights, '--int8', tmp_path) == 2
+    assert '--int8 is for segmentors' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('size', [(7, 11), (31, 17), (40, 40), (20, 1)])
