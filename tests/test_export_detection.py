@@ -135,7 +135,7 @@ pickle.dump(([(r.boxes, r.scores, r.labels, r.rles, r.model_size) for r in found
     assert (tmp_path / 'out' / f'{pictures[0].stem}_overlay.png').is_file()
     reference = Predictor(folder, device='cpu')(pictures, conf=0.)
     for (boxes, scores, labels, rles, size), expected in zip(results, reference, strict=True):
-        assert len(boxes) == len(expected) > 20 and size == expected.model_size == (64, 64)
+        assert len(boxes) == len(expected) > 20 and size == expected.model_size
         np.testing.assert_allclose(boxes, expected.boxes, atol=2e-3)
         np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
         np.testing.assert_array_equal(labels, expected.labels)

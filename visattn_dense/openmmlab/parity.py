@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from visattn_dense.inference.segmentor import Segmentor
 from visattn_dense.predict.card import Card
 from visattn_dense.predict.exported import ExportedSegmentor
-from visattn_dense.predict.fitting import prepare
+from visattn_dense.predict.fitting import Ready, prepare
 from visattn_dense.predict.sources import Picture
 
 
@@ -70,7 +70,7 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
     for picture in pictures:
         ready = exported.prepare(picture)
         pixels = pixels_for_model(ready.image, card)
-        size = ready.inputs.shape[1:3] if card.pre_and_post else ready.inputs.shape[2:]
+        size = input_size(ready, card)
         begun = time.perf_counter()
         logits = _logits(segmentor, pixels, size)
         between = time.perf_counter()
@@ -83,7 +83,7 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
             got, _ = _labels(torch.from_numpy(output[0]), segmentor.threshold)
             compared, reference = output[0], logits.numpy()
         found.pictures += 1
-        found.sizes.append(tuple(size))
+        found.sizes.append(size)
         difference = np.abs(compared - reference).max()
         # A maximum of Python forgets NaN.
         found.difference = float(np.maximum(found.difference, difference))
@@ -91,6 +91,11 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
         found.equal = min(found.equal, float((got == labels).mean()))
         found.seconds = tuple(map(min, found.seconds, seconds))
     return found
+
+
+def input_size(ready: Ready, card: Card) -> tuple[int, int]:
+    """(H, W) of the file's input."""
+    return tuple(ready.inputs.shape[1:3] if card.pre_and_post else ready.inputs.shape[2:])
 
 
 def pixels_for_model(image: np.ndarray, card: Card) -> torch.Tensor:
@@ -114,7 +119,7 @@ def _logits(segmentor: Segmentor, pixels: torch.Tensor, size: Sequence[int]) -> 
     inputs = segmentor.model.data_preprocessor(dict(inputs=[pixels]), False)['inputs']
     if isinstance(inputs, (list, tuple)):
         inputs = torch.stack(list(inputs))
-    inputs, size = padded(inputs, size), tuple(size)
+    inputs = padded(inputs, size)
     return segmentor.model.encode_decode(
         inputs, [dict(img_shape=size, ori_shape=size, pad_shape=size)]).float()
 

@@ -16,7 +16,7 @@ from mmdet.structures import DetDataSample
 
 from visattn_dense.inference.detector import Detector
 from visattn_dense.inference.preparation import PreparedPicture
-from visattn_dense.openmmlab.parity import padded, pixels_for_model
+from visattn_dense.openmmlab.parity import input_size, padded, pixels_for_model
 from visattn_dense.predict.exported import ExportedDetector
 from visattn_dense.predict.fitting import Ready
 from visattn_dense.predict.results import Detection
@@ -110,7 +110,7 @@ def compare_detectors(detector: Detector, exported: ExportedDetector, pictures: 
         seconds = (between - begun, time.perf_counter() - between)
         total.seconds = tuple(map(min, total.seconds, seconds))
         total.pictures += 1
-        total.sizes.append(found.model_size)
+        total.sizes.append(input_size(ready, exported.card))
         _match(reference, found, exported.card.max_per_image, tolerance, total)
     return total
 
@@ -119,12 +119,12 @@ def _predicted(detector: Detector, exported: ExportedDetector, ready: Ready, opt
                ) -> Detection:
     card, size = exported.card, ready.image.shape[:2]
     pixels = pixels_for_model(ready.image, card)
-    (height, width), axis = ready.content, 1 if card.pre_and_post else 2
+    height, width = ready.content
     sample = DetDataSample(metainfo=dict(
         img_shape=ready.content, ori_shape=size,
         scale_factor=(width / size[1], height / size[0])))
     data = detector.model.data_preprocessor(dict(inputs=[pixels], data_samples=[sample]), False)
-    inputs = padded(data['inputs'], ready.inputs.shape[axis:axis + 2])
+    inputs = padded(data['inputs'], input_size(ready, card))
     (found,) = detector.model.predict(inputs, data['data_samples'], rescale=True)
     prepared = PreparedPicture(ready.picture, ready.image, [inputs[0]], [sample])
     return replace(detector, mode='whole').finish(prepared, found.pred_instances, options)

@@ -58,10 +58,9 @@ class ExportedDetector:
         boxes = boxes[order].astype(np.float32) / np.tile(scale, 2)
         rles = [paste(masks[0][i], box, size, self.card.thresholds['mask'])
                 for i, box in zip(order, boxes, strict=True)] if masks else None
-        axes = slice(1, 3) if self.card.pre_and_post else slice(2, 4)
         return Detection(
             **about(prepared.picture), image=prepared.image,
-            model_size=prepared.inputs.shape[axes], classes=self.classes, palette=self.palette,
+            model_size=prepared.content, classes=self.classes, palette=self.palette,
             boxes=boxes, scores=scores[order].astype(np.float32),
             labels=labels[order].astype(np.int64), rles=rles)
 
