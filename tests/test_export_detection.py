@@ -1,4 +1,5 @@
 """tools/export.py on detectors, and what runs their files without torch and OpenMMLab."""
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from tests.test_detection import DETECTORS, build, settings
-from tests.test_export import export
+from tests.test_export import export, run_listing
 from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run
 from visattn_dense import Predictor
@@ -182,3 +183,26 @@ def test_the_file_has_onnx_operators_alone(folder):
     kinds = {node.op_type for node in model.graph.node}
     assert {'NonMaxSuppression', 'RoiAlign'} <= kinds and not model.functions
     assert {node.domain for node in model.graph.node} <= {'', 'ai.onnx'}
+
+
+@needs_onnx
+def test_the_page_shows_the_use_without_this_project(folder):
+    photo = folder / 'data/images/1.png'
+    done = run_listing(folder / 'model.onnx', photo)
+    assert done.returncode == 0, done.stderr
+    found = ast.literal_eval(done.stdout)
+    (expected,) = Predictor(folder / 'model.onnx')(photo)
+    assert [entry[0] for entry in found] == expected.names and len(found) > 3
+    np.testing.assert_allclose([entry[1] for entry in found], expected.scores, rtol=1e-5)
+    np.testing.assert_allclose([entry[2] for entry in found], expected.boxes, atol=1e-3)
+    areas = expected.masks.sum((1, 2))
+    # Pillow does not fade at the border of the box.
+    for entry, area in zip(found, areas.tolist(), strict=True):
+        assert abs(entry[3] - area) <= 0.1 * area + 8
+
+
+@needs_onnx
+def test_torch_export_and_pixels_as_input(folder):
+    """A program of torch.export, and a file that takes pixels, find what the model finds."""
+    assert export(folder, '--to', 'torch-export', '--with-pre-and-post', '--out',
+                  folder / 'model.pt2') == 0

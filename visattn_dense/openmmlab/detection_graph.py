@@ -48,6 +48,8 @@ class DetectionGraph(nn.Module):
         check_detector(model)
         torchvision_ops.load()
         self.model = deepcopy(model).eval()
+        if getattr(self.model, 'with_rpn', False):
+            _without_batch_norms(self.model.roi_head)
         self.dtype = torch.float16 if half else torch.float32
         self.model.backbone.to(self.dtype)
         self.model.neck.to(self.dtype)
@@ -86,6 +88,33 @@ class DetectionGraph(nn.Module):
         if not roi.with_mask:
             return boxes, scores, labels
         return boxes, scores, labels, _masks(heads, extractors, maps, boxes, labels)
+
+
+class Affine(nn.Module):
+    """A BatchNorm in evaluation mode: torch's own asks if there is a box.
+
+    Args:
+        norm: the BatchNorm, with running statistics.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        factor = (norm.running_var + norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight.detach()
+        self.register_buffer('mean', norm.running_mean[:, None, None].clone())
+        self.register_buffer('factor', factor[:, None, None])
+        shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias.detach()
+        self.register_buffer('shift', shift[:, None, None].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.factor + self.shift
+
+
+def _without_batch_norms(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(parent, name, Affine(child))
 
 
 def _dense(head: nn.Module, maps: Sequence[Tensor], limits: Tensor, proposals: bool = False
