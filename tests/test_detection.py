@@ -46,8 +46,8 @@ DETECTORS = {'mask_rcnn_fpn': '_base_/models/mask_rcnn_fpn',
              'retinanet_fpn': '_base_/models/retinanet_fpn'}
 
 
-def build(name: str, backbone: dict | None = None, **changes) -> nn.Module:
-    """A detector of the project's configs with narrow heads, on a tiny backbone."""
+def settings(name: str, backbone: dict | None = None, **changes) -> dict:
+    """The model of one of the project's configs with narrow heads, on a tiny backbone."""
     cfg = Config(Config.fromfile(ROOT / f'configs/{DETECTORS[name]}.py').model.to_dict())
     maps = {key: value for key, value in cfg.get('backbone', {}).items() if key == 'out_indices'}
     cfg.backbone = dict(copy.deepcopy(backbone or TINY['CSWin']), **maps)
@@ -71,8 +71,14 @@ def build(name: str, backbone: dict | None = None, **changes) -> nn.Module:
             if 'conv_out_channels' in head:
                 head.update(conv_out_channels=16)
     cfg.merge_from_dict(narrow | changes)
+    return cfg.to_dict()
+
+
+def build(name: str, backbone: dict | None = None, **changes) -> nn.Module:
+    """The detector of `settings`."""
     with DefaultScope.overwrite_default_scope('mmdet'):
-        return revert_sync_batchnorm(MODELS.build(cfg._cfg_dict))
+        return revert_sync_batchnorm(MODELS.build(
+            Config(dict(model=settings(name, backbone, **changes))).model))
 
 
 def sample(height: int, width: int, boxes: list, crowds: list = ()) -> dict:

@@ -1,19 +1,24 @@
 """tools/export.py, and what runs its files without torch and OpenMMLab."""
 import ast
 import importlib.util
+import json
 import runpy
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
+from tests.test_detection import TINY
 from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
@@ -21,8 +26,10 @@ from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.export import AveragePool
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
+from visattn_dense.ops.choose import use_implementation
 from visattn_dense.predict.card import Card
-from visattn_dense.predict.exported import decide, nearest, prepare
+from visattn_dense.predict.exported import decide, nearest
+from visattn_dense.predict.fitting import prepare
 from visattn_dense.predict.resizing import resize
 from visattn_dense.predict.sources import open_sources
 from visattn_dense.predict.stream import Options
@@ -40,6 +47,14 @@ def export(*arguments) -> int:
         patch.syspath_prepend(str(ROOT / 'tools'))
         tool = runpy.run_path(str(ROOT / 'tools/export.py'))
     return tool['main'](list(map(str, arguments)))
+
+
+def run_listing(*arguments) -> subprocess.CompletedProcess:
+    """The program of docs/deployment.md that uses a file without this project."""
+    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8')
+    (listing,) = (block for block in page.split('```python\n')[1:] if 'import json' in block)
+    return subprocess.run([sys.executable, '-c', listing.partition('```')[0], *arguments],
+                          capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')
@@ -121,10 +136,37 @@ def test_what_is_no_exported_model_is_refused(folder, tmp_path):
         Predictor(tmp_path / 'bare.onnx')
 
 
-def test_a_detector_is_refused_in_one_message(tmp_path, capsys):
+def test_a_detector_that_the_export_does_not_know_is_refused_in_one_message(tmp_path, capsys):
     config = write_detection_run(tmp_path)
-    assert export(config, 'none.pth') == 2
-    assert 'Only segmentors can be exported' in capsys.readouterr().err
+    weights = write_weights(config, tmp_path / 'epoch_1.pth')
+    assert export(config, weights) == 2
+    assert 'The FCOSHead of this detector' in capsys.readouterr().err
+    assert export(config, weights, '--int8', tmp_path) == 2
+    assert '--int8 is for segmentors' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_a_traced_backbone_has_no_transposition_that_older_exporters_lack(family: str):
+    with DefaultScope.overwrite_default_scope('mmdet'), use_implementation(
+            'reference', operator='routed_attention'), torch.no_grad():
+        backbone = MODELS.build(deepcopy(TINY[family])).eval()
+        program = torch.export.export(backbone, (torch.randn(1, 3, 64, 96),), strict=False)
+    found = {str(node.target).split('.')[1] for node in program.graph.nodes
+             if str(node.target).startswith('aten.')}
+    assert 'transpose' in found or 'permute' in found
+    assert not found & {'mT', 'mH', 'numpy_T', 'matrix_H', 'adjoint'}
+
+
+def test_the_table_of_the_page_is_that_of_the_measurements():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        tool = runpy.run_path(str(ROOT / 'tools/export_table.py'))
+    page = tool['PAGE'].read_text(encoding='utf-8')
+    results = json.loads(tool['RESULTS'].read_text())
+    assert tool['page'](page, results) == page
+    assert len(results) > 3
+    cell = 'EfficientViT/UPerNet/torch-export/any'
+    assert float(tool['measure'](*cell.split('/'))) < 1e-3 and float(results[cell]) < 1e-3
 
 
 @pytest.mark.parametrize('size', [(7, 11), (31, 17), (40, 40), (20, 1)])
@@ -170,11 +212,8 @@ def test_one_channel_decides_by_its_threshold():
 
 @needs_onnx
 def test_the_page_shows_the_use_without_this_project(folder):
-    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8')
-    (listing,) = (block for block in page.split('```python\n')[1:] if 'import json' in block)
     photo = folder / 'data/images/0.png'
-    done = subprocess.run([sys.executable, '-c', listing.partition('```')[0],
-                           folder / 'model.onnx', photo], capture_output=True, text=True)
+    done = run_listing(folder / 'model.onnx', photo)
     assert done.returncode == 0, done.stderr
     (expected,) = Predictor(folder / 'model.onnx')(photo)
     counts = {name: int((expected.labels == i).sum()) for i, name in enumerate('abc')}

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Write a trained segmentor as one file, and compare the file with the model; docs/deployment.md.
+"""Write a trained model as one file, and compare the file with the model; docs/deployment.md.
 
     python tools/export.py CONFIG CHECKPOINT --to onnx --size 512x512
     python tools/export.py WORK_DIR --to onnx --size dynamic --out model.onnx
+    python tools/export.py WORK_DIR --to onnx --int8 data/photos
 
 Exit codes: 0 done; 1 the file computes something else than the model, and stays for inspection;
 2 bad input, or a model that cannot be exported.
@@ -23,19 +24,21 @@ from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog='export.py', description='Write a trained segmentor as '
-                                     'one file, and compare the file with the model.')
+    parser = argparse.ArgumentParser(prog='export.py', description='Write a trained segmentor or '
+                                     'detector as one file, and compare the file with the model.')
     parser.add_argument('model', help='config file, or the folder of a training run')
     parser.add_argument('checkpoint', nargs='?', help='file or URL; not for the folder of a run')
     parser.add_argument('--to', choices=['onnx', 'torch-export', 'aoti'], default='onnx',
                         help='onnx needs no torch, aoti is compiled for this machine '
                         '(default: %(default)s)')
-    parser.add_argument('--size', type=_size, default='512x512', metavar='HxW|dynamic',
+    parser.add_argument('--size', type=_size, metavar='HxW|dynamic', default=(),
                         help='of the input, into which pictures are fitted; dynamic: any size '
-                        '(default: %(default)s)')
+                        "(default: 512x512; of detectors, the scale of the config's test pipeline)")
     parser.add_argument('--half', action='store_true', help='compute in float16')
+    parser.add_argument('--int8', nargs='+', metavar='SOURCE', help='compute in 8 bits, with '
+                        'ranges from these pictures; onnx files of segmentors only')
     parser.add_argument('--with-pre-and-post', action='store_true', help='the file takes pixels '
-                        'and gives labels: normalisation and decision are inside')
+                        'and segmentors give labels: normalisation and decision are inside')
     parser.add_argument('--out', type=Path, help="the new file (default: the config's name)")
     parser.add_argument('--license', default='not stated',
                         help='of the weights; goes into the file')
@@ -58,7 +61,7 @@ def _size(text: str) -> tuple[int, int] | None:
 def export_model(args: argparse.Namespace) -> int:
     """Write the file, open the file, compare."""
     from visattn_dense.openmmlab import export
-    from visattn_dense.openmmlab.inference import find_run, open_segmentor
+    from visattn_dense.openmmlab.inference import find_run, open_model
     from visattn_dense.openmmlab.parity import compare
     from visattn_dense.predict.sources import open_sources
     from visattn_dense.predictor import Predictor
@@ -67,11 +70,14 @@ def export_model(args: argparse.Namespace) -> int:
         args.model, args.checkpoint = str(config), args.checkpoint or found
     elif args.checkpoint is None:
         raise UserError(f'{args.model} is no folder of a training run: name a checkpoint too')
+    if args.int8 and (args.to != 'onnx' or args.half):
+        raise UserError('--int8 is for --to onnx, without --half')
     cfg = read_config(args.model)
     merge_options(cfg, args.cfg_options)
-    if cfg.get('default_scope') == 'mmdet':
-        raise UserError(f'{args.model} is a config of a detector. Only segmentors can be exported; '
-                        'run a detector with visattn_dense.Predictor')
+    detects = cfg.get('default_scope') == 'mmdet'
+    if args.int8 and detects:
+        raise UserError('--int8 is for segmentors: of detectors nobody has measured what 8 bits '
+                        'change')
     suffix = export.FORMATS[args.to]
     out = args.out or Path(Path(args.model).stem + suffix)
     if out.suffix != suffix:
@@ -82,16 +88,26 @@ def export_model(args: argparse.Namespace) -> int:
                         '--images')
     pictures = open_sources(sources)
     pictures.verify()
-    segmentor = open_segmentor(cfg, args.checkpoint)
-    card = export.make_card(cfg, segmentor, size=args.size, license=args.license,
+    size = args.size if args.size != () else export.config_size(cfg) if detects else (512, 512)
+    model = open_model(cfg, args.checkpoint)
+    card = export.make_card(cfg, model, size=size, license=args.license,
                             pre_and_post=args.with_pre_and_post)
     out.parent.mkdir(parents=True, exist_ok=True)
-    export.export(segmentor, card, out, to=args.to, size=args.size, half=args.half)
+    export.export(model, card, out, to=args.to, size=size, half=args.half)
+    if args.int8:
+        from visattn_dense.openmmlab.int8 import quantize
+        card = quantize(out, card, open_sources(args.int8))
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {len(card.classes)} classes, license of '
           f'the weights: {card.license}')
-    parity = compare(segmentor, Predictor(out).runtime, pictures)
+    runtime = Predictor(out).runtime
+    if detects:
+        from visattn_dense.openmmlab.parity_detection import compare_detectors
+        parity = compare_detectors(model, runtime, pictures, args.half)
+        fault = parity.fault(args.half)
+    else:
+        parity = compare(model, runtime, pictures)
+        fault = parity.fault(args.half, bool(args.int8))
     print(parity.report())
-    fault = parity.fault(args.half)
     if fault:
         print(f'error: {out} does not compute what the model computes: {fault}', file=sys.stderr)
         return 1

@@ -19,9 +19,6 @@ from visattn_dense.predict.tiles import Window, computed, windows_of
 
 from .preparation import Preparation, PreparedPicture
 
-LEAST_SCORE = 0.3
-"""Objects of a lower score are left out, unless `conf` says otherwise."""
-
 
 @dataclass
 class Detector:
@@ -112,11 +109,7 @@ class Detector:
         """The wanted objects of a window, those of high scores first."""
         scores = output.scores.float().cpu().numpy()
         labels = output.labels.cpu().numpy().astype(np.int64)
-        kept = scores >= (LEAST_SCORE if options.conf is None else options.conf)
-        if options.classes is not None:
-            kept &= np.isin(labels, options.classes)
-        order = np.argsort(-scores, kind='stable')
-        order = order[kept[order]]
+        order = options.wanted(scores, labels)
         (top, _), (left, _) = window
         boxes = output.bboxes.float().cpu().numpy().reshape(-1, 4)[order]
         # One after another: all masks of a large picture in NumPy would be twice in memory.

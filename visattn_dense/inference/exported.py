@@ -5,6 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 
 from visattn_dense.errors import UserError
 from visattn_dense.predict.card import Card
-from visattn_dense.predict.exported import ExportedSegmentor
+from visattn_dense.predict.exported import Exported, exported
 
 
-def open_program(path: str | os.PathLike, device: str | None = None) -> ExportedSegmentor:
+def open_program(path: str | os.PathLike, device: str | None = None) -> Exported:
     """A .pt2 file. A library in it is executed: open files of people you trust.
 
     Args:
@@ -28,6 +29,9 @@ def open_program(path: str | os.PathLike, device: str | None = None) -> Exported
     path = os.fspath(path)
     if device not in (None, 'cpu'):
         raise UserError(f'{path} computes on a CPU, not on {device!r}; an ONNX file runs on a GPU')
+    # Detectors compute with torchvision's operators.
+    with suppress(ImportError, RuntimeError, OSError):
+        import torchvision  # noqa: F401
     try:
         with zipfile.ZipFile(path) as archive:
             compiled = any('/aotinductor/' in name for name in archive.namelist())
@@ -42,8 +46,8 @@ def open_program(path: str | os.PathLike, device: str | None = None) -> Exported
     except Exception as error:
         raise UserError(f'{path} does not load in torch {torch.__version__}: {error}') from error
 
-    def compute(inputs: np.ndarray) -> Sequence[np.ndarray]:
+    def compute(*inputs: np.ndarray) -> Sequence[np.ndarray]:
         with torch.no_grad():
-            found = program(torch.from_numpy(inputs))
+            found = program(*map(torch.from_numpy, inputs))
         return [part.numpy() for part in (found if isinstance(found, (tuple, list)) else [found])]
-    return ExportedSegmentor(Card.read(table, path), compute, path)
+    return exported(Card.read(table, path), compute, path)

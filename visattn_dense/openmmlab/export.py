@@ -1,6 +1,6 @@
-"""A trained segmentor as one file that computes without mmsegmentation.
+"""A trained segmentor or detector as one file that computes without OpenMMLab.
 
-    export(segmentor, card, 'model.onnx', to='onnx', size=(512, 512))
+    export(model, card, 'model.onnx', to='onnx', size=(512, 512))
 
 onnx          for onnxruntime and others; needs no torch
 torch-export  a program of torch.export (.pt2), for Python with torch
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 import visattn_dense
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
+from visattn_dense.inference.detector import Detector
 from visattn_dense.inference.segmentor import Segmentor
+from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
+from visattn_dense.openmmlab.onnx_operators import translations
 from visattn_dense.ops.choose import use_implementation
 from visattn_dense.predict.card import Card, Step
 
@@ -34,13 +38,13 @@ FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'aoti': '.pt2'}
 _EXAMPLE = (224, 288)
 
 
-def make_card(cfg: Config, segmentor: Segmentor, *, size: tuple[int, int] | None,
+def make_card(cfg: Config, model: Segmentor | Detector, *, size: tuple[int, int] | None,
               pre_and_post: bool = False, license: str = 'not stated') -> Card:
     """What the file will say about itself.
 
     Args:
-        cfg: the config of the segmentor.
-        segmentor: the opened model.
+        cfg: the config of the model.
+        model: the opened model.
         size: (H, W) of the model's input, into which pictures are fitted; None for any size, to
             which the steps of the config's test pipeline lead.
         pre_and_post: see `Graph`.
@@ -48,38 +52,74 @@ def make_card(cfg: Config, segmentor: Segmentor, *, size: tuple[int, int] | None
 
     Raises:
         UserError: the test pipeline has a step, or the model has an input, that the file cannot
-            describe.
+            describe; or the export does not know the detector.
     """
-    preprocessor = segmentor.model.data_preprocessor
+    preprocessor = model.model.data_preprocessor
     mean, std = (torch.as_tensor(getattr(preprocessor, name, [0. if name == 'mean' else 1.] * 3)
                                  ).flatten().tolist() for name in ('mean', 'std'))
     if len(mean) != 3:
         raise UserError(f'the export takes models of three colours, and this model has {len(mean)} '
                         'channels')
     if size is None:
-        steps = _steps(cfg, getattr(preprocessor, 'test_cfg', None) or {})
+        steps = _steps(cfg, getattr(preprocessor, 'test_cfg', None) or dict(
+            size_divisor=getattr(preprocessor, 'pad_size_divisor', 0)))
     else:
         steps = [dict(do='fit', size=list(size)), dict(do='pad', size=list(size))]
-    head = segmentor.model.decode_head
+    # mmengine's and mmsegmentation's name of the same.
+    swaps = getattr(preprocessor, '_channel_conversion', None)
+    swaps = preprocessor.channel_conversion if swaps is None else swaps
+    about = _about_detector if isinstance(model, Detector) else _about_segmentor
     return Card(
-        classes=list(segmentor.classes), palette=[list(map(int, c)) for c in segmentor.palette],
+        classes=list(model.classes), palette=[list(map(int, c)) for c in model.palette],
         mean=mean, std=std, steps=steps,
-        # The images of mmseg come as BGR; its numbers have the order that the model takes.
-        channels='rgb' if preprocessor.channel_conversion else 'bgr',
-        align_corners=bool(segmentor.model.align_corners),
-        threshold=float(segmentor.threshold) if not isinstance(head, nn.ModuleList) else 0.3,
-        pre_and_post=pre_and_post, license=license, versions=_versions())
+        # The images of OpenMMLab come as BGR; its numbers have the order that the model takes.
+        channels='rgb' if swaps else 'bgr',
+        pre_and_post=pre_and_post, license=license, versions=_versions(), **about(model))
+
+
+def _about_segmentor(segmentor: Segmentor) -> dict[str, Any]:
+    several = isinstance(segmentor.model.decode_head, nn.ModuleList)
+    return dict(align_corners=bool(segmentor.model.align_corners),
+                threshold=0.3 if several else float(segmentor.threshold))
+
+
+def _about_detector(detector: Detector) -> dict[str, Any]:
+    check_detector(detector.model)
+    last = getattr(detector.model, 'roi_head', None) or detector.model.bbox_head
+    cfg = last.test_cfg
+    thresholds = dict(score=float(cfg.get('score_thr', 0.)), nms=float(cfg.nms.iou_threshold))
+    if detector.has_masks:
+        thresholds['mask'] = float(cfg.mask_thr_binary)
+    return dict(task='instances' if detector.has_masks else 'detection', thresholds=thresholds,
+                max_per_image=cfg.max_per_img if cfg.max_per_img > 0 else None)
+
+
+def config_size(cfg: Config) -> tuple[int, int]:
+    """(H, W) of a detector's inputs: the scale of its test pipeline, lying, in multiples of 32.
+
+    Raises:
+        UserError: the pipeline has no scale.
+    """
+    for step in _pipeline(cfg):
+        scale = step.get('scale')
+        if step['type'] == 'Resize' and isinstance(scale, (tuple, list)):
+            return tuple(-(-side // 32) * 32 for side in sorted(scale))
+    raise UserError('the test pipeline has no Resize with a scale: name a size with --size HxW')
+
+
+def _pipeline(cfg: Config) -> Sequence[Any]:
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return cfg.get('test_pipeline') or dataset.pipeline
 
 
 def _steps(cfg: Config, padding: Mapping[str, Any]) -> list[Step]:
     """The resizing of a config's test pipeline, and the padding of its data_preprocessor."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
     steps: list[Step] = []
-    for step in (cfg.get('test_pipeline') or dataset.pipeline)[1:]:
+    for step in _pipeline(cfg)[1:]:
         kind, method = step['type'], step.get('interpolation', 'bilinear')
-        if kind.endswith('Annotations') or kind.endswith('PackSegInputs'):
+        if kind.endswith('Annotations') or kind.endswith(('PackSegInputs', 'PackDetInputs')):
             continue
         known = method in ('bilinear', 'bicubic')
         scale = step.get('scale')
@@ -101,7 +141,7 @@ def _steps(cfg: Config, padding: Mapping[str, Any]) -> list[Step]:
 
 def _versions() -> dict[str, str]:
     found = dict(python=platform.python_version(), visattn_dense=visattn_dense.__version__)
-    for name in ('torch', 'mmsegmentation', 'onnx', 'onnxscript'):
+    for name in ('torch', 'torchvision', 'mmsegmentation', 'mmdet', 'onnx', 'onnxscript'):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -110,7 +150,7 @@ def _versions() -> dict[str, str]:
 
 
 class Graph(nn.Module):
-    """What the file computes.
+    """What the file of a segmentor computes; for detectors see `DetectionGraph`.
 
     Without pre_and_post: image (1, 3, H, W) float32, normalised, to logits (1, C, H, W) float32.
     With it: image (1, H, W, 3) uint8, to labels (1, H, W) uint8 (int32 from 256 classes on) and
@@ -182,12 +222,12 @@ def _traceable(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def export(segmentor: Segmentor, card: Card, path: str | os.PathLike, *, to: str,
+def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, to: str,
            size: tuple[int, int] | None, half: bool = False) -> None:
-    """Write the file of a segmentor on a CPU.
+    """Write the file of a model on a CPU.
 
     Args:
-        segmentor: the model, on the CPU.
+        model: on the CPU.
         card: from `make_card`, for the same size.
         path: of the new file; it is there whole or not at all.
         to: a key of `FORMATS`.
@@ -199,23 +239,31 @@ def export(segmentor: Segmentor, card: Card, path: str | os.PathLike, *, to: str
     """
     if to == 'onnx':
         _need_onnx()
-    graph = Graph(segmentor, card, half).eval()
     height, width = size or _EXAMPLE
     image = (torch.zeros(1, height, width, 3, dtype=torch.uint8) if card.pre_and_post else
              torch.zeros(1, 3, height, width))
+    if card.task == 'segmentation':
+        graph, inputs = Graph(model, card, half), dict(image=image)
+    else:
+        graph = DetectionGraph(model.model, card, half)
+        inputs = dict(image=image, content=torch.tensor([height, width]))
     axis = 1 if card.pre_and_post else 2
-    shapes = None if size else {'image': {axis: torch.export.Dim.DYNAMIC,
-                                          axis + 1: torch.export.Dim.DYNAMIC}}
+    shapes = None if size else {name: {axis: torch.export.Dim.DYNAMIC,
+                                       axis + 1: torch.export.Dim.DYNAMIC}
+                                if name == 'image' else None for name in inputs}
     # Routed attention is an operator of ours, which no other runtime knows.
-    with use_implementation('reference', operator='routed_attention'):
+    with use_implementation('reference', operator='routed_attention'), warnings.catch_warnings():
+        # torchvision's shapes of NMS use a former name of torch.
+        warnings.simplefilter('ignore', FutureWarning)
         try:
-            program = torch.export.export(graph, (image,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(graph.eval(), tuple(inputs.values()),
+                                          dynamic_shapes=shapes, strict=False)
         # The exporter raises errors of many kinds.
         except Exception as error:
             raise UserError(f'torch.export cannot trace this model{_at(size)}: '
                             f'{_first_line(error)}') from error
         with written_whole(path) as temporary:
-            _WRITE[to](program, image, card, temporary, _at(size))
+            _WRITE[to](program, inputs, card, temporary, _at(size))
 
 
 def _at(size: tuple[int, int] | None) -> str:
@@ -237,14 +285,21 @@ def _need_onnx() -> None:
                         "pip install 'visattn-dense[export]'") from error
 
 
-def _write_onnx(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
-    names = ['labels', 'confidence'] if card.pre_and_post else ['logits']
+def _write_onnx(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Path, at: str
+                ) -> None:
+    names, table = ['boxes', 'scores', 'labels'], None
+    if card.task == 'segmentation':
+        names = ['labels', 'confidence'] if card.pre_and_post else ['logits']
+    else:
+        table = translations()
+        names += ['masks'] if card.task == 'instances' else []
     quiet = logging.getLogger('onnxscript')
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        written = torch.onnx.export(program, (image,), dynamo=True, input_names=['image'],
-                                    output_names=names, verbose=False)
+        written = torch.onnx.export(
+            program, tuple(inputs.values()), dynamo=True, input_names=list(inputs),
+            output_names=names, custom_translation_table=table, verbose=False)
     except Exception as error:
         raise UserError(f'torch.onnx cannot write this model{at}: {_first_line(error)}') from error
     finally:
@@ -253,13 +308,15 @@ def _write_onnx(program: Any, image: Tensor, card: Card, path: Path, at: str) ->
     written.save(path)
 
 
-def _write_program(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
+def _write_program(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Path, at: str
+                   ) -> None:
     # torch.export.save asks for the suffix of the final name.
     with open(path, 'wb') as file:
         torch.export.save(program, file, extra_files={'card.json': json.dumps(card.strings())})
 
 
-def _write_library(program: Any, image: Tensor, card: Card, path: Path, at: str) -> None:
+def _write_library(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Path, at: str
+                   ) -> None:
     package = path.with_name(f'{path.name}.pt2')
     try:
         torch._inductor.aoti_compile_and_package(
@@ -281,7 +338,8 @@ def sample_images(cfg: Config, count: int) -> Sequence[Path]:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset['dataset']
-    folder = Path(dataset.get('data_root') or '') / (dataset.get('data_prefix') or {}).get(
-        'img_path', '')
-    suffix = dataset.get('img_suffix', '.jpg')
-    return sorted(folder.rglob(f'*{suffix}'))[:count] if folder.is_dir() else []
+    prefix = dataset.get('data_prefix') or {}
+    folder = Path(dataset.get('data_root') or '', prefix.get('img_path') or prefix.get('img', ''))
+    suffixes = [dataset['img_suffix']] if 'img_suffix' in dataset else ['.jpg', '.jpeg', '.png']
+    found = (path for suffix in suffixes for path in folder.rglob(f'*{suffix}'))
+    return sorted(found)[:count] if folder.is_dir() else []

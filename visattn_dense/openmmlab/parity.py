@@ -1,15 +1,21 @@
-"""Whether an exported file computes what the model computes."""
+"""Whether the exported file of a segmentor computes what the model computes.
+
+For detectors: `parity_detection` beside this file.
+"""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from visattn_dense.inference.segmentor import Segmentor
-from visattn_dense.predict.exported import ExportedSegmentor, prepare
+from visattn_dense.predict.card import Card
+from visattn_dense.predict.exported import ExportedSegmentor
+from visattn_dense.predict.fitting import Ready, prepare
 from visattn_dense.predict.sources import Picture
 
 
@@ -33,9 +39,9 @@ class Parity:
     equal: float
     seconds: tuple[float, float]
 
-    def fault(self, half: bool = False) -> str | None:
-        """What is wrong, or None."""
-        most, least = (0.05, 0.98) if half else (1e-3, 0.999)
+    def fault(self, half: bool = False, int8: bool = False) -> str | None:
+        """What is wrong, or None. Of 8 bits, the labels count, not the logits."""
+        most, least = (np.inf, 0.9) if int8 else (0.05, 0.98) if half else (1e-3, 0.999)
         if not self.difference <= most * self.scale:
             return (f'the largest difference is {self.difference:.2g}, more than {most:g} of the '
                     f'largest value {self.scale:.3g}')
@@ -63,9 +69,10 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
     found = Parity(0, [], 0., 0., 1., (np.inf, np.inf))
     for picture in pictures:
         ready = exported.prepare(picture)
-        pixels, _ = prepare(ready.image, replace(card, pre_and_post=True))
+        pixels = pixels_for_model(ready.image, card)
+        size = input_size(ready, card)
         begun = time.perf_counter()
-        logits = _logits(segmentor, pixels if card.channels == 'bgr' else pixels[..., ::-1])
+        logits = _logits(segmentor, pixels, size)
         between = time.perf_counter()
         output = exported.compute(ready.inputs)
         seconds = (between - begun, time.perf_counter() - between)
@@ -76,7 +83,7 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
             got, _ = _labels(torch.from_numpy(output[0]), segmentor.threshold)
             compared, reference = output[0], logits.numpy()
         found.pictures += 1
-        found.sizes.append(tuple(pixels.shape[1:3]))
+        found.sizes.append(size)
         difference = np.abs(compared - reference).max()
         # A maximum of Python forgets NaN.
         found.difference = float(np.maximum(found.difference, difference))
@@ -86,13 +93,33 @@ def compare(segmentor: Segmentor, exported: ExportedSegmentor, pictures: Iterabl
     return found
 
 
-def _logits(segmentor: Segmentor, pixels: np.ndarray) -> torch.Tensor:
-    """(1, C, H, W) for (1, H, W, 3) pixels in BGR order, which OpenMMLab's loaders give."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels[0].transpose(2, 0, 1)))
-    inputs = segmentor.model.data_preprocessor(dict(inputs=[image]), False)['inputs']
+def input_size(ready: Ready, card: Card) -> tuple[int, int]:
+    """(H, W) of the file's input."""
+    return tuple(ready.inputs.shape[1:3] if card.pre_and_post else ready.inputs.shape[2:])
+
+
+def pixels_for_model(image: np.ndarray, card: Card) -> torch.Tensor:
+    """(3, h, w) uint8 in BGR, as OpenMMLab's loaders give them, for (H, W, 3) uint8 RGB.
+
+    The padding is that of the file if the file takes pixels, else there is none: `padded` adds it.
+    """
+    pixels, (height, width) = prepare(image, replace(card, pre_and_post=True))
+    pixels = pixels[0] if card.pre_and_post else pixels[0, :height, :width]
+    pixels = pixels if card.channels == 'bgr' else pixels[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def padded(inputs: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(..., h, w), normalised, zero-padded to (H, W)."""
+    return F.pad(inputs, (0, size[1] - inputs.shape[-1], 0, size[0] - inputs.shape[-2]))
+
+
+def _logits(segmentor: Segmentor, pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """(1, C, H, W) for pixels (3, h, w)."""
+    inputs = segmentor.model.data_preprocessor(dict(inputs=[pixels]), False)['inputs']
     if isinstance(inputs, (list, tuple)):
         inputs = torch.stack(list(inputs))
-    size = inputs.shape[2:]
+    inputs = padded(inputs, size)
     return segmentor.model.encode_decode(
         inputs, [dict(img_shape=size, ori_shape=size, pad_shape=size)]).float()
 

@@ -13,6 +13,7 @@ merge    objects of overlapping windows become objects of the picture
 rasters  windows out of TIFF files, label files, GeoJSON
 maps     a TIFF file of any size to labels or objects
 card     what an exported file says about itself
-exported an exported segmentor in onnxruntime
+fitting  a picture as an exported file takes it
+exported an exported model in onnxruntime; exported_detector: its boxes and masks
 resizing resizing as OpenCV and torch do it
 """

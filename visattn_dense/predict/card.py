@@ -4,7 +4,7 @@ ONNX files have the card in `metadata_props`. Each value is JSON, so a program i
 read it:
 
 format          version of this table, a number
-task            "segmentation"
+task            "segmentation"; "detection": boxes; "instances": boxes and masks
 classes         names, by index
 palette         RGB triple of each class
 channels        "rgb" or "bgr": the order of colours in the model's input, in mean and in std
@@ -12,7 +12,12 @@ mean, std       three numbers each: the model computes on (pixel - mean) / std
 steps           what happens to the picture before, in order; see `Step`
 align_corners   of the bilinear resizing of logits
 threshold       one channel of logits only: the sigmoid above which a pixel is of class 1
-pre_and_post    true: the file takes pixels and gives labels
+thresholds      of detectors, else null: "score", below which the file gives no object; "nms", the
+                overlap (IoU) above which the file drops one of two boxes of a class; of instances
+                also "mask", the least probability of a pixel of the object
+max_per_image   of detectors: the file gives so many objects at most; else null
+pre_and_post    true: the file takes pixels, and segmentors give labels
+int8            true: the file computes in 8 bits
 license         of the weights, as the person who exported them wrote it
 versions        of what made the file
 """
@@ -26,6 +31,7 @@ from typing import Any
 from visattn_dense.errors import UserError
 
 FORMAT = 1
+TASKS = ('segmentation', 'detection', 'instances')
 
 Step = Mapping[str, Any]
 """One step on the way from a picture to the model's input. The key `do` says which:
@@ -35,8 +41,9 @@ resize    to the largest size within `scale`, two numbers: the longer side of th
           `scale` = [width, height]. `method` is "bilinear" or "bicubic".
 fit       to the largest size within `size` = [height, width], same ratio; bilinear.
 multiple  resize each side up to the next multiple of `of`; `method` as above.
-pad       at the bottom and at the right: to `size` = [height, width], or to multiples of `of`. The
-          padding has the colour `mean`, rounded to whole numbers.
+pad       at the bottom and at the right, after all other steps: to `size` = [height, width], or to
+          multiples of `of`. The padding is 0 after (pixel - mean) / std; in pixels, of a file with
+          pre_and_post, it has the colour `mean`, rounded to whole numbers.
 """
 
 
@@ -52,7 +59,10 @@ class Card:
     channels: str = 'rgb'
     align_corners: bool = False
     threshold: float = 0.3
+    thresholds: Mapping[str, float] | None = None
+    max_per_image: int | None = None
     pre_and_post: bool = False
+    int8: bool = False
     license: str = 'not stated'
     versions: Mapping[str, str] | None = None
     task: str = 'segmentation'
@@ -73,17 +83,18 @@ class Card:
         Raises:
             UserError: the table is no card, or of another format.
         """
-        names = [field.name for field in fields(cls)]
         try:
-            card = cls(**{name: json.loads(table[name]) for name in names})
+            # Files of earlier versions have fewer entries.
+            card = cls(**{field.name: json.loads(table[field.name]) for field in fields(cls)
+                          if field.name in table})
             _check(card)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f'{origin} is no model that tools/export.py wrote: its table of '
                             f'metadata is not complete ({type(error).__name__}: {error})'
                             ) from error
-        if card.format != FORMAT or card.task != 'segmentation':
+        if card.format != FORMAT or card.task not in TASKS:
             raise UserError(f'{origin} has format {card.format} and task {card.task!r}; this '
-                            f"version reads format {FORMAT} and task 'segmentation'")
+                            f'version reads format {FORMAT} and the tasks {", ".join(TASKS)}')
         return card
 
 
@@ -92,6 +103,9 @@ def _check(card: Card) -> None:
         raise ValueError('classes, palette, mean and std do not belong together')
     if card.channels not in ('rgb', 'bgr'):
         raise ValueError(f'unknown order of colours {card.channels!r}')
+    needed = {'detection': {'score', 'nms'}, 'instances': {'score', 'nms', 'mask'}}
+    if not needed.get(card.task, set()) <= set(card.thresholds or ()):
+        raise ValueError('the thresholds of the detector are missing')
     for step in card.steps:
         if step['do'] not in ('resize', 'fit', 'multiple', 'pad'):
             raise ValueError(f'unknown step {step["do"]!r}')

@@ -1,9 +1,8 @@
-"""An exported segmentor on pictures: NumPy, Pillow and onnxruntime, without torch and OpenMMLab."""
+"""An exported model on pictures: NumPy, Pillow and onnxruntime, without torch and OpenMMLab."""
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,34 +11,12 @@ import numpy as np
 from visattn_dense.errors import UserError
 
 from .card import Card
+from .exported_detector import ExportedDetector
+from .fitting import Compute, Ready, load
 from .resizing import resize
 from .results import Segmentation, about
 from .sources import Picture
 from .stream import Options
-
-Compute = Callable[[np.ndarray], Sequence[np.ndarray]]
-
-
-@dataclass
-class Ready:
-    """A picture as the exported model takes it.
-
-    Attributes:
-        picture: where it comes from.
-        image: (H, W, 3) uint8 RGB.
-        inputs: (1, 3, h, w) float32, normalised; or (1, h, w, 3) uint8 if the file prepares.
-            In the order of colours of the card.
-        content: (h, w) of the part that is no padding, at the top left.
-    """
-
-    picture: Picture
-    image: np.ndarray
-    inputs: np.ndarray
-    content: tuple[int, int]
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        return self.inputs.shape
 
 
 @dataclass
@@ -70,9 +47,7 @@ class ExportedSegmentor:
         Raises:
             UserError: the picture is no image, or is damaged.
         """
-        image = np.ascontiguousarray(picture.rgb())
-        pixels, content = prepare(image, self.card)
-        return Ready(picture, image, pixels, content)
+        return load(picture, self.card)
 
     def run(self, batch: Sequence[Ready]) -> list[Sequence[np.ndarray]]:
         """The model's outputs for each picture. The file takes one picture at a time."""
@@ -107,45 +82,6 @@ class ExportedSegmentor:
             **about(prepared.picture), image=prepared.image, model_size=prepared.content,
             classes=self.classes, palette=self.palette, labels=labels, ignored=ignored,
             scores=scores)
-
-
-def prepare(image: np.ndarray, card: Card) -> tuple[np.ndarray, tuple[int, int]]:
-    """The model's input for (H, W, 3) uint8 RGB, and the (h, w) of its part without padding."""
-    content = image.shape[:2]
-    if card.channels == 'bgr':
-        image = image[..., ::-1]
-    for step in card.steps:
-        if step['do'] == 'pad':
-            target = step.get('size') or [-(-side // step['of']) * step['of']
-                                          for side in image.shape[:2]]
-            padded = np.empty((*map(max, target, image.shape[:2]), 3), np.uint8)
-            padded[:] = np.round(card.mean)
-            padded[:image.shape[0], :image.shape[1]] = image
-            image = padded
-        else:
-            image = resize(image, _target(step, image.shape[:2]),
-                           method=step.get('method', 'bilinear'))
-            content = image.shape[:2]
-    if card.pre_and_post:
-        return np.ascontiguousarray(image[None]), content
-    mean, std = (np.asarray(values, np.float32) for values in (card.mean, card.std))
-    pixels = ((image - mean) / std).transpose(2, 0, 1)
-    return np.ascontiguousarray(pixels[None], np.float32), content
-
-
-def _target(step: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) to which a step resizes an image of (H, W)."""
-    if step['do'] == 'multiple':
-        return tuple(math.ceil(side / step['of']) * step['of'] for side in size)
-    if step['do'] == 'fit':
-        factor = min(most / side for most, side in zip(step['size'], size, strict=True))
-        return tuple(min(most, max(1, int(side * factor + 0.5)))
-                     for most, side in zip(step['size'], size, strict=True))
-    scale = step['scale']
-    if not step['keep_ratio']:
-        return scale[1], scale[0]
-    factor = min(max(scale) / max(size), min(scale) / min(size))
-    return tuple(max(1, int(side * factor + 0.5)) for side in size)
 
 
 def decide(logits: np.ndarray, size: tuple[int, int], card: Card, options: Options
@@ -192,7 +128,16 @@ def nearest(part: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return part[rows[:, None], columns]
 
 
-def open_onnx(path: str | os.PathLike, device: str | None = None) -> ExportedSegmentor:
+Exported = ExportedSegmentor | ExportedDetector
+
+
+def exported(card: Card, compute: Compute, origin: str) -> Exported:
+    """The runtime for the task of a file; the arguments are its attributes."""
+    kind = ExportedSegmentor if card.task == 'segmentation' else ExportedDetector
+    return kind(card, compute, origin)
+
+
+def open_onnx(path: str | os.PathLike, device: str | None = None) -> Exported:
     """A model that tools/export.py wrote.
 
     Args:
@@ -226,5 +171,6 @@ def open_onnx(path: str | os.PathLike, device: str | None = None) -> ExportedSeg
     except Exception as error:
         raise UserError(f'{path} does not load in onnxruntime: {error}') from error
     card = Card.read(session.get_modelmeta().custom_metadata_map, path)
-    name = session.get_inputs()[0].name
-    return ExportedSegmentor(card, lambda inputs: session.run(None, {name: inputs}), path)
+    names = [entry.name for entry in session.get_inputs()]
+    return exported(card, lambda *inputs: session.run(
+        None, dict(zip(names, inputs, strict=True))), path)

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+import numpy as np
+
 from visattn_dense.errors import UserError
 
 from .results import Result
 from .sources import Picture
+
+LEAST_SCORE = 0.3
+"""Objects of a lower score are left out, unless `conf` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,18 @@ class Options:
     max_det: int | None = None
     scores: bool = False
     batch_size: int = 1
+
+    def wanted(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Indices of the objects to keep, those of high scores first.
+
+        Args:
+            scores, labels: (N,) each, of all objects.
+        """
+        kept = scores >= (LEAST_SCORE if self.conf is None else self.conf)
+        if self.classes is not None:
+            kept &= np.isin(labels, self.classes)
+        order = np.argsort(-scores, kind='stable')
+        return order[kept[order]]
 
 
 class Prepared(Protocol):

@@ -102,7 +102,7 @@ def _token_factor(weight: Tensor, heads: int, pairs: slice, tokens: int) -> Tens
 
 def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """softmax(q kᵀ · scale): (c, n, d) and (c, K·M, d) to (c, n, K·M)."""
-    logits = torch.baddbmm(q.new_zeros(()), q, k.mT, beta=0, alpha=scale)
+    logits = torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=scale)
     return torch.softmax(logits, -1, out=logits)
 
 
@@ -199,11 +199,11 @@ def _accumulate(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, gra
                 grad_k: Tensor, grad_v: Tensor) -> None:
     """The gradients of `_attend`: written to `grad_q`, added to `grad_k` and `grad_v`."""
     p = _probabilities(q, k, scale)
-    grad_v.baddbmm_(p.mT, grad)
-    grad_s = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
+    grad_v.baddbmm_(p.transpose(1, 2), grad)
+    grad_s = torch.ops.aten._softmax_backward_data(grad @ v.transpose(1, 2), p, -1, p.dtype)
     del p
     grad_q.baddbmm_(grad_s, k, beta=0, alpha=scale)
-    grad_k.baddbmm_(grad_s.mT, q, alpha=scale)
+    grad_k.baddbmm_(grad_s.transpose(1, 2), q, alpha=scale)
 
 
 @_routed_attention_backward.register_fake

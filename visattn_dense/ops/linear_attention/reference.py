@@ -103,8 +103,8 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
     Returns:
         (B, h, d, N), in the dtype of qkv.
     """
-    q, k, v = qkv.mT.unbind(2)
-    return attention(q.relu(), k.relu(), v, epsilon).mT
+    q, k, v = qkv.transpose(-2, -1).unbind(2)
+    return attention(q.relu(), k.relu(), v, epsilon).transpose(-2, -1)
 
 
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:

@@ -70,7 +70,8 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
         q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(2)
         q, k = q.relu(), k.relu()                                   # each (B, h, d, N)
         keys = k.sum(-1, keepdim=True)                              # (B, h, d, 1)
-        return ((v @ k.mT) @ q / (keys.mT @ q + epsilon)).to(qkv.dtype)
+        norm = keys.transpose(-2, -1) @ q + epsilon
+        return ((v @ k.transpose(-2, -1)) @ q / norm).to(qkv.dtype)
 
 
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:
