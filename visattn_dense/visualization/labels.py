@@ -81,11 +81,12 @@ def draw_object_labels(path: str | os.PathLike, labels: ObjectLabels, names: Seq
     """
     counts = np.bincount(labels.classes, minlength=len(names))
     order, left_out = _order(counts)
-    figure, height = _page(max(14, len(order)), 14., title,
+    rows = max(14, len(order))
+    figure, height = _page(rows, 14., title,
                            f'{_looked_at(labels)}, {len(labels.classes):,} objects{left_out}')
     top = 1 - 1.05 / height
     bars = figure.add_axes((0.12, 0.4 / height, 0.22, top - 0.4 / height))
-    _bars(bars, counts, order, names, palette, '{:,.0f}')
+    _bars(bars, counts, order, names, palette, '{:,.0f}', rows)
     bars.set_title('objects', loc='left', size=10)
     # The charts keep their shape where there are many classes.
     side = 3.3 / height
@@ -155,8 +156,8 @@ def _page(rows: int, width: float, title: str, subtitle: str) -> tuple[Any, floa
 
 
 def _bars(axes: Any, values: np.ndarray, order: np.ndarray, names: Sequence[str],
-          palette: Palette, form: str) -> None:
-    """Bars in the colours of the classes, each with its number; red where there is nothing."""
+          palette: Palette, form: str, rows: int = 0) -> None:
+    """Bars in the colours of the classes, each with its number, in room for at least `rows`."""
     places = np.arange(len(order))
     axes.barh(places, values[order], color=np.array(palette, float)[order] / 255, height=0.72,
               edgecolor=FAINT, linewidth=0.5)
@@ -164,7 +165,7 @@ def _bars(axes: Any, values: np.ndarray, order: np.ndarray, names: Sequence[str]
     for place, i in zip(places, order, strict=True):
         axes.text(values[i] + 0.015 * top, place, form.format(values[i]) if values[i] else 'none',
                   va='center', size=8.5, color='black' if values[i] else '#c0392b')
-    axes.set(xlim=(0, 1.2 * top), ylim=(len(order) - 0.4, -0.6), xticks=[])
+    axes.set(xlim=(0, 1.2 * top), ylim=(max(rows, len(order)) - 0.4, -0.6), xticks=[])
     axes.set_yticks(places, [plain(name) for name in np.array(legible(names), object)[order]],
                     size=9)
     for label, i in zip(axes.get_yticklabels(), order, strict=True):

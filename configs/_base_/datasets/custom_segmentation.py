@@ -1,25 +1,7 @@
 """Images and masks of one's own: images/{train,val} and masks/{train,val} below the data root.
 
-Scales are ADE20K's: the short side is brought to 512 pixels, the long one to 2048 at most, and for
-training to half up to twice of that. A config adds data_root and the class names to each data set.
+A config adds data_root, the class names and a pipeline to each data set, and the batch size.
 """
-crop_size = (512, 512)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # After Resize: the truth keeps its size, predictions are resized to it.
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='TestTimeAug', transforms=[
@@ -32,14 +14,12 @@ tta_pipeline = [
     ]),
 ]
 train_dataloader = dict(
-    batch_size=8,
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='FolderSegDataset',
-        data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
-        pipeline=train_pipeline))
+        data_prefix=dict(img_path='images/train', seg_map_path='masks/train')))
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -47,8 +27,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='FolderSegDataset',
-        data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
-        pipeline=test_pipeline))
+        data_prefix=dict(img_path='images/val', seg_map_path='masks/val')))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

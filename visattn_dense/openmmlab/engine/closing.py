@@ -20,10 +20,13 @@ def closing_words(runner: Runner, config: str, tensorboard: bool = False) -> str
     """
     work_dir = Path(runner.work_dir)
     lines = []
-    pictures = [name for hook in runner.hooks if isinstance(hook, PicturesHook)
-                for name in hook.written]
-    if pictures:
-        lines.append(f'Pictures in {work_dir}: {", ".join(pictures)}')
+    names = sorted(name for hook in runner.hooks if isinstance(hook, PicturesHook)
+                   for name in hook.written)
+    sheets = sorted((name for name in names if name.startswith('val_')), key=len)
+    if names:
+        shown = [name for name in names if name not in sheets[:-1]]
+        lines.append(f'Pictures in {work_dir}: {", ".join(shown)}'
+                     + (f' and {len(sheets) - 1} before it' if len(sheets) > 1 else ''))
     if tensorboard:
         lines.append(f'Curves in the browser: tensorboard --logdir {_quoted(work_dir)}')
     checkpoint = _checkpoint(runner)

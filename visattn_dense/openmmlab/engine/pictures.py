@@ -91,7 +91,8 @@ class PicturesHook(Hook):
     Args:
         images: validation images on a sheet.
         most_sheets: val_ITER.jpg files that are kept: the first, the last, and others between.
-        share: of the time of the run that drawing takes at most.
+        share: of the time of the run that drawing takes at most. The last curve and the last sheet
+            are drawn in any case.
         free_seconds: of drawing that are allowed at any time, for the first pictures of a run.
 
     Attributes:
@@ -107,6 +108,7 @@ class PicturesHook(Hook):
         self.share, self.free_seconds = share, free_seconds
         self.written: list[str] = []
         self._at_work = False
+        self._rows: dict[int, tuple] | None = None
 
     def before_train(self, runner) -> None:
         self._at_work = is_main_process()
@@ -120,7 +122,6 @@ class PicturesHook(Hook):
         self._held_back = False
         self._batches: list[list[SeenImage]] = []
         self._chosen: ValidationImages | None = None
-        self._rows: dict[int, tuple] | None = None
         self._attempt('labels.png', self._draw_labels)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._preprocessor = model.data_preprocessor
@@ -137,7 +138,8 @@ class PicturesHook(Hook):
             self._attempt('curve.png', self._draw_curve, runner.iter + 1)
 
     def before_val_epoch(self, runner) -> None:
-        self._rows = {} if self._at_work and self._may('val_ITER.jpg') else None
+        if self._at_work and (self._may('val_ITER.jpg') or runner.iter >= runner.max_iters):
+            self._rows = {}
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None,
                        outputs: Any = None) -> None:
@@ -155,7 +157,6 @@ class PicturesHook(Hook):
         if not self._at_work:
             return
         self._end_watch()
-        # The last curve is what everybody looks at: drawn in any case.
         self._attempt('curve.png', self._draw_curve, runner.iter)
         self._at_work = False
 

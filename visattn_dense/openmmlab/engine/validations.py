@@ -120,10 +120,10 @@ def best_so_far(entries: list[Mapping[str, Any]]) -> str:
     worse = {name: found for name, found in best.items()
              if now.get(name) is None or now[name] < found[0]}
     if not worse:
-        return f'Each of the {len(best)} classes is at its best so far.'
+        return 'Best of each class so far: all in this validation.'
     width = max(5, *map(len, worse))
-    lines = [f'{len(best) - len(worse)} of {len(best)} classes are at their best so far; the '
-             'others were better before:',
+    lines = [f'Best of each class so far: {len(best) - len(worse)} of {len(best)} in this '
+             'validation, the others before:',
              f'  {"class":<{width}}{"now":>10}{"best":>10}{"at iteration":>14}']
     for name, (score, iteration) in sorted(worse.items(), key=lambda item: item[0]):
         present = '-' if now.get(name) is None else f'{now[name]:.4g}'
