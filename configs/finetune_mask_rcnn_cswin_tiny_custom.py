@@ -26,7 +26,7 @@ classes = ['object']
 size = (1333, 800)
 batch_size = 4
 max_iters = 6000
-# A name of the zoo, the path of a file, or None: random weights.
+# An address of the zoo (docs/zoo.md), the path of a file, or None: random weights.
 weights = 'visattn://cswin_tiny_224'
 
 # All that follows is made from these.

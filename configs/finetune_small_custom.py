@@ -23,10 +23,10 @@ data_root = 'data/custom'
 classes = ['background', 'object']
 # Height and width of the crops to train on. The short side of a whole image is brought to the first
 # of the two, in training to half up to twice of it.
-size = (256, 256)
-batch_size = 8
+size = (192, 192)
+batch_size = 4
 max_iters = 300
-# A name of the zoo, the path of a file, or None: random weights.
+# An address of the zoo (docs/zoo.md), the path of a file, or None: random weights.
 weights = 'visattn://efficientvit_b1_r224'
 
 # All that follows is made from these.
@@ -48,8 +48,9 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 data = dict(data_root=data_root, metainfo=dict(classes=classes))
-train_dataloader = dict(batch_size=batch_size, dataset=dict(pipeline=train_pipeline, **data))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **data))
+train_dataloader = dict(
+    batch_size=batch_size, num_workers=2, dataset=dict(pipeline=train_pipeline, **data))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, **data))
 test_dataloader = val_dataloader
 model = dict(
     data_preprocessor=dict(size=size),
@@ -75,4 +76,4 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=interval)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=interval))
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+auto_scale_lr = dict(enable=False, base_batch_size=4)

@@ -26,7 +26,7 @@ classes = ['background', 'object']
 size = (512, 512)
 batch_size = 8
 max_iters = 4000
-# A name of the zoo, the path of a file, or None: random weights.
+# An address of the zoo (docs/zoo.md), the path of a file, or None: random weights.
 weights = 'visattn://cswin_tiny_224'
 
 # All that follows is made from these.

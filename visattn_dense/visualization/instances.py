@@ -47,7 +47,7 @@ def paint_instances(image: np.ndarray, objects: Instances, palette: Palette, *,
         palette: one RGB triple per class.
         width: of the picture, in pixels; that of the image where None.
         opacity: of the masks, from 0 to 1.
-        names: of the classes, written at the boxes; None: scores alone.
+        names: of the classes, written at the largest box of each class; None: scores alone.
 
     Raises:
         ValueError: masks of another size than the image.
@@ -79,8 +79,13 @@ def paint_instances(image: np.ndarray, objects: Instances, palette: Palette, *,
         x1, y1, x2, y2 = (float(value) * ratio for value in boxes[i])
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colours[i], width=line)
     # Texts come last: a box must not run through the text of another object.
+    named: set[int] = set()
     for i in order:
-        words = ['crowd'] if crowd[i] else [] if written is None else [written[objects.labels[i]]]
+        label = int(objects.labels[i])
+        words = ['crowd'] if crowd[i] else []
+        if written is not None and not crowd[i] and label not in named:
+            words.append(written[label])
+            named.add(label)
         words += [] if objects.scores is None else [f'{100 * objects.scores[i]:.0f}']
         if words:
             # Dark letters on light colours, and the other way round.

@@ -171,7 +171,7 @@ def _bars(axes: Any, values: np.ndarray, order: np.ndarray, names: Sequence[str]
     for label, i in zip(axes.get_yticklabels(), order, strict=True):
         _with_font(label, names[i])
     axes.tick_params(axis='y', length=0)
-    axes.spines[['top', 'right', 'bottom']].set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _with_font(label: Any, text: str) -> None:

@@ -21,8 +21,8 @@ from visattn_dense.visualization.labels import ObjectLabels, PixelLabels
 from visattn_dense.visualization.layout import fit
 
 SHOWN_SCORE = 0.3
-"""Detections below this score are not drawn."""
-_MOST_OBJECTS = 60
+"""Detections below this score are not drawn; of the others the first ones by score."""
+_MOST_OBJECTS = 20
 _GOLDEN = 0.618033988749895
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ class PicturesHook(Hook):
         objects = isinstance(rows[0][1], Instances)
         scores = [f'{name.rpartition("/")[2]} {metrics[name]:.4g}' for name in (
             'mIoU', 'mAcc', 'aAcc', 'coco/bbox_mAP', 'coco/segm_mAP', 'coco/bbox_mAP_50')
-            if isinstance(metrics.get(name), (int, float))]
+            if isinstance(metrics.get(name), Real) and metrics[name] == metrics[name]]
         if objects:
             scores.append(f'predictions from a score of {100 * SHOWN_SCORE:.0f} %')
         draw, row = (draw_instance_sheet, InstanceRow) if objects else (draw_sheet, Row)
