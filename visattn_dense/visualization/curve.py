@@ -63,8 +63,9 @@ def draw_curve(path: str | os.PathLike, entries: list[dict[str, Any]], *, title:
     train = [entry for entry in entries if 'loss' in entry]
     if not train:
         raise UserError('the training record holds no loss: nothing to draw')
-    losses = _lines(train, ['loss', *sorted({key for entry in train for key in entry
-                                             if 'loss' in key and key != 'loss'})])
+    parts = sorted({key for entry in train for key in entry if 'loss' in key and key != 'loss'})
+    # A single part is the loss itself.
+    losses = _lines(train, ['loss', *(parts if len(parts) > 1 else ())])
     scores = _lines([entry for entry in entries if 'loss' not in entry], _scores(entries))
     rates = _lines(train, ['base_lr', 'lr'])
     if len(rates) == 2 and list(rates['base_lr']) == list(rates['lr']):

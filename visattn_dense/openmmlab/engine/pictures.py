@@ -245,7 +245,7 @@ class PicturesHook(Hook):
             shown=sorted(i for i in shown if 0 <= i < len(names) and i != IGNORED),
             title='Training images as the network sees them',
             subtitle='after augmentation, with the truth drawn over: colours must lie on their '
-            'objects')
+            'objects; plain grey only fills up the size')
         self._save('train_batch.jpg', lambda path: _write_jpeg(page, path))
 
     def _see_outputs(self, outputs: Any) -> None:
