@@ -70,6 +70,8 @@ EXTRAS_REQUIRE = {
     'convert': ['supervision>=0.31'],
     # Polygons in GeoJSON.
     'geo': ['rasterio>=1.3'],
+    # The curves of a training in the browser.
+    'tensorboard': ['tensorboard>=2.16'],
     'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',
             'import-linter>=2.15', 'pre-commit>=3.5'],
 }

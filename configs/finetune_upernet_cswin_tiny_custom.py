@@ -17,37 +17,64 @@ _base_ = [
     './_base_/schedules/schedule_160k.py',
     './_base_/default_runtime.py',
 ]
+# Yours to set, each once.
 data_root = 'data/custom'
 # The names of the mask values 0, 1, 2, ... in this order.
 classes = ['background', 'object']
+# Height and width of the crops to train on. The short side of a whole image is brought to the first
+# of the two, in training to half up to twice of it.
+size = (512, 512)
+batch_size = 8
+max_iters = 4000
+# An address of the zoo (docs/zoo.md), the path of a file, or None: random weights.
+weights = 'visattn://cswin_tiny_224'
 
+# All that follows is made from these.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(4 * size[0], size[0]), ratio_range=(0.5, 2.0),
+         keep_ratio=True),
+    dict(type='RandomCrop', crop_size=size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(4 * size[0], size[0]), keep_ratio=True),
+    # After Resize: the truth keeps its size, predictions are resized to it.
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+data = dict(data_root=data_root, metainfo=dict(classes=classes))
+train_dataloader = dict(batch_size=batch_size, dataset=dict(pipeline=train_pipeline, **data))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **data))
+test_dataloader = val_dataloader
 model = dict(
-    data_preprocessor=dict(size=_base_.crop_size),
+    data_preprocessor=dict(size=size),
     backbone=dict(
         type='CSWin',
         arch='tiny',
         drop_path_rate=0.3,
         # 0: the stem stays as ImageNet left it; n: n stages as well; -1: all is trained.
-        frozen_stages=0,
-        init_cfg=dict(type='Pretrained', checkpoint='visattn://cswin_tiny_224')),
+        frozen_stages=0 if weights else -1,
+        init_cfg=dict(type='Pretrained', checkpoint=weights) if weights else None),
     decode_head=dict(in_channels=[64, 128, 256, 512], num_classes=len(classes)),
     auxiliary_head=dict(in_channels=256, num_classes=len(classes)))
-train_dataloader = dict(dataset=dict(data_root=data_root, metainfo=dict(classes=classes)))
-val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=dict(classes=classes)))
-test_dataloader = dict(dataset=dict(data_root=data_root, metainfo=dict(classes=classes)))
 
-max_iters = 4000
 optim_wrapper = dict(
     constructor='LayerDecayConstructor',
     optimizer=dict(lr=1e-4),
     # 25 blocks: the stem's rate is 0.26 of the heads'. BEiT-L, with 24, takes 0.95 for ADE20K too.
     paramwise_cfg=dict(layer_decay=0.95))
+warmup, interval = max(1, max_iters // 20), max(1, max_iters // 16)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=200),
-    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=200, end=max_iters),
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup),
+    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=warmup, end=max_iters),
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=250)
-default_hooks = dict(checkpoint=dict(interval=250))
+train_cfg = dict(max_iters=max_iters, val_interval=interval)
+default_hooks = dict(checkpoint=dict(interval=interval))
 custom_hooks = [
     # Validated and saved are averaged weights: over about the last tenth of the training so far.
     dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=5e-4, gamma=10,

@@ -13,26 +13,19 @@ import numpy as np
 from mmengine.config import Config
 
 from demo.runner import CONFIGS, Demo
-from visattn_dense.visualization.instances import InstanceRow, Instances, draw_instance_sheet
-
-_SHOWN = 0.5  # score from which a prediction is drawn
 
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's metrics, and the truth and what was found in each validation scene."""
+    """COCO's metrics, the number of true objects of each class, and the names of the classes."""
 
     metrics: dict[str, Any]
-    rows: Sequence[InstanceRow]
+    counts: np.ndarray
     names: Sequence[str]
-    palette: Sequence[Sequence[int]]
 
     def table(self) -> str:
         """AP in percent: of boxes and masks, and of the masks of each class."""
-        metrics, names = self.metrics, self.names
-        counts = np.bincount(
-            np.concatenate([row.truth.labels[~row.truth.crowd] for row in self.rows]),
-            minlength=len(names))
+        metrics, counts, names = self.metrics, self.counts, self.names
         lines = [f'  {"":<15}{"objects":>9}{"AP":>8}{"AP50":>8}{"AP75":>8}']
         for kind, name in (('bbox', 'boxes'), ('segm', 'masks')):
             values = (100 * metrics[f'coco/{kind}_{key}'] for key in ('mAP', 'mAP_50', 'mAP_75'))
@@ -46,27 +39,9 @@ class Scores:
     def record(self) -> dict[str, Any]:
         return {key.removeprefix('coco/'): value for key, value in self.metrics.items()}
 
-    def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
-        """A sheet of the scenes with the most classes, then objects."""
-        box, mask = (100 * self.metrics[f'coco/{kind}_mAP'] for kind in ('bbox', 'segm'))
-        sheet = work_dir / 'sheet.png'
-        examples = sorted(self.rows, key=_richness, reverse=True)[:6]
-        draw_instance_sheet(
-            examples, self.names, self.palette,
-            title='CSWin + Mask R-CNN on rendered street scenes',
-            subtitle=f'{training}: box AP {box:.1f}, mask AP {mask:.1f}; shown from a score of '
-            f'{100 * _SHOWN:.0f} %').save(sheet)
-        return [(sheet, 'truth | prediction')]
-
-
-def _richness(row: InstanceRow) -> tuple[int, int]:
-    """Classes and objects of the truth; the predictions have no part in the choice."""
-    return len(set(row.truth.labels.tolist())), len(row.truth.labels)
-
 
 def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     """Metrics of COCO over the validation scenes of a config."""
-    import mmcv
     import torch
     from mmdet.registry import DATASETS, METRICS, MODELS
     from mmdet.utils import register_all_modules
@@ -74,7 +49,6 @@ def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     from mmengine.registry import DefaultScope
     from mmengine.runner import load_checkpoint
     register_all_modules(init_default_scope=False)
-    rows = []
     with DefaultScope.overwrite_default_scope('mmdet'), _quiet():
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         metric = METRICS.build(dict(cfg.test_evaluator, classwise=True))
@@ -85,10 +59,11 @@ def evaluate(cfg: Config, checkpoint: Path) -> Scores:
             for sample in dataset:
                 (found,) = model.test_step(pseudo_collate([sample]))
                 metric.process({}, [found.to_dict()])
-                image = mmcv.imread(found.img_path, channel_order='rgb')
-                rows.append(InstanceRow(image, _truth(sample), _prediction(found)))
         metrics = metric.evaluate(len(dataset))
-    return Scores(metrics, rows, list(dataset.metainfo['classes']), dataset.metainfo['palette'])
+    names = list(dataset.metainfo['classes'])
+    labels = [each['bbox_label'] for index in range(len(dataset))
+              for each in dataset.get_data_info(index)['instances'] if not each['ignore_flag']]
+    return Scores(metrics, np.bincount(labels, minlength=len(names)), names)
 
 
 @contextlib.contextmanager
@@ -102,30 +77,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _truth(sample: dict) -> Instances:
-    """Objects and crowd regions of a sample whose image was not resized."""
-    parts = [sample['data_samples'].gt_instances, sample['data_samples'].ignored_instances]
-    height, width = sample['data_samples'].ori_shape
-    masks = [part.masks.masks.reshape(-1, height, width).astype(bool) for part in parts]
-    return Instances(
-        np.concatenate(masks),
-        np.concatenate([part.bboxes.tensor.numpy().reshape(-1, 4) for part in parts]),
-        np.concatenate([part.labels.numpy() for part in parts]),
-        crowd=np.repeat([False, True], [len(part) for part in masks]))
-
-
-def _prediction(found: Any) -> Instances:
-    kept = found.pred_instances[found.pred_instances.scores >= _SHOWN]
-    return Instances(kept.masks.numpy().astype(bool), kept.bboxes.numpy(), kept.labels.numpy(),
-                     kept.scores.numpy())
-
-
 DEMO = Demo(
     description='Render street scenes, train a small Mask R-CNN with CSWin on them, evaluate it '
     'and draw what it finds.',
     work_dir='work_dirs/demo_detection', iters=2000, train_scenes=480,
     config=CONFIGS / 'demo_mask_rcnn_cswin_scenes.py', layout='coco',
-    options=lambda iters: {'default_hooks.checkpoint.interval': iters}, evaluate=evaluate,
+    evaluate=evaluate,
     next_step='Evaluate it again with:\n'
-    '  SCENES_ROOT={data} python tools/test.py {config} {checkpoint}',
-    train_arguments=('--no-validate',))
+    '  SCENES_ROOT={data} python tools/test.py {config} {checkpoint}')

@@ -1,4 +1,4 @@
-"""What the demos share: their command line, their folder, and their four steps."""
+"""What the demos share: their command line, their folder, and their three steps."""
 from __future__ import annotations
 
 import argparse
@@ -28,18 +28,11 @@ MARK = 'demo.json'
 
 
 class Scores(Protocol):
-    """What the trained model does on the validation scenes: for the screen, for `MARK`, drawn."""
+    """What the trained model does on the validation scenes: for the screen, and for `MARK`."""
 
     def table(self) -> str: ...
 
     def record(self) -> dict[str, Any]: ...
-
-    def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
-        """Write the pictures into `work_dir`; `training` says in words how long it was.
-
-        Returns:
-            Each file, and what it shows.
-        """
 
 
 @dataclass(frozen=True)
@@ -51,10 +44,8 @@ class Demo:
         work_dir, iters, train_scenes: defaults of the options.
         config: of the training.
         layout: 'ade' or 'coco', the part of the rendered data that it reads.
-        options: --cfg-options of the training by its iterations, beside those of the schedule.
         evaluate: from the run's config and checkpoint.
         next_step: what to do with the model; {config}, {checkpoint} and {data} are filled in.
-        train_arguments: further arguments of tools/train.py.
     """
 
     description: str
@@ -63,10 +54,8 @@ class Demo:
     train_scenes: int
     config: Path
     layout: str
-    options: Callable[[int], dict[str, Any]]
     evaluate: Callable[[Config, Path], Scores]
     next_step: str
-    train_arguments: tuple[str, ...] = ()
 
 
 def parse_args(demos: Mapping[str, Demo], arguments: Sequence[str] | None = None
@@ -92,7 +81,7 @@ def parse_args(demos: Mapping[str, Demo], arguments: Sequence[str] | None = None
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Render, train, evaluate, draw; each step says what it does and where it puts it.
+    """Render, train, evaluate; each step says what it does and where it puts it.
 
     Raises:
         UserError: bad numbers, or a work directory that cannot be used.
@@ -103,26 +92,28 @@ def run_demo(args: argparse.Namespace) -> None:
     demo: Demo = args.demo
     begun = time.monotonic()
     data, run = args.work_dir / 'data', prepare(args.work_dir)
-    print(f'1/4  scenes: {args.train_scenes} to train on, {args.val_scenes} to evaluate on')
+    print(f'1/3  scenes: {args.train_scenes} to train on, {args.val_scenes} to evaluate on')
     rendered = write_dataset(data, args.train_scenes, args.val_scenes, seed=args.seed,
                              progress=sys.stderr.isatty())
     print(f'  {"rendered" if rendered else "there already"}: {data}')
     data /= demo.layout
-    print(f'2/4  training, {args.iters} iterations; its output is in {run / "train.log"}')
-    train(demo.config, run, data, args.iters,
-          arguments=['--seed', str(args.seed), *demo.train_arguments],
-          options=schedule_options(args.iters) | demo.options(args.iters))
-    print('3/4  evaluation')
+    print(f'2/3  training, {args.iters} iterations; its output is in {run / "train.log"}')
+    train(demo.config, run, data, args.iters, arguments=['--seed', str(args.seed)],
+          options=schedule_options(args.iters))
+    print('3/3  evaluation')
     checkpoint = run / f'iter_{args.iters}.pth'
     found = demo.evaluate(Config.fromfile(run / demo.config.name), checkpoint)
     print(found.table())
-    print('4/4  pictures')
-    pictures = found.draw(args.work_dir, run, f'{args.iters} iterations from random weights')
     took = time.monotonic() - begun
     (run / MARK).write_text(json.dumps(dict(
         iters=args.iters, seed=args.seed, seconds=round(took)) | found.record(), indent=1) + '\n')
-    for path, what in pictures:
-        print(f'  {path}  {what}')
+    print('Pictures of the training:')
+    for name, what in ((f'val_{args.iters}.jpg', 'validation scenes: image | truth | prediction'),
+                       ('curve.png', 'losses, scores, learning rate'),
+                       ('labels.png', 'what the labels hold'),
+                       ('train_batch.jpg', 'training images as the network sees them')):
+        if (run / name).is_file():
+            print(f'  {run / name}  {what}')
     print(f'Done in {minutes(took)}. ' + demo.next_step.format(
         config=os.path.relpath(demo.config), checkpoint=checkpoint, data=data))
 
@@ -151,11 +142,15 @@ def prepare(work_dir: Path) -> Path:
 
 
 def schedule_options(iters: int) -> dict[str, Any]:
-    """--cfg-options that fit the demos' schedule, a warm-up and a decay, to `iters` iterations."""
-    warmup = max(1, iters // 20)
+    """--cfg-options that fit the demos' schedule to `iters` iterations.
+
+    The schedule has a warm-up, a decay and four validations.
+    """
+    warmup, quarter = max(1, iters // 20), max(1, iters // 4)
     return {'train_cfg.max_iters': iters, 'param_scheduler.0.end': warmup,
             'param_scheduler.1.begin': warmup, 'param_scheduler.1.end': iters,
-            'default_hooks.logger.interval': max(1, iters // 120)}
+            'default_hooks.logger.interval': max(1, iters // 120),
+            'train_cfg.val_interval': quarter, 'default_hooks.checkpoint.interval': quarter}
 
 
 def train(config: Path, run: Path, data: Path, iters: int, *, arguments: Sequence[str],

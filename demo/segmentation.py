@@ -10,8 +10,6 @@ import numpy as np
 from mmengine.config import Config
 
 from demo.runner import CONFIGS, Demo
-from visattn_dense.visualization import Row, draw_curve, draw_sheet, read_scalars
-from visattn_dense.visualization.curve import newest_scalars
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,14 @@ class Scores:
         share: (C,) percent of the labelled pixels.
         constant: the most frequent class.
         accuracy: percent of the labelled pixels.
-        rows: image, truth and prediction of each scene.
-        names, palette: of the classes.
+        names: of the classes.
     """
 
     iou: np.ndarray
     share: np.ndarray
     constant: int
     accuracy: float
-    rows: Sequence[Row] = ()
     names: Sequence[str] = ()
-    palette: Sequence[Sequence[int]] = ()
 
     @property
     def miou(self) -> float:
@@ -65,28 +60,9 @@ class Scores:
             iou={name: None if np.isnan(iou) else float(iou)
                  for name, iou in zip(self.names, self.iou, strict=True)})
 
-    def draw(self, work_dir: Path, run: Path, training: str) -> list[tuple[Path, str]]:
-        """A sheet of the scenes whose truth shows the most classes, and the training's curve."""
-        sheet, curve = work_dir / 'sheet.png', work_dir / 'curve.png'
-        examples = sorted(self.rows, key=_variety, reverse=True)[:6]
-        draw_sheet(examples, self.names, self.palette,
-                   title='CSWin + UPerNet on rendered street scenes',
-                   subtitle=f'{training}: mIoU {self.miou:.1f}, pixel accuracy '
-                   f'{self.accuracy:.1f} % (best constant predictor: {self.constant_miou:.1f} and '
-                   f'{self.share[self.constant]:.1f} %)').save(sheet)
-        draw_curve(curve, read_scalars(newest_scalars(run)),
-                   title='CSWin + UPerNet on street scenes', baseline=self.constant_miou)
-        return [(sheet, 'image | truth | prediction'), (curve, 'loss and mIoU')]
-
-
-def _variety(row: Row) -> int:
-    """How many classes the truth shows; the predictions have no part in the choice."""
-    return int((np.bincount(row.truth[row.truth != 255]) > 40).sum())
-
 
 def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     """IoU over the validation scenes of a config."""
-    import mmcv
     import torch
     from mmengine.registry import DefaultScope
     from mmseg.evaluation import IoUMetric
@@ -96,33 +72,25 @@ def evaluate(cfg: Config, checkpoint: Path) -> Scores:
     segmentor = open_segmentor(cfg, checkpoint)
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    areas, rows = [], []
+    areas = []
     for number in range(len(dataset)):
         path = dataset.get_data_info(number)['img_path']
         truth = dataset[number]['data_samples'].gt_sem_seg.data[0]
-        rows.append(Row(mmcv.imread(path, channel_order='rgb'), truth.numpy(),
-                        segmentor.label(path)))
         areas.append(IoUMetric.intersect_and_union(
-            torch.from_numpy(rows[-1].prediction.astype(np.int64)), truth.long(),
+            torch.from_numpy(segmentor.label(path).astype(np.int64)), truth.long(),
             len(segmentor.classes), 255))
     both, union, _, labelled = (sum(parts).numpy() for parts in zip(*areas, strict=True))
     with np.errstate(invalid='ignore'):
         iou = 100 * both / union
     share = 100 * labelled / labelled.sum()
-    return Scores(iou, share, int(share.argmax()), float(100 * both.sum() / labelled.sum()), rows,
-                  list(segmentor.classes), segmentor.palette)
-
-
-def _options(iters: int) -> dict[str, Any]:
-    quarter = max(1, iters // 4)
-    return {'train_cfg.val_interval': quarter, 'default_hooks.checkpoint.interval': quarter}
+    return Scores(iou, share, int(share.argmax()), float(100 * both.sum() / labelled.sum()),
+                  list(segmentor.classes))
 
 
 DEMO = Demo(
     description='Render street scenes, train a small CSWin + UPerNet on them, evaluate it and '
     'draw what it predicts.',
     work_dir='work_dirs/demo', iters=800, train_scenes=320,
-    config=CONFIGS / 'demo_upernet_cswin_scenes.py', layout='ade', options=_options,
-    evaluate=evaluate,
+    config=CONFIGS / 'demo_upernet_cswin_scenes.py', layout='ade', evaluate=evaluate,
     next_step='Segment pictures with it:\n'
     '  python tools/infer.py {config} {checkpoint} {data}/images/validation')

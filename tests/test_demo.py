@@ -37,9 +37,9 @@ def test_demo_trains_evaluates_and_draws_twice(tmp_path):
     arguments = ('--iters', 4, '--train-scenes', 4, '--val-scenes', 2, '--work-dir', tmp_path)
     done = demo(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ('sheet.png', 'curve.png'):
-        assert str(tmp_path / name) in done.stdout
-        assert min(Image.open(tmp_path / name).size) > 400
+    for name in ('val_4.jpg', 'curve.png', 'labels.png', 'train_batch.jpg'):
+        assert str(tmp_path / 'run' / name) in done.stdout
+        assert min(Image.open(tmp_path / 'run' / name).size) > 400
     assert 'sky' in done.stdout and 'mIoU' in done.stdout and '4/4  loss' in done.stdout
     scores = json.loads((tmp_path / 'run/demo.json').read_text())
     # The number that mmseg's own evaluation gave at the end of the training.
@@ -134,7 +134,7 @@ def test_sheet_shows_truth_beside_prediction():
 
 def test_curve_draws_and_refuses_an_empty_record(tmp_path):
     entries = [{'iter': i, 'loss': 3 / (i + 1)} for i in range(20)] + [{'step': 20, 'mIoU': 31.}]
-    draw_curve(tmp_path / 'curve.png', entries, baseline=1.2)
+    draw_curve(tmp_path / 'curve.png', entries)
     assert min(Image.open(tmp_path / 'curve.png').size) > 400
     with pytest.raises(UserError, match='no loss'):
         draw_curve(tmp_path / 'none.png', [])

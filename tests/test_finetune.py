@@ -13,75 +13,25 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from tests.tiny_finetune import (
+    DETECTION,
+    DETECTION_KNOBS,
+    KNOBS,
+    SEGMENTATION,
+    SMALL,
+    TINY,
+    TINY_DETECTOR,
+    edited,
+    write_coco,
+    write_config,
+    write_weights,
+)
 from tests.tiny_runs import ROOT, environment, run, write_run
-from visattn_dense.backbones import CSWin
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.datasets.check import check_config
 from visattn_dense.openmmlab.datasets.folder import FolderSegDataset
-
-SEGMENTATION = ROOT / 'configs/finetune_upernet_cswin_tiny_custom.py'
-DETECTION = ROOT / 'configs/finetune_mask_rcnn_cswin_tiny_custom.py'
-ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_widths=(1, 2, 2, 2))
-# What makes a config small enough for one core; everything that it does stays.
-COMMON = f'''
-model['backbone'].update(
-    arch={ARCH}, init_cfg=dict(type='Pretrained', checkpoint='tiny.pth'))
-for loader in (train_dataloader, val_dataloader, test_dataloader):
-    loader.update(num_workers=0, persistent_workers=False)
-train_dataloader.update(batch_size=2)
-train_cfg.update(max_iters=4, val_interval=2)
-default_hooks['checkpoint'].update(interval=2)
-default_hooks.setdefault('logger', {{}}).update(interval=1)
-param_scheduler = []
-'''
-TINY = COMMON + '''
-model['data_preprocessor'].update(size=(64, 64))
-model['decode_head'].update(in_channels=[16, 32, 64, 128], channels=8)
-model['auxiliary_head'].update(in_channels=64, channels=8)
-train_dataloader['dataset']['pipeline'] = [dict(step) for step in _base_.train_pipeline]
-train_dataloader['dataset']['pipeline'][2].update(scale=(160, 80))
-train_dataloader['dataset']['pipeline'][3].update(crop_size=(64, 64))
-for loader in (val_dataloader, test_dataloader):
-    loader['dataset']['pipeline'] = [dict(step) for step in _base_.test_pipeline]
-    loader['dataset']['pipeline'][1].update(scale=(160, 80))
-'''
-TINY_DETECTOR = COMMON + '''
-model['neck'].update(in_channels=[16, 32, 64, 128], out_channels=16)
-model['rpn_head'] = dict(in_channels=16, feat_channels=16)
-model['roi_head'].update(bbox_roi_extractor=dict(out_channels=16),
-                         mask_roi_extractor=dict(out_channels=16))
-model['roi_head']['bbox_head'].update(in_channels=16, fc_out_channels=32)
-model['roi_head']['mask_head'].update(num_convs=1, in_channels=16, conv_out_channels=16)
-model['train_cfg'] = dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=32)))
-model['test_cfg'] = dict(rpn=dict(max_per_img=50), rcnn=dict(score_thr=0., max_per_img=20))
-train_dataloader['dataset']['pipeline'] = [dict(step) for step in _base_.train_pipeline]
-train_dataloader['dataset']['pipeline'][2].update(scale=[(128, 96), (160, 128)])
-for loader in (val_dataloader, test_dataloader):
-    loader['dataset']['pipeline'] = [dict(step) for step in _base_.test_pipeline]
-    loader['dataset']['pipeline'][1].update(scale=(128, 96))
-'''
-
-
-def write_weights(folder: Path) -> None:
-    torch.save(CSWin(ARCH).state_dict(), folder / 'tiny.pth')
-
-
-def edited(text: str, **values: object) -> str:
-    """A config with the two lines changed that are the user's."""
-    for name, value in values.items():
-        text, count = re.subn(rf'^{name} = .*$', f'{name} = {value!r}', text, flags=re.M)
-        assert count == 1, name
-    return text
-
-
-def write_config(source: Path, folder: Path, tiny: str, **values: object) -> Path:
-    """A copy with its bases, the user's two lines changed."""
-    shutil.copytree(ROOT / 'configs/_base_', folder / 'configs/_base_')
-    config = folder / 'configs/mine.py'
-    config.write_text(edited(source.read_text(), **values) + tiny)
-    return config
 
 
 def logged_metric(work_dir: Path, name: str) -> dict[int, float]:
@@ -118,7 +68,7 @@ def walked(tmp_path_factory) -> tuple[Path, dict[str, str]]:
             copy = folder / command.split()[-1]
             lines = dict(re.findall(r'^(\w+) = (.*)$', scripts[1], re.M))
             assert set(lines) == {'data_root', 'classes'}
-            copy.write_text(edited(copy.read_text(), **{
+            copy.write_text(edited(copy.read_text(), **KNOBS, **{
                 name: Config.fromstring(f'x = {value}', '.py').x
                 for name, value in lines.items()}) + TINY)
     return folder, printed
@@ -167,16 +117,38 @@ def test_tutorial_predicts(walked):
         assert (out / f'{path.stem}_overlay.png').is_file()
 
 
-def test_one_list_of_names_sets_every_number_of_classes(tmp_path):
+@pytest.mark.parametrize('source', [SEGMENTATION, SMALL, DETECTION], ids=lambda path: path.stem)
+def test_each_choice_is_made_once(tmp_path, source):
+    """Size, batch, iterations, classes and weights: one line of the config moves all of it."""
     names = ['a', 'b', 'c', 'd']
-    cfg = Config.fromfile(write_config(SEGMENTATION, tmp_path, '', classes=names))
-    assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 4
-    loaders = [cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')]
-    assert [loader.metainfo.classes for loader in loaders] == [names] * 3
-    cfg = Config.fromfile(write_config(DETECTION, tmp_path / 'detection', '', classes=names))
-    assert cfg.model.roi_head.bbox_head.num_classes == 4
-    assert cfg.model.roi_head.mask_head.num_classes == 4
-    assert len({tuple(colour) for colour in cfg.train_dataloader.dataset.metainfo.palette}) == 4
+    size = (160, 96) if source == DETECTION else (96, 160)
+    cfg = Config.fromfile(write_config(source, tmp_path, classes=names, size=size, batch_size=3,
+                                       max_iters=80, weights='mine.pth', data_root='there'))
+    loaders = [cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')]
+    assert [loader.dataset.metainfo.classes for loader in loaders] == [names] * 3
+    assert [loader.dataset.data_root for loader in loaders] == ['there'] * 3
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.train_cfg.max_iters == max(step.end for step in cfg.param_scheduler) == 80
+    assert 80 % cfg.train_cfg.val_interval < cfg.train_cfg.val_interval <= 20
+    assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
+    assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
+    if source == DETECTION:
+        assert cfg.model.roi_head.bbox_head.num_classes == 4
+        assert cfg.model.roi_head.mask_head.num_classes == 4
+        palette = cfg.train_dataloader.dataset.metainfo.palette
+        assert len({tuple(colour) for colour in palette}) == 4
+        scales = [step.scale for loader in loaders for step in loader.dataset.pipeline
+                  if 'Resize' in step.type]
+        assert scales == [[(160, 57), (160, 96)], (160, 96), (160, 96)]
+    else:
+        heads = [cfg.model.decode_head, cfg.model.get('auxiliary_head', cfg.model.decode_head)]
+        assert [head.num_classes for head in heads] == [4, 4]
+        assert cfg.model.data_preprocessor.size == (96, 160)
+        (crop,) = (step for step in cfg.train_dataloader.dataset.pipeline
+                   if step.type == 'RandomCrop')
+        assert crop.crop_size == (96, 160)
+    bare = Config.fromfile(write_config(source, tmp_path / 'bare', weights=None)).model.backbone
+    assert (bare.init_cfg, bare.frozen_stages) == (None, -1)
 
 
 @pytest.mark.parametrize('path', [SEGMENTATION, DETECTION], ids=lambda path: path.stem)
@@ -189,33 +161,13 @@ def test_one_option_moves_all_data(path):
     assert cfg.test_evaluator.get('ann_file') in (None, '/elsewhere/annotations/val.json')
 
 
-def write_coco(root: Path, split: str, count: int) -> None:
-    """Grey photographs with a bright upright or lying box each."""
-    (root / 'images' / split).mkdir(parents=True)
-    (root / 'annotations').mkdir(exist_ok=True)
-    coco = dict(images=[], annotations=[], categories=[
-        dict(id=7, name='upright'), dict(id=3, name='lying')])
-    for number in range(count):
-        x, y, (width, height) = 8 + number, 12, ((40, 64), (64, 40))[number % 2]
-        image = np.full((96, 128, 3), 90, np.uint8)
-        image[y:y + height, x:x + width] = (250, 200, 40 * number % 256)
-        Image.fromarray(image).save(root / 'images' / split / f'{number}.jpg')
-        coco['images'].append(
-            dict(id=number, file_name=f'{number}.jpg', height=96, width=128))
-        coco['annotations'].append(dict(
-            id=number, image_id=number, category_id=(7, 3)[number % 2], iscrowd=0,
-            bbox=[x, y, width, height], area=width * height, segmentation=[
-                [x, y, x + width, y, x + width, y + height, x, y + height]]))
-    (root / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
-
-
 def test_detector_is_fine_tuned(tmp_path):
     for split, count in (('train', 6), ('val', 2)):
         write_coco(tmp_path / 'parts', split, count)
     write_weights(tmp_path)
-    config = write_config(DETECTION, tmp_path, TINY_DETECTOR.replace(
-        "'tiny.pth'", repr(str(tmp_path / 'tiny.pth'))), data_root=str(tmp_path / 'parts'),
-        classes=['upright', 'lying'])
+    config = write_config(
+        DETECTION, tmp_path, TINY_DETECTOR, data_root=str(tmp_path / 'parts'),
+        classes=['upright', 'lying'], **dict(DETECTION_KNOBS, weights=str(tmp_path / 'tiny.pth')))
     assert [report.problems for report in check_config(Config.fromfile(config))] == [[], []]
     trained = run('train', tmp_path, config)
     assert trained.code == 0, trained.output

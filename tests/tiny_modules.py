@@ -1,4 +1,5 @@
 """Parts for configs under test."""
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS, TRANSFORMS
 from torch import Tensor
+
+from visattn_dense.openmmlab.engine import PicturesHook
 
 
 @HOOKS.register_module()
@@ -60,6 +63,17 @@ class BuggyHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         1 / 0  # noqa: B018
+
+
+@HOOKS.register_module()
+class DrawnHook(Hook):
+    """Writes which pictures this rank drew: drawn_RANK.json."""
+
+    priority = 'LOWEST'
+
+    def after_run(self, runner) -> None:
+        drawn = [hook.written for hook in runner.hooks if isinstance(hook, PicturesHook)]
+        Path(runner.work_dir, f'drawn_{runner.rank}.json').write_text(json.dumps(drawn))
 
 
 @DATA_SAMPLERS.register_module()

@@ -1,4 +1,4 @@
-"""Training runs that take seconds: eight random images, a CSWin of a few channels."""
+"""Training runs that take seconds: eight random images, a CSWin of a few channels, no pictures."""
 import json
 import multiprocessing
 import os
@@ -56,7 +56,8 @@ param_scheduler = [dict(type='PolyLR', power=1.0, begin=0, end=8, by_epoch=False
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=8, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
+default_hooks = dict(pictures=None,
+                     logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
                      checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2,
                                      max_keep_ckpts=3))
 log_processor = dict(by_epoch=False, window_size=1)
@@ -104,7 +105,7 @@ optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1),
+default_hooks = dict(pictures=None, logger=dict(type='LoggerHook', interval=1),
                      checkpoint=dict(type='CheckpointHook', interval=1))
 log_processor = dict(by_epoch=True, window_size=1)
 env_cfg = dict(cudnn_benchmark=False, dist_cfg=dict(backend='nccl'))

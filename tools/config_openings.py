@@ -35,6 +35,8 @@ def opening(name: str) -> str:
 
 def _hardware(row: dict) -> str:
     gpus, images = row['gpus'], row['images']
+    if 'hardware' in row:
+        return f'Hardware: {row["hardware"]}.'
     if gpus > 1:
         return f'Hardware: {gpus} GPUs with {images} images each; on fewer, add --auto-scale-lr.'
     return (f'Hardware: one GPU with {images} images; on less, '

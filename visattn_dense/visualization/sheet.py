@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .colour import IGNORED, Palette, colourise
-from .text import FAINT, INK, PAPER, draw_legend, font, legible
-
-_MARGIN, _GAP = 28, 10
+from .layout import fit, lay_out
 
 
 class Row(NamedTuple):
@@ -39,43 +37,19 @@ def draw_sheet(rows: Sequence[Row], names: Sequence[str], palette: Palette, *, t
     Raises:
         ValueError: no rows, or a truth or prediction of another size than its image.
     """
-    if not rows:
-        raise ValueError('a sheet needs at least one row')
+    cells = []
     for number, row in enumerate(rows):
         sizes = {row.image.shape[:2], row.truth.shape, row.prediction.shape}
         if len(sizes) > 1:
             raise ValueError(f'row {number}: image, truth and prediction differ in size: '
                              f'{row.image.shape[:2]}, {row.truth.shape}, {row.prediction.shape}')
-    width = 3 * cell_width + 2 * _GAP + 2 * _MARGIN
-    heights = [round(cell_width * row.image.shape[0] / row.image.shape[1]) for row in rows]
+        size = fit(row.image.shape[1], row.image.shape[0], cell_width)
+        # Colours of classes do not mix.
+        cells.append([Image.fromarray(row.image).resize(size, Image.Resampling.LANCZOS), *(
+            Image.fromarray(colourise(label, palette, ignored)).resize(
+                size, Image.Resampling.NEAREST) for label in (row.truth, row.prediction))])
     shown = sorted({int(value) for row in rows for part in (row.truth, row.prediction)
                     for value in np.unique(part) if 0 <= value < len(names) and value != ignored})
-    written = legible(names)
-    legend = draw_legend([written[i] for i in shown], [palette[i] for i in shown],
-                         width - 2 * _MARGIN)
-    lines = [(text, font(size, bold), colour) for text, size, bold, colour in
-             ((title, 24, True, INK), (subtitle, 15, False, FAINT)) if text]
-    head = sum(round(letters.size * 1.6) for _, letters, _ in lines)
-    first = _MARGIN + head + 30
-    page = Image.new('RGB', (width, first + sum(heights) + _GAP * len(rows) + legend.height
-                             + _MARGIN + 8), PAPER)
-    draw = ImageDraw.Draw(page)
-    y = _MARGIN
-    for text, letters, colour in lines:
-        draw.text((_MARGIN, y), text, colour, letters)
-        y += round(letters.size * 1.6)
-    for column, heading in enumerate(('image', 'truth', 'prediction')):
-        draw.text((_MARGIN + column * (cell_width + _GAP), first - 8), heading, INK,
-                  font(15, bold=True), anchor='ls')
-    y = first
-    for row, height in zip(rows, heights, strict=True):
-        for column, (picture, way) in enumerate((
-                (row.image, Image.Resampling.LANCZOS),
-                # Colours of classes do not mix.
-                (colourise(row.truth, palette, ignored), Image.Resampling.NEAREST),
-                (colourise(row.prediction, palette, ignored), Image.Resampling.NEAREST))):
-            scaled = Image.fromarray(picture).resize((cell_width, height), way)
-            page.paste(scaled, (_MARGIN + column * (cell_width + _GAP), y))
-        y += height + _GAP
-    page.paste(legend, (_MARGIN, y + 8))
-    return page
+    return lay_out(cells, names=names, palette=palette, shown=shown, title=title,
+                   headings=('image', 'truth', 'prediction'), subtitle=subtitle,
+                   cell_width=cell_width)

@@ -145,6 +145,18 @@ def _shortened(text: str, letters: ImageFont.FreeTypeFont, room: float) -> str:
     return text + '…'
 
 
+def wrapped(text: str, letters: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """The text in lines of at most `room` pixels, cut at spaces; a longer word is shortened."""
+    lines = ['']
+    for word in text.split():
+        longer = f'{lines[-1]} {word}'.strip()
+        if lines[-1] and letters.getlength(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_shortened(line, letters, room) for line in lines]
+
+
 def as_array(page: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
     return np.asarray(page.convert('RGB'))

@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import os.path as osp
@@ -15,9 +16,10 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info
 from mmengine.registry import RUNNERS
 from torch import nn
@@ -28,6 +30,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options, read_config
 from visattn_dense.openmmlab.datasets.check import quick_check
 from visattn_dense.openmmlab.engine import checks, distributed
+from visattn_dense.openmmlab.engine.closing import closing_words
 from visattn_dense.openmmlab.engine.evaluation import check_checkpoint, prepare_test
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossError
 from visattn_dense.openmmlab.engine.options import test_parser, train_parser
@@ -67,6 +70,10 @@ def _train(args: Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.no_pictures:
+        cfg.default_hooks = dict(cfg.get('default_hooks') or {}, pictures=None)
+    if args.tensorboard:
+        _use_tensorboard(cfg)
     if args.seed is not None or args.deterministic:
         randomness = dict(cfg.get('randomness') or {})
         randomness.update({} if args.seed is None else dict(seed=args.seed))
@@ -84,7 +91,9 @@ def _train(args: Namespace) -> None:
         quick_check(cfg)
 
     distributed.on_first_rank(check)
-    _run(cfg, 'train', args.compile)
+    runner = _run(cfg, 'train', args.compile)
+    if runner.rank == 0:
+        runner.logger.info('Done. ' + closing_words(runner, args.config, args.tensorboard))
 
 
 def _test(args: Namespace) -> None:
@@ -156,8 +165,19 @@ def _fit_amp_to_device(cfg: Config) -> None:
         log.warning('Mixed precision on the CPU is bfloat16.')
 
 
-def _run(cfg: Config, task: str, compiled: bool) -> None:
-    """Build the runner and let it train or test, with compiled blocks if `compiled`.
+def _use_tensorboard(cfg: Config) -> None:
+    if importlib.util.find_spec('tensorboard') is None:
+        raise UserError('--tensorboard needs the package tensorboard: '
+                        "pip install 'visattn-dense[tensorboard]'")
+    visualizer = cfg.get('visualizer') or ConfigDict(type='Visualizer', name='visualizer')
+    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
+        visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
+    cfg.visualizer = visualizer
+
+
+def _run(cfg: Config, task: str, compiled: bool) -> Any:
+    """Build the runner, let it train or test, and return it; with compiled blocks if `compiled`.
 
     What fails before the first batch is an error of the config, of which the last cause is enough.
     """
@@ -172,6 +192,7 @@ def _run(cfg: Config, task: str, compiled: bool) -> None:
         if compiled:
             _compile(runner.model)
         getattr(runner, task)()
+        return runner
     except (UserError, NonFiniteLossError):
         raise
     except Exception as error:

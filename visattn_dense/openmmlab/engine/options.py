@@ -31,6 +31,10 @@ def train_parser() -> argparse.ArgumentParser:
                         help='automatic mixed precision: bfloat16 where the GPU has it and on '
                         'CPUs, else float16 with loss scaling')
     parser.add_argument('--no-validate', action='store_true', help='no validation during training')
+    parser.add_argument('--no-pictures', action='store_true', help='write no pictures into the '
+                        'work directory (curve.png, val_ITER.jpg, labels.png, train_batch.jpg)')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='write the curves for TensorBoard too; needs the extra `tensorboard`')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate by the real batch / '
                         'auto_scale_lr.base_batch_size')

@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, LogProcessor, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,9 +27,12 @@ from visattn_dense.openmmlab.engine.checks import check_batch_norm
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
+from visattn_dense.openmmlab.engine.pictures import PicturesHook
 from visattn_dense.openmmlab.engine.resume import find_resumable, load_resumable
 from visattn_dense.openmmlab.engine.resumed_config import Schedule
 from visattn_dense.openmmlab.engine.seeding import IterationSeedHook
+from visattn_dense.openmmlab.engine.speed import SpeedHook, SpeedLogProcessor
+from visattn_dense.openmmlab.engine.validations import ValidationRecordHook
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
 
@@ -41,7 +44,9 @@ class ResilientMixin:
       dropout are those of an uninterrupted run, and past data are not read again;
     - `NonFiniteLossHook` checks every loss;
     - distributed runs work on CPUs (gloo), where SyncBN becomes BN;
-    - `auto_scale_lr` counts gradient accumulation.
+    - `auto_scale_lr` counts gradient accumulation;
+    - every run writes pictures of itself (`PicturesHook`; `default_hooks=dict(pictures=None)` turns
+      them off) and the scores of each class (`ValidationRecordHook`), and logs images per second.
     """
 
     started = False
@@ -108,6 +113,12 @@ class ResilientMixin:
         RUN_LOG.hand_over()
         return logger
 
+    def build_log_processor(self, log_processor: Any) -> LogProcessor:
+        if isinstance(log_processor, Mapping) and log_processor.get('type') in (
+                None, 'LogProcessor', 'mmengine.LogProcessor', LogProcessor):
+            log_processor = dict(log_processor, type=SpeedLogProcessor)
+        return super().build_log_processor(log_processor)
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         self._train_dataloader = numbered(self._train_dataloader)
         return super().build_train_loop(loop)
@@ -166,8 +177,12 @@ class ResilientMixin:
         if isinstance(saving, Mapping) and saving.get('type') in (
                 'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
             default_hooks['checkpoint'] = dict(saving, type=AtomicCheckpointHook)
+        if default_hooks.setdefault('pictures', dict(type=PicturesHook)) is None:
+            del default_hooks['pictures']
         super().register_hooks(default_hooks, custom_hooks)
-        for kind in (_StartedHook, ForeignCheckpointHook, IterationSeedHook, NonFiniteLossHook):
+        # The last one measures how long an iteration takes with all others.
+        for kind in (_StartedHook, ForeignCheckpointHook, IterationSeedHook, NonFiniteLossHook,
+                     ValidationRecordHook, SpeedHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
 
