@@ -66,6 +66,8 @@ EXTRAS_REQUIRE = {
     'tiff': ['tifffile>=2024.5', 'imagecodecs'],
     # Segmentors as ONNX files; a program that only uses such a file needs onnxruntime alone.
     'export': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20'],
+    # examples/serve.py: a model behind HTTP.
+    'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
     # Polygons in GeoJSON.
     'geo': ['rasterio>=1.3'],
     'dev': ['pytest>=8', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'ruff>=0.9',
