@@ -64,10 +64,12 @@ EXTRAS_REQUIRE = {
     # Pictures in TIFF files that do not fit into memory; without imagecodecs only uncompressed and
     # deflated ones.
     'tiff': ['tifffile>=2024.5', 'imagecodecs'],
-    # Segmentors as ONNX files; a program that only uses such a file needs onnxruntime alone.
+    # Models as ONNX files; a program that only uses such a file needs onnxruntime alone.
     'export': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20'],
     # YOLO, LabelMe and VOC to COCO, as docs/datasets.md shows.
     'convert': ['supervision>=0.31'],
+    # examples/serve.py: a model behind HTTP.
+    'serve': ['starlette>=0.40', 'uvicorn>=0.30'],
     # Polygons in GeoJSON.
     'geo': ['rasterio>=1.3'],
     # The curves of a training in the browser.

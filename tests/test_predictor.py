@@ -237,6 +237,11 @@ def test_native_leaves_out_the_resizing(mask_rcnn, segmentor):
     assert native.boxes.max() <= 43
 
 
+def test_a_size_that_the_pipeline_does_not_take_is_one_message(mask_rcnn):
+    with pytest.raises(UserError, match='pipeline fail on 1x5000 pixels'):
+        list(Predictor(mask_rcnn)(np.zeros((1, 5000, 3), np.uint8)))
+
+
 def test_padding_of_the_preprocessor_is_cut_off(segmentor, tmp_path):
     config = tmp_path / 'x.py'
     config.write_text(

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -31,12 +33,12 @@ pytest.importorskip('uvicorn')
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[tuple[str, subprocess.Popen]]:
+def serving(*arguments: object, cwd: Path | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
     """The address and the process of a server that is ready."""
     env = os.environ | {'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
     process = subprocess.Popen(
         [sys.executable, ROOT / 'examples/serve.py', *map(str, arguments), '--port', '0'],
-        stderr=subprocess.PIPE, text=True, env=env)
+        stderr=subprocess.PIPE, text=True, env=env, cwd=cwd)
     try:
         said = []
         for line in process.stderr:
@@ -201,6 +203,25 @@ def test_memory_stays_where_it_is_under_hundreds_of_requests(server):
     with ThreadPoolExecutor(40) as clients:
         many = list(clients.map(lambda _: post(url, JPEG)[0], range(80)))
     assert set(many) == {200, 503}
+
+
+def test_the_commands_of_the_page(run, tmp_path):
+    """docs/deployment.md: the server on a run's folder, and what curl sends to it."""
+    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8').split('## Serving')[1]
+    lines = page.split('```sh\n')[1].partition('```')[0].splitlines()
+    install, start, *requests = map(shlex.split, lines)
+    extra = re.fullmatch(r'visattn-dense\[(\w+)\]', install[2])[1]
+    assert f"'{extra}': [" in (ROOT / 'setup.py').read_text()
+    if shutil.which('curl') is None:
+        pytest.skip('needs curl')
+    assert start[:2] == ['python', 'examples/serve.py']
+    shutil.copytree(run, tmp_path / 'work_dirs/mine')
+    (tmp_path / 'photo.jpg').write_bytes(JPEG)
+    with serving(*start[2:], cwd=tmp_path) as (url, _):
+        for request in requests:
+            command = [part.replace('http://127.0.0.1:8000', url) for part in request]
+            done = subprocess.run([*command, '-s'], cwd=tmp_path, capture_output=True, text=True)
+            assert json.loads(done.stdout)['size'] == [40, 60]
 
 
 def test_a_wrong_model_is_one_message():

@@ -65,12 +65,18 @@ class Preparation:
         """Load and prepare a picture.
 
         Raises:
-            UserError: the picture is no image, or is damaged.
+            UserError: the picture is no image, is damaged, or has a size that the steps do not
+                take.
         """
         results = self._loaded(picture)
         # A step of the pipeline may change the pixels in place.
         rgb = np.ascontiguousarray(_rgb(picture, results['img']))
-        packed = self.rest(results)
+        try:
+            packed = self.rest(results)
+        # A very long or narrow picture may be left without a row or a column by its resizing.
+        except Exception as error:
+            raise UserError(f"{picture.title}: the steps of the config's test pipeline fail on "
+                            f'{rgb.shape[0]}x{rgb.shape[1]} pixels: {error}') from error
         inputs, samples = packed['inputs'], packed['data_samples']
         several = isinstance(inputs, list)
         return PreparedPicture(picture, rgb, inputs if several else [inputs],
