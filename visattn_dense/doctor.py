@@ -40,6 +40,8 @@ class Package:
         versions: supported range (PEP 440), as in setup.py.
         fix: the command that installs a good one.
         after: modules without which it cannot be imported; their fault is not counted twice.
+        fork: the distribution that may stand in its place, and its range; the second stack of
+            docs/compat.md.
     """
 
     module: str
@@ -47,6 +49,7 @@ class Package:
     versions: str
     fix: str
     after: tuple[str, ...] = ()
+    fork: tuple[str, str] = ('', '')
 
 
 PACKAGES = (
@@ -58,11 +61,13 @@ PACKAGES = (
     # mmengine needs pkg_resources for a config that is based on one of mmseg or mmdet.
     Package('pkg_resources', 'setuptools', '>=64,<81', f"{PIP} 'setuptools<81'"),
     Package('mmengine', 'mmengine|mmengine-lite', '==0.10.7', f"{PIP} 'mmengine==0.10.7'",
-            ('torch', 'numpy', 'cv2')),
-    Package('mmcv', 'mmcv|mmcv-lite', '>=2.0.0rc4,<2.2.0', FIX_MMCV, ('mmengine',)),
+            ('torch', 'numpy', 'cv2'), ('onedl-mmengine', '==0.10.12')),
+    Package('mmcv', 'mmcv|mmcv-lite', '>=2.0.0rc4,<2.2.0', FIX_MMCV, ('mmengine',),
+            ('onedl-mmcv', '==2.3.6')),
     Package('mmseg', 'mmsegmentation', '==1.2.2', f"{PIP} 'mmsegmentation==1.2.2' ftfy regex",
-            ('mmcv',)),
-    Package('mmdet', 'mmdet', '==3.3.0', f"{PIP} 'mmdet==3.3.0'", ('mmcv',)),
+            ('mmcv',), ('onedl-mmsegmentation', '==1.4.2')),
+    Package('mmdet', 'mmdet', '==3.3.0', f"{PIP} 'mmdet==3.3.0'", ('mmcv',),
+            ('onedl-mmdetection', '==3.5.1')),
     Package('timm', 'timm', '>=1.0', f"{PIP} 'timm>=1.0'", ('torch', 'torchvision')),
     Package('einops', 'einops', '>=0.7', f"{PIP} 'einops>=0.7'"),
 )
@@ -117,7 +122,9 @@ def _first_line(error: BaseException) -> str:
 
 def _examine_package(package: Package, broken: set[str], report: Report) -> bool:
     """Import it and judge its version; returns whether others may rely on it."""
-    names = package.distributions.split('|')
+    names, wanted = package.distributions.split('|'), package.versions
+    if not installed_version(*names) and installed_version(package.fork[0]):
+        names, wanted = [package.fork[0]], package.fork[1]
     label = next((name for name in names if installed_version(name)), names[0])
     waits = [module for module in package.after if module in broken]
     if waits:
@@ -137,8 +144,8 @@ def _examine_package(package: Package, broken: set[str], report: Report) -> bool
     report.versions[label] = str(version)
     if version == 'unknown':
         report.notes.append(f'{label} does not tell its version')
-    elif not SpecifierSet(package.versions, prereleases=True).contains(str(version).split('+')[0]):
-        report.problem(f'{label} {version} is outside {package.versions}', package.fix)
+    elif not SpecifierSet(wanted, prereleases=True).contains(str(version).split('+')[0]):
+        report.problem(f'{label} {version} is outside {wanted}', package.fix)
         return False
     return True
 

@@ -1,8 +1,9 @@
 """The mends, as data. Each says what breaks without the mend, upstream's issue and the versions.
 
 OpenMMLab's last releases are mmengine 0.10.7, mmcv 2.1.0 (the last version that mmdet 3.3.0 and
-mmsegmentation 1.2.2 accept), mmdet 3.3.0 and mmsegmentation 1.2.2. A later release may contain its
-own repair, so every range ends at the tested version.
+mmsegmentation 1.2.2 accept), mmdet 3.3.0 and mmsegmentation 1.2.2. The forks of the same modules
+have higher versions. A later release may contain its own repair, so every range ends at the tested
+version.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from visattn_dense.openmmlab.compat.repairs import (
     safe_resume,
 )
 
-_MMENGINE = {'mmengine|mmengine-lite': '>=0.8,<=0.10.7'}
+_MMENGINE = {'mmengine|mmengine-lite|onedl-mmengine': '>=0.8,<=0.10.12'}
+_MMCV = {'mmcv|mmcv-lite|onedl-mmcv': '>=2.0,<=2.3.6'}
+_MMDET = {'mmdet|onedl-mmdetection': '>=3.0,<=3.5.1'}
 
 
 def _no_find_loader() -> bool:
@@ -57,7 +60,7 @@ MENDS: tuple[Mend, ...] = (
         name='find-loader-mmcv',
         what='mmcv looks for mmcv._ext with pkgutil.find_loader, which Python 3.14 removed',
         issue='https://github.com/python/cpython/issues/97850',
-        versions={'mmcv|mmcv-lite': '>=2.0,<=2.2.0'},
+        versions=_MMCV,
         module='mmcv.utils.ext_loader',
         repair=find_loader.use_find_spec,
         needed=_no_find_loader,
@@ -75,7 +78,7 @@ MENDS: tuple[Mend, ...] = (
         name='numpy-names-ytvis',
         what="mmdet's evaluation of YouTube-VIS uses np.float, which NumPy 1.24 removed",
         issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
-        versions={'mmdet': '>=3.0,<=3.3.0', 'numpy': '>=1.24'},
+        versions={**_MMDET, 'numpy': '>=1.24'},
         module='mmdet.evaluation.functional.ytviseval',
         repair=numpy_names.give_removed_names,
     ),
@@ -83,7 +86,7 @@ MENDS: tuple[Mend, ...] = (
         name='numpy-names-text',
         what="mmdet's text prompts for training use np.long, which NumPy 1.24 to 1.26 lack",
         issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
-        versions={'mmdet': '>=3.3,<=3.3.0', 'numpy': '>=1.24,<2'},
+        versions={'mmdet|onedl-mmdetection': '>=3.3,<=3.5.1', 'numpy': '>=1.24,<2'},
         module='mmdet.datasets.transforms.text_transformers',
         repair=numpy_names.give_removed_names,
     ),
@@ -91,7 +94,7 @@ MENDS: tuple[Mend, ...] = (
         name='numpy-names-pixel-group',
         what='the pixel_group of mmcv uses np.float, which NumPy 1.24 removed',
         issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
-        versions={'mmcv|mmcv-lite': '>=2.0,<=2.2.0', 'numpy': '>=1.24'},
+        versions={**_MMCV, 'numpy': '>=1.24'},
         module='mmcv.ops.pixel_group',
         repair=numpy_names.give_removed_names,
     ),
@@ -107,7 +110,7 @@ MENDS: tuple[Mend, ...] = (
         name='quiet-build-loss',
         what="the decode heads of mmseg set off mmseg's own deprecation notice on every run",
         issue='https://github.com/open-mmlab/mmsegmentation/pull/3587',
-        versions={'mmsegmentation': '>=1.0,<=1.2.2'},
+        versions={'mmsegmentation|onedl-mmsegmentation': '>=1.0,<=1.4.2'},
         module='mmseg.models.builder',
         repair=quiet.drop_build_loss_notice,
     ),
@@ -115,7 +118,7 @@ MENDS: tuple[Mend, ...] = (
         name='quiet-autocast',
         what='mmdet calls torch.cuda.amp.autocast, which warns about its new name',
         issue='https://github.com/pytorch/pytorch/issues/130659',
-        versions={'mmdet': '>=3.0,<=3.3.0', 'torch': '>=2.4'},
+        versions={**_MMDET, 'torch': '>=2.4'},
         module='mmdet',
         repair=quiet.drop_autocast_notice,
     ),

@@ -26,7 +26,7 @@ from visattn_dense.openmmlab.compat.kernels import (
     sync_bn,
 )
 from visattn_dense.openmmlab.compat.kernels import nms as nms_kernels
-from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, MMCV_OPS
+from visattn_dense.openmmlab.compat.op_names import COMPILED_MMCV, FORK_OPS, MMCV_OPS
 
 #: The modules that implement operators, by what computes them. In each, the public functions
 #: that are named like an operator are that operator.
@@ -76,5 +76,5 @@ def get_compiling_cuda_version() -> str:
     return torch.version.cuda or 'not available'
 
 
-globals().update({name: _missing(name) for name in MMCV_OPS})
+globals().update({name: _missing(name) for name in (*MMCV_OPS, *FORK_OPS)})
 globals().update({name: function for name, (function, _) in IMPLEMENTED.items()})

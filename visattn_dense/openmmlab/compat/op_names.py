@@ -1,8 +1,8 @@
 """The operators that mmcv 2.1.0's Python code loads from `mmcv._ext`.
 
-Collected from the `ext_loader.load_ext('_ext', [...])` calls of mmcv/ops/*.py, version 2.1.0; a
-test compares the table with the installed mmcv. Kept apart from `mmcv_ext` so that it can be read
-without torch.
+Collected from the `ext_loader.load_ext('_ext', [...])` calls of mmcv/ops/*.py, version 2.1.0, and
+of the fork onedl-mmcv 2.3.6; a test compares the table with the installed mmcv. Kept apart from
+`mmcv_ext` so that it can be read without torch.
 """
 
 #: How the compiled mmcv is installed in the place of mmcv-lite (it compiles for ten minutes).
@@ -12,6 +12,9 @@ COMPILED_MMCV = (
     'MMCV_WITH_OPS=1 python -m pip install --no-build-isolation mmcv==2.1.0 '
     "(torch 2.15's headers ask for C++20, which mmcv does not set: docs/detection.md has the way)"
 )
+
+#: What onedl-mmcv asks for and mmcv 2.1.0 does not know.
+FORK_OPS = ('line_nms_forward',)
 
 MMCV_OPS: tuple[str, ...] = tuple(
     """

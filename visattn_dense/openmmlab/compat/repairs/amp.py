@@ -21,7 +21,8 @@ def use_torch_amp(wrapper: ModuleType) -> None:
         def __init__(self, **settings: object) -> None:
             super().__init__('cuda' if torch.cuda.is_available() else 'cpu', **settings)
 
-    # npu and mlu bring scalers of their own, which stay.
-    if wrapper.GradScaler.__module__.startswith('torch.cuda'):
+    # npu and mlu bring scalers of their own, which stay. onedl-mmengine wraps torch.amp's.
+    known = getattr(wrapper.GradScaler, 'func', wrapper.GradScaler)
+    if known.__module__.startswith(('torch.cuda', 'torch.amp')):
         wrapper.GradScaler = GradScaler
     wrapper.is_cuda_available = lambda: True
