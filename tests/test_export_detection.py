@@ -196,9 +196,9 @@ def test_the_page_shows_the_use_without_this_project(folder):
     np.testing.assert_allclose([entry[1] for entry in found], expected.scores, rtol=1e-5)
     np.testing.assert_allclose([entry[2] for entry in found], expected.boxes, atol=1e-3)
     areas = expected.masks.sum((1, 2))
-    # Pillow does not fade at the border of the box.
+    # A pixel on the threshold may fall to either side by rounding.
     for entry, area in zip(found, areas.tolist(), strict=True):
-        assert abs(entry[3] - area) <= 0.1 * area + 8
+        assert abs(entry[3] - area) <= 2
 
 
 @needs_onnx
