@@ -174,3 +174,10 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
     prepared = prepare(tmp_path / 'turned.jpg')
     assert prepared.file_size == (40, 20) and prepared.picture.shape == (40, 20, 3)
     assert prepared.image[0, :, 0, 0].tolist() == pytest.approx([2.2, -2.0, -1.8], abs=.1)
+
+
+def test_the_picture_of_all_families_names_the_net_that_is_missing(tmp_path, monkeypatch, capsys):
+    from demo import families
+    monkeypatch.chdir(tmp_path)
+    assert families.main(['photo.jpg', '--point', '3,4']) == 2
+    assert 'no work_dirs/demo/run/iter_*.pth' in capsys.readouterr().err
