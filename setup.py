@@ -26,7 +26,7 @@ STARTUP_PTH = 'visattn_dense_startup.pth'
 # Ranges are what we believe works; requirements.txt pins the set that the tests ran on.
 INSTALL_REQUIRES = [
     # Any pair of torch and torchvision from PyPI that belong together. 2.6 is where torch.load
-    # became weights-only by default. Tested: 2.15, and 2.14 on Python 3.10, which 2.15 left.
+    # became weights-only by default. docs/compat.md says what was tested on which torch and Python.
     'torch>=2.6',
     'torchvision>=0.21',
     # OpenMMLab's last releases; visattn_dense.openmmlab.compat mends exactly these.
