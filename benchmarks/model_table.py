@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from visattn_dense.interop.classifier import Classifier
+from visattn_dense.interop.classifier import FORMS, Classifier
 from visattn_dense.registry import BACKBONES
 
 from .flops import count_flops
@@ -36,19 +36,21 @@ class Variant:
         family, arch: the backbone and its variant.
         backbone: parameters of the dense backbone, output norms and pyramid included.
         classifier: parameters of the ImageNet model: without what a dense backbone adds, with the
-            classifier and the fixed tables that the authors count.
+            classifier and the fixed tables that the authors count; None for a family without one.
         macs: multiply-accumulates of the dense backbone by the side of a square image.
     """
 
     family: str
     arch: str
     backbone: int
-    classifier: int
+    classifier: int | None
     macs: dict[int, int]
 
 
-def classifier_parameters(family: str, arch: str) -> int:
-    """Parameters of the authors' ImageNet model of this variant."""
+def classifier_parameters(family: str, arch: str) -> int | None:
+    """Parameters of the authors' ImageNet model of this variant; None for a family without one."""
+    if family not in FORMS:
+        return None
     with torch.device('meta'):
         model = Classifier(family, arch)
     # The authors of T2T-ViT count their fixed tables, which are buffers here.
@@ -89,7 +91,8 @@ def models_table() -> str:
             row = measure_variant(family, arch)
             top1, millions, giga = PUBLISHED.get((family, arch), ('', '', ''))
             rows.append((
-                family, arch, f'{row.backbone / 1e6:.1f}', f'{row.classifier / 1e6:.1f}',
+                family, arch, f'{row.backbone / 1e6:.1f}',
+                '' if row.classifier is None else f'{row.classifier / 1e6:.1f}',
                 f'{millions}', f'{row.macs[512] / 1e9:.1f}', f'{row.macs[1024] / 1e9:.1f}', top1,
                 f'{giga}'))
     lines += table(

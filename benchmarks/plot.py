@@ -7,9 +7,10 @@ from typing import Any
 
 from visattn_dense.atomic import written_whole
 
-# Colour-blind safe (Okabe and Ito), a colour for each family.
+# Colour-blind safe (Okabe and Ito), a colour for each family; another family is grey.
 _COLOURS = {'cswin': '#0072b2', 'flatten': '#e69f00', 'biformer': '#009e73',
             'efficientvit': '#d55e00', 't2t': '#cc79a7'}
+_GREY = '#777777'
 _STYLES = ('-', '--', ':')
 _MARKS = ('o', 's', '^')
 
@@ -44,7 +45,7 @@ def _draw_ratios(axes: Any, records: Sequence[dict[str, Any]], title: str) -> No
         number = seen[family] = seen.get(family, -1) + 1
         axes.plot([r['height'] * r['width'] for r in own],
                   [r['forward']['ours']['ms'] / r['forward']['naive']['ms'] for r in own],
-                  color=_COLOURS[family], linestyle=_STYLES[number % 3],
+                  color=_COLOURS.get(family, _GREY), linestyle=_STYLES[number % 3],
                   marker=_MARKS[number % 3], label=name.split(', ')[-1])
     if not sizes:
         axes.text(.5, .5, 'not measured', ha='center', va='center', transform=axes.transAxes)
@@ -71,7 +72,7 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
     axes.set_title(f'Share of the GEMM rate, {shape[0]}×{shape[1]}', loc='left',
                    weight='bold')
     for row, record in enumerate(own):
-        colour = _COLOURS[record['family']]
+        colour = _COLOURS.get(record['family'], _GREY)
         forward = record['forward']
         axes.barh(row - .2, forward['ours']['fraction'], .36, color=colour)
         if 'naive' in forward:
