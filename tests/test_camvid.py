@@ -75,7 +75,8 @@ def test_real_camvid_is_clean(split: str, images: int) -> None:
 
 def test_documented_conversion_gives_clean_data(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[1] / 'docs/datasets.md').read_text()
-    script = page.split('```python\n')[1].split('```')[0]
+    script = next(block.split('```')[0] for block in page.split('```python\n')
+                  if block.startswith('# camvid.py'))
     for split in ('train', 'val', 'test'):
         for folder in (split, f'{split}annot'):
             (tmp_path / 'CamVid' / folder).mkdir(parents=True)

@@ -43,4 +43,4 @@ def test_without_a_gpu_the_message_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
     assert cli.main(['--device', 'cuda', '--minutes', '4']) == 2
-    assert "device 'cuda' is not to be had here" in capsys.readouterr().err
+    assert "device 'cuda' is not available here" in capsys.readouterr().err

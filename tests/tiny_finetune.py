@@ -63,13 +63,14 @@ def write_config(source: Path, folder: Path, tiny: str = '', **values: object) -
 
 
 def write_coco(root: Path, split: str, count: int) -> None:
-    """Grey photographs with a bright upright or lying box each."""
+    """Grey photographs with a bright upright or lying box each, higher up in 'train'."""
+    y = 12 if split == 'train' else 20
     (root / 'images' / split).mkdir(parents=True)
     (root / 'annotations').mkdir(exist_ok=True)
     coco = dict(images=[], annotations=[], categories=[
         dict(id=7, name='upright'), dict(id=3, name='lying')])
     for number in range(count):
-        x, y, (width, height) = 8 + number, 12, ((40, 64), (64, 40))[number % 2]
+        x, (width, height) = 8 + number, ((40, 64), (64, 40))[number % 2]
         image = np.full((96, 128, 3), 90, np.uint8)
         image[y:y + height, x:x + width] = (250, 200, 40 * number % 256)
         Image.fromarray(image).save(root / 'images' / split / f'{number}.jpg')
