@@ -23,6 +23,7 @@ from .isolation import out_of_memory
 from .options import Size
 from .passes import Plan, forward_pass, training_step
 from .peak_memory import PeakMemory
+from .report import table
 from .timing import Call, measure
 
 BACKBONES = ('EfficientViT:b2', 'T2TViT:14', 'EfficientViT:l2', 'BiFormer:small',
@@ -113,8 +114,7 @@ class Table:
         yield ('Relative error beside the naive form, float32, 64×96, and of half precision beside '
                'float32. *Launches* of a forward pass at 1024×1024, counted on shapes.')
         yield ''
-        yield '| backbone | outputs | gradients | half | launches | |'
-        yield '| --- | ---: | ---: | ---: | ---: | --- |'
+        yield from table(('backbone', 'outputs', 'gradients', 'half', 'launches', ''), [], words=1)
         for name in self.names:
             if not self._late():
                 yield self._correctness(name)
@@ -125,8 +125,7 @@ class Table:
                f'one {_OFFICIAL_DEVICE}, from another run. *First*: the first pass at the size, '
                'with everything that it compiles.')
         yield ''
-        yield _ROW.format(*HEADER)
-        yield _ROW.format(*['---'] * len(HEADER))
+        yield from table(HEADER, [], words=1)
         for work in self.work:
             for name in self.names:
                 if self._late():
@@ -228,18 +227,19 @@ class Table:
                f'side: first step at a size / later step at that size: median '
                f'{statistics.median(ratios):.2f}, largest {max(ratios):.2f}.')
         yield ''
-        yield '| milliseconds | first step at a size | later step |'
-        yield '| --- | ---: | ---: |'
-        yield from histogram(rounds)
+        yield from table(('milliseconds', 'first step at a size', 'later step'),
+                         histogram(rounds), words=1)
 
 
-def histogram(rounds: list[list[float]]) -> Iterator[str]:
+def histogram(rounds: list[list[float]]) -> list[list[str]]:
     """Rows of a table: how many times lie in each range. The ranges double."""
-    low = 2.**(min(map(min, filter(None, rounds))).__trunc__().bit_length() - 1)
+    low = 2.**(int(min(map(min, filter(None, rounds)))).bit_length() - 1)
+    rows = []
     while any(t >= low for times in rounds for t in times):
         counts = [sum(low <= t < 2 * low for t in times) for times in rounds]
-        yield f'| {low:g} to {2 * low:g} | {counts[0]} | {counts[1]} |'
+        rows.append([f'{low:g} to {2 * low:g}', *map(str, counts)])
         low *= 2
+    return rows
 
 
 def _cells(found: Mapping[str, Any]) -> list[str]:

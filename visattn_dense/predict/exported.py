@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,42 +11,15 @@ from visattn_dense.errors import UserError
 
 from .card import Card
 from .exported_detector import ExportedDetector
-from .fitting import Compute, Ready, load
+from .fitting import Compute, ExportedModel, Ready
 from .resizing import resize
 from .results import Segmentation, about
-from .sources import Picture
 from .stream import Options
 
 
-@dataclass
-class ExportedSegmentor:
-    """An exported segmentor; a `Runtime` of `visattn_dense.predict.stream`.
-
-    Attributes:
-        card: what the file says about itself.
-        compute: from inputs to [logits], or to [labels, confidence] if the file finishes.
-        origin: the file, for messages.
-    """
-
-    card: Card
-    compute: Compute
-    origin: str
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.card.classes
-
-    @property
-    def palette(self) -> Sequence[Sequence[int]]:
-        return self.card.palette
-
-    def prepare(self, picture: Picture) -> Ready:
-        """Load, resize, pad and normalise a picture.
-
-        Raises:
-            UserError: the picture is no image, or is damaged.
-        """
-        return load(picture, self.card)
+class ExportedSegmentor(ExportedModel):
+    """An exported segmentor: from inputs to [logits], or to [labels, confidence] if the file
+    finishes."""
 
     def run(self, batch: Sequence[Ready]) -> list[Sequence[np.ndarray]]:
         """The model's outputs for each picture. The file takes one picture at a time."""

@@ -2,48 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from .card import Card
-from .fitting import Compute, Ready, load
+from .fitting import ExportedModel, Ready
 from .masks import Rle, encode
 from .results import Detection, about
-from .sources import Picture
 from .stream import Options
 
 
-@dataclass
-class ExportedDetector:
-    """An exported detector; a `Runtime` of `visattn_dense.predict.stream`.
-
-    Attributes:
-        card: what the file says about itself.
-        compute: from inputs and content to [boxes, scores, labels], and masks of an instance
-            segmentor: see `visattn_dense.openmmlab.detection_graph`.
-        origin: the file, for messages.
-    """
-
-    card: Card
-    compute: Compute
-    origin: str
-
-    @property
-    def classes(self) -> Sequence[str]:
-        return self.card.classes
-
-    @property
-    def palette(self) -> Sequence[Sequence[int]]:
-        return self.card.palette
-
-    def prepare(self, picture: Picture) -> Ready:
-        """Load, resize, pad and normalise a picture.
-
-        Raises:
-            UserError: the picture is no image, or is damaged.
-        """
-        return load(picture, self.card)
+class ExportedDetector(ExportedModel):
+    """An exported detector: from inputs and content to [boxes, scores, labels], and masks of an
+    instance segmentor; see `visattn_dense.openmmlab.detection_graph`."""
 
     def run(self, batch: Sequence[Ready]) -> list[Sequence[np.ndarray]]:
         """The model's outputs for each picture. The file takes one picture at a time."""

@@ -38,6 +38,37 @@ class Ready:
         return self.inputs.shape
 
 
+@dataclass
+class ExportedModel:
+    """What the models of exported files share; a `Runtime` of `visattn_dense.predict.stream`.
+
+    Attributes:
+        card: what the file says about itself.
+        compute: the file.
+        origin: the file's name, for messages.
+    """
+
+    card: Card
+    compute: Compute
+    origin: str
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.card.classes
+
+    @property
+    def palette(self) -> Sequence[Sequence[int]]:
+        return self.card.palette
+
+    def prepare(self, picture: Picture) -> Ready:
+        """Load, resize, pad and normalise a picture.
+
+        Raises:
+            UserError: the picture is no image, or is damaged.
+        """
+        return load(picture, self.card)
+
+
 def load(picture: Picture, card: Card) -> Ready:
     """Load, resize, pad and normalise a picture.
 
