@@ -6,7 +6,11 @@ its activation. Each block of the matrix product gets bias and activation while 
 caches. The weights of linear layers are reordered once, into oneDNN's blocks. torch's own compiler
 (inductor) uses the same operators for a frozen model.
 """
+import functools
+import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 
 from visattn_dense.ops import UsesOperators, native
 from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.measured import fastest
 
 from .mbconv import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv, fold_batch_norm
 from .mlp import Mlp
@@ -24,6 +29,9 @@ Activation = tuple[str, str]
 _NONE: Activation = ('none', '')
 # The activations that the operator `depthwise` applies.
 _DEPTHWISE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
+# A layer is measured on _ROWS / channels² tokens: a pyramid halves its sides where it doubles its
+# channels, and an image of 512x512 has this many at the four stages.
+_ROWS = 2**26
 _ERROR = ('optimize_for_inference has packed the weights of this model: packed weights can neither '
           'be saved nor loaded. Load the checkpoint before optimize_for_inference, and keep a copy '
           'of the model to save.')
@@ -137,10 +145,12 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
     On a CPU with oneDNN, linear layers and 1×1 convolutions get packed weights, and each activation
-    becomes a part of the linear layer or convolution before it. On a CPU with a C++ compiler,
-    kernels that are compiled for the processor compute the operators in float32 (mode 'inference'
-    of `visattn_dense.ops.choose`). The first call on a machine compiles the kernels, which takes
-    seconds.
+    becomes a part of the linear layer or convolution before it, where this is faster on this
+    machine: each distinct layer is measured once, and the result is kept for later processes
+    (`visattn_dense.ops.measured`; `VISATTN_MEASURE=0` packs every layer unmeasured). On a CPU with
+    a C++ compiler, kernels that are compiled for the processor compute the operators in float32
+    (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles and
+    measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
 
     The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
     load a checkpoint into the model, or move the model to another device. So load the checkpoint
@@ -167,6 +177,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
             module.mode = 'inference'
     if not _has_onednn():
         return model
+    taken: Counter[str] = Counter()
     for parent in list(model.modules()):
         children = [(name, child) for name, child in parent.named_children()
                     if not isinstance(child, nn.Identity)]
@@ -175,13 +186,44 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         for i, (name, layer) in enumerate(children):
             following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
             activation = _activation(following[1])
-            packed = _pack(layer, activation)
+            forms = _packed_forms(layer, activation)
+            if not forms:
+                continue
+            packed = _fastest(layer, following[1] if activation != _NONE else None, forms)
+            taken[type(packed or layer).__name__] += 1
             if packed is None:
                 continue
             setattr(parent, name, packed)
             if activation != _NONE:
                 setattr(parent, following[0], nn.Identity())
+    if taken:
+        logging.getLogger('visattn_dense').info(
+            'optimize_for_inference: the fastest forms of the layers on this processor are %s',
+            ', '.join(f'{count} {name}' for name, count in taken.most_common()))
     return model
+
+
+def _fastest(layer: nn.Module, activation: nn.Module | None, forms: Sequence[_Packed]
+             ) -> _Packed | None:
+    """The packed form that is the fastest on this machine; None if the plain layer is."""
+    def plain(x: Tensor) -> Tensor:
+        return layer(x) if activation is None else activation(layer(x))
+
+    linear = isinstance(layer, nn.Linear)
+    channels = ((layer.in_features, layer.out_features) if linear else
+                (layer.in_channels, layer.out_channels))
+    rows = min(max(_ROWS // min(channels)**2, 64), 4096)
+    if linear:
+        x = torch.randn(rows, channels[0], dtype=layer.weight.dtype)
+    else:
+        side = math.isqrt(rows) * max(layer.stride)
+        x = torch.randn(1, channels[0], side, side, dtype=layer.weight.dtype).contiguous(
+            memory_format=torch.channels_last)
+    # The text of a layer names everything that its time depends on, but activation and dtype.
+    what = f'{layer}, {"".join(forms[0].activation)}, {layer.weight.dtype}'
+    name = fastest(what, [*(type(form).__name__ for form in forms), 'plain'],
+                   [functools.partial(call, x) for call in (*forms, plain)])
+    return next((form for form in forms if type(form).__name__ == name), None)
 
 
 def _has_onednn() -> bool:
@@ -196,23 +238,23 @@ def _activation(module: nn.Module | None) -> Activation:
     return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), _NONE)
 
 
-def _pack(layer: nn.Module, activation: Activation) -> _Packed | None:
-    """The packed layer, or None if packing is impossible or brings no gain."""
+def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Packed]:
+    """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
-        return None
+        return []
     weight = layer.weight
     if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
+        return []
     if math.prod(weight.shape) == 0:
-        return None
+        return []
     if type(layer) is nn.Linear:
-        return PackedLinear(layer, activation)
+        return [PackedLinear(layer, activation)]
     if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
-        return None
+        return []
     plain = layer.stride, layer.padding, layer.groups
     if layer.kernel_size == (1, 1) and plain == ((1, 1), (0, 0), 1):
-        return PackedPointwiseConv(layer, activation)
+        return [PackedPointwiseConv(layer, activation), PackedConv2d(layer, activation)]
     if _suits_the_operator(layer, activation):
-        return PackedDepthwiseConv(layer, activation)
-    return PackedConv2d(layer, activation)
+        return [PackedDepthwiseConv(layer, activation), PackedConv2d(layer, activation)]
+    return [PackedConv2d(layer, activation)]

@@ -60,7 +60,7 @@ def _library() -> ctypes.CDLL:
     if os.environ.get('VISATTN_NATIVE') == '0':
         raise _Unavailable('VISATTN_NATIVE=0 is set')
     compiler = _compiler()
-    path = _folder() / f'kernels-{_fingerprint(compiler)}.so'
+    path = cache_folder() / f'kernels-{_fingerprint(compiler)}.so'
     try:
         if path.is_file():
             try:
@@ -108,7 +108,8 @@ def _compiler() -> list[str]:
     raise _Unavailable('there is no C++ compiler (g++); install one to get the kernels')
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled kernels and measured choices are kept."""
     cache = os.environ.get('XDG_CACHE_HOME')
     return (Path(cache) if cache else Path.home() / '.cache') / 'visattn_dense'
 
@@ -116,12 +117,12 @@ def _folder() -> Path:
 def _fingerprint(compiler: list[str]) -> str:
     """A hash of everything that the machine code depends on."""
     version = _output([*compiler, '--version']).partition('\n')[0]
-    parts = [SOURCE.read_text(encoding='utf-8'), *FLAGS, *LINK_FLAGS, version, _processor(),
+    parts = [SOURCE.read_text(encoding='utf-8'), *FLAGS, *LINK_FLAGS, version, processor(),
              torch.__version__]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model and instruction sets of the processor."""
     try:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').split('\n\n')[0].splitlines()

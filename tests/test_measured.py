@@ -1,0 +1,116 @@
+"""`optimize_for_inference` packs what is faster packed on this machine, and remembers that."""
+import json
+import logging
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from visattn_dense.layers import Mlp, PackedLinear, optimize_for_inference, packed
+from visattn_dense.ops import measured
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder; what this process remembers is that folder's alone."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv('VISATTN_MEASURE')
+    measured._remembered.cache_clear()
+    yield tmp_path / 'visattn_dense'
+    measured._remembered.cache_clear()
+
+
+class Call:
+    """Work that needs a known time, and counts how often it ran."""
+
+    def __init__(self, milliseconds):
+        self.seconds, self.count = milliseconds / 1000, 0
+
+    def __call__(self):
+        self.count += 1
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize(('milliseconds', 'expected'), [
+    ((2, 30, 40), 'usual'), ((30, 2, 40), 'other'), ((30, 40, 2), 'plain'),
+    ((20, 20, 20), 'usual')])
+def test_the_fastest_is_taken_and_the_usual_one_where_there_is_no_difference(
+        cache, milliseconds, expected):
+    calls = [Call(each) for each in milliseconds]
+    assert measured.fastest('work', ('usual', 'other', 'plain'), calls) == expected
+
+
+def test_a_choice_outlives_the_process(cache):
+    def choose(*milliseconds):
+        calls = [Call(each) for each in milliseconds]
+        return measured.fastest('work', ('a', 'b'), calls), sum(call.count for call in calls)
+
+    assert choose(20, 1)[0] == 'b'
+    assert choose(1, 20) == ('b', 0)                        # remembered, nothing runs
+    measured._remembered.cache_clear()                      # as in another process
+    assert choose(1, 20) == ('b', 0)
+    file, = cache.iterdir()
+    assert json.loads(file.read_text()) == {'work': 'b'}
+    # A damaged file, or a name of another version: measured again.
+    for text in ('{"wor', '[]', '{"work": "gone"}'):
+        file.write_text(text)
+        measured._remembered.cache_clear()
+        assert choose(1, 20)[0] == 'a'
+        assert json.loads(file.read_text()) == {'work': 'a'}
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(cache):
+    cache.write_text('a file where the folder would be')
+    assert measured.fastest('work', ('a', 'b'), [Call(20), Call(1)]) == 'b'
+
+
+def test_another_number_of_threads_is_measured_anew(cache):
+    threads = torch.get_num_threads()
+    measured.fastest('work', ('a', 'b'), [Call(20), Call(1)])
+    try:
+        torch.set_num_threads(threads + 1)
+        assert measured.fastest('work', ('a', 'b'), [Call(1), Call(20)]) == 'a'
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nothing_is_measured_on_request(cache, monkeypatch):
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    calls = [Call(20), Call(1)]
+    assert measured.fastest('work', ('a', 'b'), calls) == 'a'
+    assert [call.count for call in calls] == [0, 0] and not cache.exists()
+
+
+def test_a_layer_that_is_faster_plain_stays(monkeypatch, caplog):
+    model, x = Mlp(6, 12).eval(), torch.randn(3, 6)
+    asked = []
+
+    def fastest(what, names, calls):
+        asked.append((what, [tuple(call().shape) for call in calls]))
+        return 'plain' if 'in_features=6' in what else names[0]
+
+    monkeypatch.setattr(packed, 'fastest', fastest)
+    with torch.no_grad(), caplog.at_level(logging.INFO, 'visattn_dense'):
+        expected = model(x)
+        optimize_for_inference(model)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+    assert type(model.fc1) is nn.Linear and type(model.fc2) is PackedLinear
+    assert isinstance(model.act, nn.GELU)
+    assert '1 Linear' in caplog.text and '1 PackedLinear' in caplog.text
+    # Every form does the whole work: the layer with the activation after it.
+    assert 'gelu' in asked[0][0] and 'float32' in asked[0][0]
+    assert all(len(set(shapes)) == 1 for _, shapes in asked)
+
+
+def test_measuring_changes_no_result(cache):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Hardswish(),
+                          nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU(),
+                          nn.Conv2d(8, 16, 1), nn.GELU()).eval()
+    x = torch.randn(2, 3, 18, 22)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(optimize_for_inference(model)(x), expected, rtol=1e-4, atol=1e-5)
+    names = {'PackedConv2d', 'PackedDepthwiseConv', 'PackedPointwiseConv', 'plain'}
+    choices, = (json.loads(file.read_text()) for file in cache.glob('fastest-*.json'))
+    assert len(choices) == 3 and set(choices.values()) <= names
