@@ -270,6 +270,16 @@ class BackboneSuite:
             assert b.isfinite().all()
             assert (a - b.float()).norm() < self.half_tolerance * a.norm()
 
+    def test_weights_in_bfloat16_stay_close_to_float32(self):
+        model = self.build().eval()
+        rough = copy.deepcopy(model).bfloat16()
+        with torch.no_grad():
+            exact = model(self.image())
+            for form in (rough, optimize_for_inference(copy.deepcopy(rough))):
+                for a, b in zip(exact, form(self.image().bfloat16()), strict=True):
+                    assert b.dtype == torch.bfloat16 and b.isfinite().all()
+                    assert (a - b.float()).norm() < 2 * self.half_tolerance * a.norm()
+
     def test_channels_last_input_computes_the_same(self):
         model, x = self.build().eval(), self.image()
         with torch.no_grad():

@@ -156,11 +156,54 @@ def test_depthwise_convolution_sees_nothing_beyond_its_window(kernels):
         native.depthwise(x, out, random(49, 5), None)
 
 
+def near(actual: Tensor, exact: Tensor) -> None:
+    """Equal to the float32 result, rounded to bfloat16 once: a last bit may differ."""
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), exact.bfloat16().float(), rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize('dim', [5, 16, 20, 33])
+def test_maps_in_bfloat16(kernels, dim):
+    heads, size = 2, (7, 9)
+    qkv = random(2, *size, 3, heads * dim).bfloat16()
+    q, k, v = qkv.unbind(3)
+    exact = qkv.float().unbind(3)
+    groups, corner = window_groups(2, *size, (7, 4), True)
+
+    def results(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        outs = [torch.empty_like(v, memory_format=torch.contiguous_format) for _ in range(2)]
+        native.attend(q, k, v, outs[0], groups, heads=heads, scale=.4)
+        native.depthwise(v, outs[1], random(9, heads * dim, seed=2), random(heads * dim, seed=3),
+                         window=(7, 4), corner=corner, activation='hardswish')
+        return outs
+
+    for actual, expected in zip(results(q, k, v), results(*exact), strict=True):
+        near(actual, expected)
+    # Added to what is there: the sum is in float32, and rounded once.
+    before = random(2, *size, heads * dim, seed=4).bfloat16()
+    exact_sum = before.float()
+    for out, x in ((before, v), (exact_sum, exact[2])):
+        native.depthwise(x, out, random(25, heads * dim, seed=5), None, accumulate=True)
+    near(before, exact_sum)
+
+
+def test_bfloat16_is_rounded_to_the_nearest(kernels):
+    # A convolution with one tap of 1 and a bias: out = round(0 + bias), as torch rounds.
+    numbers = torch.tensor([1.00390625, 1.01171875, 1.0039063, -1.00390625, 3.3e38, -3.4e38, 1e-40,
+                            float('inf'), float('-inf'), float('nan'), 0., -0., 65280.5, 1.5,
+                            -7.6e-6, 2**-133, 9.3e-41])
+    x = torch.zeros(1, 1, 1, len(numbers), dtype=torch.bfloat16)
+    weight, out = torch.zeros(9, len(numbers)), torch.empty_like(x)
+    native.depthwise(x, out, weight, numbers)
+    assert torch.equal(out.flatten().nan_to_num(7), numbers.bfloat16().nan_to_num(7))
+    assert out.flatten().isnan().tolist() == numbers.isnan().tolist()
+
+
 def test_what_is_no_rows_is_refused():
     groups, _ = window_groups(1, 4, 1, (4, 1), False)
     x = random(1, 4, 8)
     for wrong in (x.double(), x.mT.contiguous().mT):
-        with pytest.raises(RuntimeError, match='float32 in rows'):
+        with pytest.raises(RuntimeError, match='float32 or bfloat16'):
             native.attend(wrong, x, x, torch.empty_like(x), groups, heads=1, scale=1.)
     assert native.why_not(x.double()) and native.why_not(x.to('meta'))
     assert native.why_not(x.requires_grad_())
@@ -203,6 +246,28 @@ def test_prepared_attention_is_the_naive_one(name, size, monkeypatch):
     # What the kernels do not take goes the other way.
     torch.testing.assert_close(prepared(x.clone().requires_grad_()), expected, rtol=1e-4,
                                atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ATTENTIONS)
+@torch.no_grad()
+def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
+    module = ATTENTIONS[name]().eval()
+    for parameter in module.parameters():
+        parameter.normal_(std=.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    module.bfloat16()
+    x = random(2, 13, 11, 24).bfloat16()
+    exact = copy.deepcopy(module).float()(x.float())
+    called = []
+    monkeypatch.setattr(ops, 'library', lambda: called.append(1) or build.library())
+    torchs, out = module(x), optimize_for_inference(copy.deepcopy(module))(x)
+    assert out.dtype == torch.bfloat16
+
+    def error(t: Tensor) -> float:
+        return float((t.float() - exact).norm() / exact.norm())
+
+    assert error(out) < max(1.2 * error(torchs), 2**-8)
+    # torch's own attention of whole maps is the faster one in bfloat16.
+    assert bool(called) != (name == 'self'), called
 
 
 @torch.no_grad()

@@ -137,7 +137,7 @@ def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
     return (layer.groups == layer.in_channels == layer.out_channels and side in (3, 5)
             and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
             and layer.stride == layer.dilation == (1, 1) and activation in _DEPTHWISE
-            and layer.weight.dtype == torch.float32 and native.available())
+            and layer.weight.dtype in (torch.float32, torch.bfloat16) and native.available())
 
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
@@ -148,9 +148,9 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     becomes a part of the linear layer or convolution before it, where this is faster on this
     machine: each distinct layer is measured once, and the result is kept for later processes
     (`visattn_dense.ops.measured`; `VISATTN_MEASURE=0` packs every layer unmeasured). On a CPU with
-    a C++ compiler, kernels that are compiled for the processor compute the operators in float32
-    (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles and
-    measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
+    a C++ compiler, kernels that are compiled for the processor compute the operators in float32 and
+    bfloat16 (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles
+    and measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
 
     The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
     load a checkpoint into the model, or move the model to another device. So load the checkpoint
@@ -256,5 +256,6 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Packed]:
     if layer.kernel_size == (1, 1) and plain == ((1, 1), (0, 0), 1):
         return [PackedPointwiseConv(layer, activation), PackedConv2d(layer, activation)]
     if _suits_the_operator(layer, activation):
-        return [PackedDepthwiseConv(layer, activation), PackedConv2d(layer, activation)]
+        forms = [PackedDepthwiseConv(layer, activation), PackedConv2d(layer, activation)]
+        return forms if weight.dtype == torch.float32 else forms[::-1]
     return [PackedConv2d(layer, activation)]

@@ -30,8 +30,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
 
 
 def taps(weight: Tensor) -> Tensor:
-    """(C, 1, k, k) to (k², C), position by position, as the kernel reads the weights."""
-    return weight.detach().flatten(1).t().contiguous()
+    """(C, 1, k, k) to (k², C), position by position, as the kernel reads the weights: float32."""
+    return weight.detach().float().flatten(1).t().contiguous()
 
 
 def _with_identity(weight: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:
     with without_autocast(v):
         dtype = torch.promote_types(v.dtype, torch.float32)
-        phi_q, phi_k = (performer_features(t.to(dtype), w) for t in (q, k))
+        phi_q, phi_k = (performer_features(t.to(dtype), w.to(dtype)) for t in (q, k))
         key_sum = phi_k.sum(1)[..., None]                           # (B, m, 1)
         context = phi_k.transpose(1, 2) @ v.to(dtype)               # (B, m, D)
         return (phi_q @ context / (phi_q @ key_sum + epsilon)).to(v.dtype)

@@ -3,7 +3,7 @@
 The library is a file in the cache folder, `$XDG_CACHE_HOME/visattn_dense` or
 `~/.cache/visattn_dense`. Its name depends on the source, the compiler and the processor. So several
 kinds of machines can share a cache folder, which then holds one library for each kind. `$CXX` names
-the compiler. Without `$CXX`, g++ is taken, else c++. The compiler has to be GCC 8 or later.
+the compiler. Without `$CXX`, g++ is taken, else c++. The compiler has to be GCC 9 or later.
 """
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def _open(path: Path) -> ctypes.CDLL:
                                       ctypes.c_float)
     for name, result, arguments in (
             ('attention', None,
-             [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real, integer]),
+             [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 2),
             ('focused', None,
-             [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 5),
+             [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('depthwise', integer,
-             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 3)):
+             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4)):
         function = getattr(opened, f'visattn_{name}')
         function.restype, function.argtypes = result, arguments
     return opened

@@ -1,7 +1,7 @@
 // Softmax and focused linear attention between groups of tokens, and depthwise convolution inside
-// windows, of NHWC maps in float32: compiled for the processor at hand
-// (visattn_dense/native/build.py), called by visattn_dense/native/ops.py, which says what the
-// arguments are.
+// windows, of NHWC maps in float32 or bfloat16: compiled for the processor at hand
+// (visattn_dense/ops/native/build.py), called by visattn_dense/ops/native/operators.py, which says
+// what the arguments are. All sums are in float32; bfloat16 is a format of the maps in memory alone.
 //
 // A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
 // needs no sum across a vector, and the entries of k and v are taken one at a time, not transposed.
@@ -26,6 +26,8 @@ constexpr int W = 4, ROWS = 6;
 
 typedef float Vec __attribute__((vector_size(W * 4)));
 typedef int32_t Ints __attribute__((vector_size(W * 4)));
+typedef uint32_t Words __attribute__((vector_size(W * 4)));
+typedef uint16_t Halves __attribute__((vector_size(W * 2)));
 
 inline Vec splat(float x) { return x - Vec{}; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
@@ -44,6 +46,51 @@ inline Lane load(const float* p) {
 template <typename Lane>
 inline void store(float* p, Lane x) {
   reinterpret_cast<Unaligned<Lane>*>(p)->x = x;
+}
+
+// A number of bfloat16: the upper half of a float.
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+// The nearest bfloat16, the even one of two; NaN stays NaN.
+template <typename Bits>
+inline Bits rounded(Bits bits) {
+  const Bits magnitude = bits & 0x7fffffff;
+  const Bits nearest = bits + 0x7fff + (bits >> 16 & 1);
+  return (magnitude > 0x7f800000 ? bits | 0x400000 : nearest) >> 16;
+}
+
+template <typename Lane = Vec>
+inline Lane load(const Bfloat16* p) {
+  if constexpr (sizeof(Lane) == sizeof(float)) {
+    const uint32_t bits = uint32_t(p->bits) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+  } else {
+    const Halves bits = reinterpret_cast<const Unaligned<Halves>*>(p)->x;
+    return (Lane)(__builtin_convertvector(bits, Words) << 16);
+  }
+}
+
+template <typename Lane>
+inline void store(Bfloat16* p, Lane x) {
+  if constexpr (sizeof(Lane) == sizeof(float)) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    p->bits = rounded(bits);
+  } else {
+    reinterpret_cast<Unaligned<Halves>*>(p)->x = __builtin_convertvector(rounded((Words)x), Halves);
+  }
+}
+
+// Copies n numbers of a map into a buffer of floats.
+inline void copy(float* to, const float* from, int n) { std::memcpy(to, from, sizeof(float) * n); }
+inline void copy(float* to, const Bfloat16* from, int n) {
+  int i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  for (; i < n; i++) to[i] = load<float>(from + i);
 }
 
 // 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
@@ -115,22 +162,23 @@ inline void in_lanes(int channels, F&& f) {
   for (; c < channels; c++) f(float{}, c);
 }
 
+template <typename Number>
 struct Attention {
-  const float *q, *k, *v;
-  float* out;
+  const Number *q, *k, *v;
+  Number* out;
   int64_t q_stride, out_stride;
   int dim, width;
   float scale;
 };
 
 // C vectors of queries, whose rows are given, over n keys that lie in `keys` and `values`.
-template <int C>
-void attend(const Attention& a, const int32_t* rows, int count, int head, const float* keys,
+template <int C, typename Number>
+void attend(const Attention<Number>& a, const int32_t* rows, int count, int head, const float* keys,
             const float* values, int n, float absent, float* queries, float* weights) {
   // scale * log2(e) * q, transposed: dim rows of C vectors.
   const float factor = a.scale * 1.44269504088896f;
   for (int c = 0; c < C; c++) {
-    const float* source[W];
+    const Number* source[W];
     for (int i = 0; i < W; i++)
       source[i] = a.q + rows[std::min(c * W + i, count - 1)] * a.q_stride + head * a.dim;
     int d = 0;
@@ -141,7 +189,7 @@ void attend(const Attention& a, const int32_t* rows, int count, int head, const 
       for (int i = 0; i < W; i++) store(queries + ((d + i) * C + c) * W, x[i]);
     }
     for (; d < a.dim; d++)
-      for (int i = 0; i < W; i++) queries[(d * C + c) * W + i] = source[i][d] * factor;
+      for (int i = 0; i < W; i++) queries[(d * C + c) * W + i] = load<float>(source[i] + d) * factor;
   }
 
   // Logits to base 2: n rows of C vectors; and their maximum.
@@ -188,14 +236,16 @@ void attend(const Attention& a, const int32_t* rows, int count, int head, const 
     }
     for (; d < a.width; d++)
       for (int i = 0; i < here; i++)
-        a.out[rows[c * W + i] * a.out_stride + head * a.width + d] = result[(d * C + c) * W + i];
+        store(a.out + rows[c * W + i] * a.out_stride + head * a.width + d,
+              result[(d * C + c) * W + i]);
   }
 }
 
 // Focused linear attention (visattn_dense/attention/focused.py has the equation).
+template <typename Number>
 struct Focused {
-  const float *q, *k, *v;
-  float* out;
+  const Number *q, *k, *v;
+  Number* out;
   int64_t q_stride, k_stride, v_stride, out_stride;
   const float *position, *inverse_scale;
   float epsilon;
@@ -223,7 +273,9 @@ inline float dot(const float* a, const float* b, int n) {
 
 // One token: u^p with u = t / |t|, t = (relu(x + position) + epsilon) * inverse_scale.
 // Returns |t| / |u^p|, which f_p(t) is u^p times.
-inline float focus(const Focused& a, const float* x, const float* position, float* powers) {
+template <typename Number>
+inline float focus(const Focused<Number>& a, const Number* x, const float* position,
+                   float* powers) {
   const int channels = a.channels();
   Vec squares{};
   float rest = 0;
@@ -260,7 +312,8 @@ constexpr int TOKENS = 32;  // that are worked on at a time
 
 // Adds to `sums`, for each head and column, f_p(k)^T v (dim rows of two vectors), and to `weight`
 // f_p(k), over some keys.
-void summarise(const Focused& a, const int32_t* rows, const int32_t* places, int count, float* sums,
+template <typename Number>
+void summarise(const Focused<Number>& a, const int32_t* rows, const int32_t* places, int count, float* sums,
                float* weight, float* powers, float* values) {
   const int channels = a.channels();
   for (int i = 0; i < count; i++) {
@@ -273,8 +326,7 @@ void summarise(const Focused& a, const int32_t* rows, const int32_t* places, int
     for (int column = 0; column < a.columns(); column++, sums += a.dim * 2 * W) {
       const int from = column * 2 * W, here = std::min(2 * W, a.dim - from);
       for (int i = 0; i < count; i++) {
-        std::memcpy(values + i * 2 * W, a.v + rows[i] * a.v_stride + head * a.dim + from,
-                    sizeof(float) * here);
+        copy(values + i * 2 * W, a.v + rows[i] * a.v_stride + head * a.dim + from, here);
         std::fill(values + i * 2 * W + here, values + (i + 1) * 2 * W, 0.f);
       }
       in_blocks<ROWS>(a.dim, [&](int d, auto size) {
@@ -291,7 +343,8 @@ void summarise(const Focused& a, const int32_t* rows, const int32_t* places, int
 }
 
 // Adds to `out` what some queries take from the sums over their keys.
-void distribute(const Focused& a, const int32_t* rows, int count, const float* sums,
+template <typename Number>
+void distribute(const Focused<Number>& a, const int32_t* rows, int count, const float* sums,
                 const float* weight, float* powers) {
   const int channels = a.channels();
   float factors[TOKENS];
@@ -310,10 +363,10 @@ void distribute(const Focused& a, const int32_t* rows, int count, const float* s
         Vec acc[R][2];
         product<R, 2>(powers + i * channels + head * a.dim, channels, 1, sums, a.dim, acc);
         for (int r = 0; r < R; r++) {
-          float* to = a.out + rows[i + r] * a.out_stride + head * a.dim + from;
+          Number* to = a.out + rows[i + r] * a.out_stride + head * a.dim + from;
           float result[2 * W];
           for (int c = 0; c < 2; c++) store(result + c * W, acc[r][c] * inverse[i + r]);
-          for (int c = 0; c < here; c++) to[c] += result[c];
+          for (int c = 0; c < here; c++) store(to + c, load<float>(to + c) + result[c]);
         }
       });
     }
@@ -338,9 +391,11 @@ inline Vec activate(Vec x, Activation kind) {
 
 inline float activate(float x, Activation kind) { return activate(splat(x), kind)[0]; }
 
+template <typename Number>
 struct Depthwise {
-  const float *x, *weight, *bias;
-  float* out;
+  const Number* x;
+  const float *weight, *bias;
+  Number* out;
   int64_t x_stride, out_stride;
   int width, channels;
   bool accumulate;
@@ -354,19 +409,19 @@ struct Window {
 
 // T neighbours from (y, x) on and one lane of their channels. `Inside`: all
 // that the kernel touches is in the window.
-template <int K, int T, bool Inside, typename Lane>
-inline void depthwise_tile(const Depthwise& a, const Lane (&weight)[K * K], Lane bias,
+template <int K, int T, bool Inside, typename Lane, typename Number>
+inline void depthwise_tile(const Depthwise<Number>& a, const Lane (&weight)[K * K], Lane bias,
                            const Window& window, int64_t image, int y, int x, int c) {
-  float* out = a.out + (image + int64_t(y) * a.width + x) * a.out_stride + c;
+  Number* out = a.out + (image + int64_t(y) * a.width + x) * a.out_stride + c;
   Lane acc[T];
   for (int t = 0; t < T; t++)
     acc[t] = a.accumulate ? bias + load<Lane>(out + t * a.out_stride) : bias;
-  const float* in = a.x + (image + int64_t(y) * a.width + x) * a.x_stride + c;
+  const Number* in = a.x + (image + int64_t(y) * a.width + x) * a.x_stride + c;
 #pragma GCC unroll 8
   for (int ky = 0; ky < K; ky++) {
     const int dy = ky - K / 2;
     if (!Inside && (y + dy < window.top || y + dy >= window.bottom)) continue;
-    const float* line = in + (int64_t(dy) * a.width - K / 2) * a.x_stride;
+    const Number* line = in + (int64_t(dy) * a.width - K / 2) * a.x_stride;
 #pragma GCC unroll 16
     for (int i = 0; i < T + K - 1; i++) {
       const int column = x + i - K / 2;
@@ -381,8 +436,8 @@ inline void depthwise_tile(const Depthwise& a, const Lane (&weight)[K * K], Lane
 }
 
 // Row y of a window, one lane of its channels.
-template <int K, typename Lane>
-void depthwise_row(const Depthwise& a, const Window& window, int64_t image, int y, int c) {
+template <int K, typename Lane, typename Number>
+void depthwise_row(const Depthwise<Number>& a, const Window& window, int64_t image, int y, int c) {
   Lane weight[K * K];
   for (int i = 0; i < K * K; i++) weight[i] = load<Lane>(a.weight + int64_t(i) * a.channels + c);
   const Lane bias = a.bias ? load<Lane>(a.bias + c) : Lane{};
@@ -397,8 +452,8 @@ void depthwise_row(const Depthwise& a, const Window& window, int64_t image, int 
   });
 }
 
-template <int K>
-void depthwise(const Depthwise& a, int batch, int height, int window_h, int window_w, int pad_top,
+template <int K, typename Number>
+void depthwise(const Depthwise<Number>& a, int batch, int height, int window_h, int window_w, int pad_top,
                int pad_left, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int line = 0; line < batch * height; line++) {
@@ -415,18 +470,10 @@ void depthwise(const Depthwise& a, int batch, int height, int window_h, int wind
   }
 }
 
-}  // namespace
-
-extern "C" {
-
-void visattn_focused(const float* q, const float* k, const float* v, float* out, int64_t q_stride,
-                     int64_t k_stride, int64_t v_stride, int64_t out_stride, const int32_t* rows,
-                     const int32_t* starts, const int32_t* places, const float* position,
-                     const float* inverse_scale, float epsilon, int power, int groups, int heads,
-                     int dim, int threads) {
-  const Focused a{q,        k,          v,        out,           q_stride, k_stride, v_stride,
-                  out_stride, position, inverse_scale, epsilon,  power,    heads,    dim};
-  const int channels = a.channels(), sums_size = heads * a.columns() * dim * 2 * W;
+template <typename Number>
+void focused(const Focused<Number>& a, const int32_t* rows, const int32_t* starts,
+             const int32_t* places, int groups, int threads) {
+  const int channels = a.channels(), sums_size = a.heads * a.columns() * a.dim * 2 * W;
   const int64_t size = sums_size + channels;
   std::vector<float> partial(threads * size);
   for (int group = 0; group < groups; group++) {
@@ -459,31 +506,12 @@ void visattn_focused(const float* q, const float* k, const float* v, float* out,
   }
 }
 
-int visattn_depthwise(const float* x, float* out, int64_t x_stride, int64_t out_stride, int batch,
-                      int height, int width, int channels, int window_h, int window_w, int pad_top,
-                      int pad_left, int kernel, const float* weight, const float* bias,
-                      int accumulate, int activation, int threads) {
-  const Depthwise a{x,     weight,   bias,            out,
-                    x_stride, out_stride, width, channels, accumulate != 0, Activation(activation)};
-  const auto run = [&](auto size) {
-    depthwise<decltype(size)::value>(a, batch, height, window_h, window_w, pad_top, pad_left,
-                                     threads);
-    return 0;
-  };
-  switch (kernel) {
-    case 3: return run(std::integral_constant<int, 3>{});
-    case 5: return run(std::integral_constant<int, 5>{});
-    default: return 1;
-  }
-}
-
-void visattn_attention(const float* q, const float* k, const float* v, float* out,
-                       int64_t q_stride, int64_t k_stride, int64_t v_stride, int64_t out_stride,
-                       const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
-                       const int32_t* k_starts, const int32_t* routed, const float* absent,
-                       int groups, int routes, int heads, int dim, int width, float scale,
-                       int threads) {
-  const Attention a{q, k, v, out, q_stride, out_stride, dim, width, scale};
+template <typename Number>
+void attention(const Attention<Number>& a, int64_t k_stride, int64_t v_stride,
+               const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
+               const int32_t* k_starts, const int32_t* routed, const float* absent, int groups,
+               int routes, int heads, int threads) {
+  const int dim = a.dim, width = a.width;
   // More items than threads, each with some of its group's queries.
   const int pairs = groups * heads;
   const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
@@ -510,8 +538,8 @@ void visattn_attention(const float* q, const float* k, const float* v, float* ou
       for (int i = 0; i < routes; i++) {
         const int target = routed ? routed[int64_t(group) * routes + i] : group;
         for (int j = k_starts[target]; j < k_starts[target + 1]; j++) {
-          std::memcpy(key, k + k_rows[j] * k_stride + head * dim, sizeof(float) * dim);
-          std::memcpy(value, v + k_rows[j] * v_stride + head * width, sizeof(float) * width);
+          copy(key, a.k + k_rows[j] * k_stride + head * dim, dim);
+          copy(value, a.v + k_rows[j] * v_stride + head * width, width);
           key += dim, value += width;
         }
       }
@@ -529,6 +557,70 @@ void visattn_attention(const float* q, const float* k, const float* v, float* ou
       }
     }
   }
+}
+
+// Calls f with a number of the maps' format.
+template <typename F>
+auto in_format(int bfloat16, F&& f) {
+  return bfloat16 ? f(Bfloat16{}) : f(float{});
+}
+
+}  // namespace
+
+// `bfloat16` says in which format q, k, v, x and out are: 0 float32, 1 bfloat16.
+extern "C" {
+
+void visattn_focused(const void* q, const void* k, const void* v, void* out, int64_t q_stride,
+                     int64_t k_stride, int64_t v_stride, int64_t out_stride, const int32_t* rows,
+                     const int32_t* starts, const int32_t* places, const float* position,
+                     const float* inverse_scale, float epsilon, int power, int groups, int heads,
+                     int dim, int bfloat16, int threads) {
+  in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    focused(Focused<Number>{static_cast<const Number*>(q), static_cast<const Number*>(k),
+                            static_cast<const Number*>(v), static_cast<Number*>(out), q_stride,
+                            k_stride, v_stride, out_stride, position, inverse_scale, epsilon,
+                            power, heads, dim},
+            rows, starts, places, groups, threads);
+  });
+}
+
+int visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_stride, int batch,
+                      int height, int width, int channels, int window_h, int window_w, int pad_top,
+                      int pad_left, int kernel, const float* weight, const float* bias,
+                      int accumulate, int activation, int bfloat16, int threads) {
+  return in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    const Depthwise<Number> a{static_cast<const Number*>(x), weight, bias,
+                              static_cast<Number*>(out), x_stride, out_stride, width, channels,
+                              accumulate != 0, Activation(activation)};
+    const auto run = [&](auto size) {
+      depthwise<decltype(size)::value>(a, batch, height, window_h, window_w, pad_top, pad_left,
+                                       threads);
+      return 0;
+    };
+    switch (kernel) {
+      case 3: return run(std::integral_constant<int, 3>{});
+      case 5: return run(std::integral_constant<int, 5>{});
+      default: return 1;
+    }
+  });
+}
+
+void visattn_attention(const void* q, const void* k, const void* v, void* out, int64_t q_stride,
+                       int64_t k_stride, int64_t v_stride, int64_t out_stride,
+                       const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
+                       const int32_t* k_starts, const int32_t* routed, const float* absent,
+                       int groups, int routes, int heads, int dim, int width, float scale,
+                       int bfloat16, int threads) {
+  in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    attention(Attention<Number>{static_cast<const Number*>(q), static_cast<const Number*>(k),
+                                static_cast<const Number*>(v), static_cast<Number*>(out), q_stride,
+                                out_stride, dim, width, scale},
+              k_stride, v_stride, q_rows, q_starts, k_rows, k_starts, routed, absent, groups,
+              routes, heads, threads);
+  });
 }
 
 }  // extern "C"

@@ -1,8 +1,11 @@
-"""The compiled kernels as operators of torch: float32, on the CPU, without a gradient.
+"""The compiled kernels as operators of torch: float32 or bfloat16, on the CPU, without a gradient.
 
 The kernels see a map of shape (B, H, W, C) as a matrix of B·H·W rows. The channels of a row lie
 side by side in memory. The distance from one row to the next is constant, but may be larger than C.
 So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
+
+Maps are float32 or bfloat16, all maps of a call in one dtype. Everything else (weights, position,
+sums) is float32.
 """
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from .build import why_not as why_no_kernels
 
 ACTIVATIONS = 'none', 'relu', 'hardswish'
 """The activations that `depthwise` can apply to its result."""
+
+_DTYPES = torch.float32, torch.bfloat16     # by their numbers in kernels.cpp
 
 
 class Groups(NamedTuple):
@@ -45,15 +50,15 @@ class Groups(NamedTuple):
 def why_not(x: Tensor | None = None) -> str | None:
     """Why the kernels cannot compute with x, or None. Without x: why there are no kernels, or None.
 
-    The kernels take float32 on a CPU, in rows at a constant distance (see above), and give no
-    gradient.
+    The kernels take float32 or bfloat16 on a CPU, in rows at a constant distance (see above), and
+    give no gradient.
     """
     if x is None:
         return why_no_kernels()
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return 'the tensors are traced, or of a class of their own'
-    if x.device.type != 'cpu' or x.dtype != torch.float32:
-        return f'the tensors are {x.dtype} on {x.device.type!r}, not float32 on a CPU'
+    if x.device.type != 'cpu' or x.dtype not in _DTYPES:
+        return f'the tensors are {x.dtype} on {x.device.type!r}, not float32 or bfloat16 on a CPU'
     if x.requires_grad and torch.is_grad_enabled():
         return 'a gradient is needed'
     if x.numel() == 0 or not _is_rows(x):
@@ -102,8 +107,8 @@ def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, hea
     Raises:
         RuntimeError: a tensor cannot be viewed as rows.
     """
-    _focused(q, k, v, out, groups.k_rows, groups.k_starts, groups.places, position.contiguous(),
-             inverse_scale, heads, power, epsilon)
+    _focused(q, k, v, out, groups.k_rows, groups.k_starts, groups.places,
+             position.float().contiguous(), inverse_scale.float(), heads, power, epsilon)
 
 
 def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
@@ -126,43 +131,44 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
-    _depthwise(x, out, weight, bias, *(window or x.shape[1:3]), *corner, accumulate,
-               ACTIVATIONS.index(activation))
+    _depthwise(x, out, weight.float(), None if bias is None else bias.float(),
+               *(window or x.shape[1:3]), *corner, accumulate, ACTIVATIONS.index(activation))
 
 
 @torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_starts: Tensor,
             k_rows: Tensor, k_starts: Tensor, absent: Tensor | None, routed: Tensor | None,
             heads: int, scale: float) -> None:
-    tensors = [_rows(t) for t in (q, k, v, out)]
+    tensors = _rows(q, k, v, out)
     groups = q_starts.shape[0] - 1
     library().visattn_attention(
         *map(_pointer, tensors), *(t.stride(0) for t in tensors),
         *map(_pointer, (q_rows, q_starts, k_rows, k_starts, routed, absent)), groups,
         1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
-        v.shape[-1] // heads, scale, torch.get_num_threads())
+        v.shape[-1] // heads, scale, _DTYPES.index(q.dtype), torch.get_num_threads())
 
 
 @torch.library.custom_op('visattn::focused_attention', mutates_args={'out'}, device_types='cpu')
 def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts: Tensor,
              places: Tensor, position: Tensor, inverse_scale: Tensor, heads: int, power: int,
              epsilon: float) -> None:
-    tensors = [_rows(t) for t in (q, k, v, out)]
+    tensors = _rows(q, k, v, out)
     library().visattn_focused(
         *map(_pointer, tensors), *(t.stride(0) for t in tensors),
         *map(_pointer, (rows, starts, places, position, inverse_scale)), epsilon, power,
-        starts.shape[0] - 1, heads, q.shape[-1] // heads, torch.get_num_threads())
+        starts.shape[0] - 1, heads, q.shape[-1] // heads, _DTYPES.index(q.dtype),
+        torch.get_num_threads())
 
 
 @torch.library.custom_op('visattn::depthwise', mutates_args={'out'}, device_types='cpu')
 def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
                above: int, left: int, accumulate: bool, activation: int) -> None:
-    inputs, outputs = _rows(x), _rows(out)
+    inputs, outputs = _rows(x, out)
     side = round(weight.shape[0]**.5)
     done = library().visattn_depthwise(
         _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0), *x.shape,
         height, width, above, left, side, _pointer(weight), _pointer(bias), accumulate, activation,
-        torch.get_num_threads())
+        _DTYPES.index(x.dtype), torch.get_num_threads())
     if done != 0:
         raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
 
@@ -191,12 +197,14 @@ def _is_rows(x: Tensor) -> bool:
     return all(a[1] == b[0] * b[1] for a, b in zip(outer, outer[1:], strict=False))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """View (..., C) as (rows, C), without a copy."""
-    if x.dtype != torch.float32 or not _is_rows(x):
-        raise RuntimeError('float32 in rows at one distance with the channels side by side is '
-                           f'needed, got {x.dtype} of {tuple(x.shape)} with strides {x.stride()}')
-    return x.view(-1, x.shape[-1])
+def _rows(*maps: Tensor) -> list[Tensor]:
+    """View each (..., C) as (rows, C), without a copy."""
+    for x in maps:
+        if x.dtype not in _DTYPES or x.dtype != maps[0].dtype or not _is_rows(x):
+            raise RuntimeError('float32 or bfloat16 (one of the two in all maps) in rows at one '
+                               'distance with the channels side by side is needed, got '
+                               f'{x.dtype} of {tuple(x.shape)} with strides {x.stride()}')
+    return [x.view(-1, x.shape[-1]) for x in maps]
 
 
 def _pointer(x: Tensor | None) -> int | None:
