@@ -33,7 +33,9 @@ def crop(x: Tensor, pads: Pads) -> Tensor:
     left, right, top, bottom = pads
     if not is_padded(pads):
         return x
-    return x[:, top:x.shape[1] - bottom, left:x.shape[2] - right]
+    # Slicing from a symbolic `top` would give torch 2.6 one graph for 0 and one for other pads.
+    height, width = x.shape[1] - top - bottom, x.shape[2] - left - right
+    return x.narrow(1, top, height).narrow(2, left, width)
 
 
 def is_padded(pads: Pads) -> bool:
