@@ -122,8 +122,8 @@ def test_the_classifier_is_reset(name):
     torch.testing.assert_close(model(image), features)
     assert features.shape == ((2, 17, model.num_features) if 't2t' in name
                               else (2, model.num_features, 2, 2))
-    model.reset_classifier(3, 'avg')
-    assert model(image).shape == (2, 3)
+    model.reset_classifier(3)
+    assert model(image).shape == (2, 3) and model.global_pool == model.form.pool
     with pytest.raises(UserError, match='num_classes=0'):
         model.reset_classifier(3, '')
     assert model.num_classes == 3 and model(image).shape == (2, 3), 'it stays as it was'

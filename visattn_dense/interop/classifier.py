@@ -166,12 +166,15 @@ class Classifier(nn.Module):
 
         Args:
             num_classes: number of classes; 0 for no classifier.
-            global_pool: as in the constructor; None keeps the pooling.
+            global_pool: as in the constructor. None keeps the pooling; for classes without a
+                pooling, it is the authors' pooling.
 
         Raises:
-            UserError: the pooling is unknown, or there are classes but no pooling.
+            UserError: the pooling is unknown, or '' is given together with classes.
         """
         pool = self.global_pool if global_pool is None else global_pool
+        if global_pool is None and num_classes:
+            pool = pool or self.form.pool
         pools = ('avg', '', 'token') if self.form.pool == 'token' else ('avg', '')
         if pool not in pools:
             raise UserError(f'global_pool is one of {", ".join(map(repr, pools))}, got {pool!r}')
