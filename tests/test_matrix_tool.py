@@ -90,12 +90,34 @@ def test_left_out(): pass
         subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
                         f'--junitxml={file}', f'--rootdir={tmp_path}', *options],
                        cwd=tmp_path, capture_output=True)
-        return tool.read_results(file)
+        return tool.read_results([file])
 
     assert results() == ('1 passed, 1 skipped, 2 failed: `test_some::test_bad` '
                          '`test_some::test_broken`', False)
     assert results('-k', 'good or left_out') == ('1 passed, 1 skipped', True)
     assert results('-k', 'nothing') == ('no tests ran', False)
+
+
+def test_an_interrupted_run_goes_on_after_its_last_whole_file(tmp_path: Path):
+    """Interrupted by a signal to pytest, which then writes the tests that it has."""
+    results = tmp_path / 'results'
+    results.mkdir()
+    (tmp_path / 'pytest.ini').write_text('[pytest]')
+    (tmp_path / 'test_one.py').write_text(
+        "def test_one():\n    with open('runs.txt', 'a') as file:\n        file.write('one ')\n")
+    second = tmp_path / 'test_two.py'
+    second.write_text('import os, signal\n\ndef test_two(): pass\n\n'
+                      'def test_three(): os.kill(os.getpid(), signal.SIGINT)\n')
+
+    def run() -> tuple[str, bool]:
+        files = tool.run_files(sys.executable, tmp_path, ['test_one.py', 'test_two.py'], results)
+        return tool.read_results(files)
+
+    with pytest.raises(UserError, match=r'test_two\.py.*2'):
+        run()
+    second.write_text('def test_two(): pass\n\ndef test_three(): assert False\n')
+    assert run() == ('2 passed, 1 failed: `test_two::test_three`', False)
+    assert (tmp_path / 'runs.txt').read_text() == 'one '
 
 
 def test_a_new_line_replaces_the_old_one_of_its_torch_and_python():

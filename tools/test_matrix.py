@@ -6,7 +6,8 @@
     python tools/test_matrix.py --python 3.10=/opt/python3.10/bin/python
 
 A row takes about 3 GB of downloads, 9 GB of disk and half an hour of one core. The results are
-written into docs/compat.md; the exit code is 1 where a test failed.
+written into docs/compat.md; the exit code is 1 where a test failed. A run with --folder that was
+interrupted goes on, with the copy of the checkout that it began with.
 """
 import argparse
 import datetime
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -117,6 +119,12 @@ def find_python(version: str, named: dict[str, str]) -> str:
         f'Install it, or name it: --python {version}=/path/to/python')
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without what would lead another Python to other packages."""
+    return {key: value for key, value in os.environ.items()
+            if key not in ('PYTHONPATH', 'PYTHONHOME') and not key.startswith('VISATTN_')}
+
+
 def copy_checkout(target: Path) -> None:
     """What git knows or would add, as it stands now, and the folder of real data beside it."""
     listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
@@ -130,11 +138,35 @@ def copy_checkout(target: Path) -> None:
         (target.parent / 'shared').symlink_to(shared)
 
 
-def read_results(file: Path) -> tuple[str, bool]:
-    """The result of one run in words, from pytest's JUnit file, and whether every test passed."""
+def run_files(python: str, checkout: Path, files: Iterable[str], results: Path) -> list[Path]:
+    """Run test files one after the other, without those that have a result: their JUnit files.
+
+    Raises:
+        UserError: pytest did not get to the end of a file.
+    """
+    written = []
+    for file in files:
+        result = results / f'{Path(file).stem}.xml'
+        written.append(result)
+        if result.exists():
+            continue
+        partial = result.with_suffix('.partial')
+        done = subprocess.run(
+            [python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={partial}', file],
+            cwd=checkout, env={'OMP_NUM_THREADS': '1', **clean_environment()})
+        # 1: a test failed. An interrupted pytest also writes what it has.
+        if done.returncode not in (0, 1):
+            raise UserError(f'pytest did not get to the end of {file} (exit code '
+                            f'{done.returncode}): the lines above say why')
+        partial.rename(result)
+    return written
+
+
+def read_results(files: Iterable[Path]) -> tuple[str, bool]:
+    """The results in words, from pytest's JUnit files, and whether every test passed."""
     # A test that fails in its call and in its teardown is written as two cases.
     cases: dict[str, set[str]] = {}
-    for case in ElementTree.parse(file).iter('testcase'):
+    for case in (case for file in files for case in ElementTree.parse(file).iter('testcase')):
         name = f'`{case.get("classname").replace(".", "/")}::{case.get("name")}`'
         cases.setdefault(name, set()).update(child.tag for child in case)
     failed = [name for name, kinds in cases.items() if kinds & {'failure', 'error'}]
@@ -152,28 +184,23 @@ def try_row(row: Row, python: str, folder: Path) -> tuple[str, bool]:
     Raises:
         UserError: the environment could not be made, or pytest did not get as far as a result.
     """
-    checkout = folder / 'visattn-dense'
-    copy_checkout(checkout)
-    wanted = checkout / 'requirements.txt'
-    wanted.write_text(requirements((ROOT / 'requirements.txt').read_text(), row))
-    env = {key: value for key, value in os.environ.items()
-           if key not in ('PYTHONPATH', 'PYTHONHOME') and not key.startswith('VISATTN_')}
+    checkout, results, env = folder / 'visattn-dense', folder / 'results', clean_environment()
+    if not results.exists():
+        copy_checkout(checkout)
+        wanted = checkout / 'requirements.txt'
+        wanted.write_text(requirements((ROOT / 'requirements.txt').read_text(), row))
+        results.mkdir()
     set_up = subprocess.run(['bash', checkout / 'tools' / 'setup_env.sh'], stdout=subprocess.PIPE,
                             text=True, env={**env, 'VISATTN_PYTHON': python})
     if set_up.returncode:
         raise UserError(f'the environment in {checkout} could not be made: the lines above say why')
     own = set_up.stdout.strip()
-    results = folder / 'results.xml'
-    results.unlink(missing_ok=True)
-    subprocess.run([own, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'--junitxml={results}',
-                    *core_files()], cwd=checkout, env={'OMP_NUM_THREADS': '1', **env})
-    if not results.exists():
-        raise UserError('pytest ended before it wrote a result: the lines above say why')
-    words, passed = read_results(results)
+    words, passed = read_results(run_files(own, checkout, core_files(), results))
     code = ("import platform; from importlib.metadata import version; "
             "print(version('torch'), version('torchvision'), platform.python_version(), sep=' | ')")
     versions = subprocess.run([own, '-c', code], check=True, capture_output=True, text=True,
                               env=env).stdout.strip()
+    shutil.rmtree(results)
     today = datetime.date.today()
     return f'| {versions} | {words} | {today.day} {today:%B %Y} |', passed
 
