@@ -1,6 +1,6 @@
 """Inside autocast: cast all weights of a block in one launch, instead of one launch for each."""
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ def _copies(tensors: Any, dtypes: list[torch.dtype]) -> list[Tensor]:
     return copies
 
 
-@contextmanager
-def half_weights(block: nn.Module, x: Tensor) -> Iterator[None]:
+def half_weights(block: nn.Module, x: Tensor) -> AbstractContextManager[None]:
     """While the block runs inside autocast, its linear layers and convolutions have cast weights.
 
     Autocast would cast each weight and each bias with a kernel of its own: most of the launches of
@@ -53,9 +52,16 @@ def half_weights(block: nn.Module, x: Tensor) -> Iterator[None]:
         block: whose layers cast; the cast lasts for one call of the block.
         x: the input, for the device and the dtype of autocast.
     """
-    dtype = None if torch.compiler.is_compiling() else autocast_dtype(x)
-    layers = [] if dtype is None or block._compiled_call_impl is not None else block.modules()
-    named = [(layer, name, weight) for layer in layers
+    # torch 2.6 cannot trace a context of contextlib's other than nullcontext.
+    if torch.compiler.is_compiling() or block._compiled_call_impl is not None:
+        return nullcontext()
+    dtype = autocast_dtype(x)
+    return nullcontext() if dtype is None else _cast_weights(block, dtype)
+
+
+@contextmanager
+def _cast_weights(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    named = [(layer, name, weight) for layer in block.modules()
              if isinstance(layer, (nn.Linear, nn.Conv2d)) and not isinstance(layer, UsesOperators)
              for name, weight in layer._parameters.items()
              if isinstance(weight, nn.Parameter) and weight.dtype == torch.float32
