@@ -3,11 +3,15 @@ import ast
 import importlib.util
 import itertools
 import json
+import os
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +235,49 @@ def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
     (expected,) = Predictor(folder, device='cpu')(photo)
     (found,) = Predictor(folder / name)(photo)
     assert (found.labels == expected.labels).mean() > 0.999
+
+
+def headers_of_onnxruntime() -> Path | None:
+    """A folder with the headers for C++: Debian's package libonnxruntime-dev has them, or
+    ONNXRUNTIME_INCLUDE names it. The wheel has the library alone."""
+    places = [Path('/usr/include/onnxruntime'), Path('/usr/local/include/onnxruntime')]
+    if named := os.environ.get('ONNXRUNTIME_INCLUDE'):
+        places.insert(0, Path(named))
+    return next((place for place in places if (place / 'onnxruntime_cxx_api.h').is_file()), None)
+
+
+@needs_onnx
+@pytest.mark.skipif(shutil.which('g++') is None or headers_of_onnxruntime() is None,
+                    reason='needs g++ and the headers of onnxruntime (ONNXRUNTIME_INCLUDE)')
+def test_the_listing_in_cpp_gives_the_same_labels(folder, tmp_path):
+    """A picture that fills the model, one beside which there is padding, and refusals."""
+    import onnxruntime
+    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8').split('### C++')[1]
+    listing, commands = (page.split(f'```{kind}\n')[1].partition('```')[0]
+                         for kind in ('cpp', 'sh'))
+    (tmp_path / 'segment.cpp').write_text(listing)
+    (library,) = Path(onnxruntime.__file__).parent.glob('capi/libonnxruntime.so.*')
+    (tmp_path / 'ort/lib').mkdir(parents=True)
+    for name in ('libonnxruntime.so', 'libonnxruntime.so.1'):
+        (tmp_path / 'ort/lib' / name).symlink_to(library)
+    (tmp_path / 'ort/include').symlink_to(headers_of_onnxruntime())
+    model = tmp_path / 'model.onnx'
+    assert export(folder, '--size', '40x43', '--out', model, '--with-pre-and-post') == 0
+    build, use = map(shlex.split, commands.splitlines())
+    done = subprocess.run([*build, '-Wall', '-Werror'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    photo = Image.open(folder / 'data/images/0.png').convert('RGB')
+    for picture in (photo, photo.crop((0, 0, 30, 40))):
+        picture.save(tmp_path / 'picture.ppm')
+        done = subprocess.run(use, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and '["a", "b", "c"]' in done.stdout, done.stderr
+        (expected,) = Predictor(model)(picture)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'labels.pgm')),
+                                      expected.labels)
+    photo.resize((99, 20)).save(tmp_path / 'picture.ppm')
+    done = subprocess.run(use, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'at most 43x40' in done.stderr
+    shutil.copy(folder / 'model.onnx', model)
+    done = subprocess.run(use, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and '--with-pre-and-post' in done.stderr
