@@ -1,6 +1,7 @@
 """tools/export.py on detectors, and what runs their files without torch and OpenMMLab."""
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -206,3 +207,30 @@ def test_torch_export_and_pixels_as_input(folder):
     """A program of torch.export, and a file that takes pixels, find what the model finds."""
     assert export(folder, '--to', 'torch-export', '--with-pre-and-post', '--out',
                   folder / 'model.pt2') == 0
+
+
+@needs_onnx
+def test_a_detector_of_one_stage_in_full_and_in_half(tmp_path, capsys):
+    """RetinaNet: the tool compares objects, and the file is that of the model."""
+    config = write_detection_run(tmp_path, f"""
+model = {settings('retinanet_fpn')!r}
+metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 0, 0)])
+test_dataloader['dataset']['metainfo'] = metainfo
+""", images=2)
+    write_weights(config, tmp_path / 'epoch_1.pth')
+    (expected,) = Predictor(tmp_path, device='cpu')(tmp_path / 'data/images/0.png', conf=0.)
+    for options in ([], ['--half']):
+        path = tmp_path / f'model{len(options)}.onnx'
+        assert export(tmp_path, '--out', path, *options) == 0
+        assert int(re.search(r'(\d+) objects matched', capsys.readouterr().out)[1]) > 20
+        (found,) = Predictor(path)(tmp_path / 'data/images/0.png', conf=0.)
+        assert len(found) == len(expected) > 20 and found.masks is None
+        if not options:
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=2e-3)
+            np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_detector_of_two_stages_is_not_compiled(folder, capsys):
+    assert export(folder, '--to', 'aoti', '--out', folder / 'x.pt2') == 2
+    assert '--to aoti takes no detector of two stages' in capsys.readouterr().err
+    assert not (folder / 'x.pt2').exists()

@@ -2,18 +2,21 @@
 """Measure what can be exported, and write the table in docs/deployment.md.
 
     python tools/export_table.py                          # the table, from docs/exports.json
-    python tools/export_table.py --measure                # every cell that is not measured; hours
-    python tools/export_table.py --measure CSWin/UPerNet/onnx/any
+    python tools/export_table.py --measure                # all that is not measured; two hours
+    python tools/export_table.py --measure CSWin/UPerNet/any
 
-A cell is FAMILY/HEAD/FORMAT/SIZE; parts at the end may be left out. Each cell exports a tiny model
-with random weights and compares the file with the model at three sizes (one for a fixed size).
+What is measured is FAMILY/HEAD/SIZE; parts at the end may be left out. It exports a tiny model with
+random weights in all formats, and compares the files with the model at three sizes (one for a fixed
+size).
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +27,7 @@ import torch
 import visattn_dense  # noqa: F401  (mends and registers)
 from visattn_dense.atomic import write_text_whole
 from visattn_dense.errors import UserError
+from visattn_dense.predict.exported import Exported
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / 'docs' / 'deployment.md', ROOT / 'docs' / 'exports.json'
@@ -45,6 +49,9 @@ HEADS = {'UPerNet': 'upernet', 'Semantic FPN': 'semantic_fpn', 'EfficientViT hea
          'Cascade Mask R-CNN': 'cascade'}
 FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2'}
 SIZES = {'fixed': (96, 128), 'any': None}
+# Of segmentors (True) and detectors, whose configs pad to multiples of 32; the file was traced at
+# another size.
+OTHER_SIZES = {True: [(64, 64), (97, 135), (192, 250)], False: [(64, 64), (96, 160), (192, 256)]}
 
 
 def model_config(family: str, head: str) -> dict:
@@ -102,10 +109,12 @@ def build(family: str, head: str) -> torch.nn.Module:
     return model
 
 
-def measure(family: str, head: str, to: str, size: str) -> str:
-    """What came out: the largest difference over the largest value, or why there is no file."""
+def measure(family: str, head: str, size: str, formats: Sequence[str] = tuple(FORMATS)
+            ) -> dict[str, str]:
+    """What came out, for each format: the largest difference over the largest value, or why there
+    is no file. One trace serves all formats."""
     from visattn_dense.openmmlab.detection_graph import DetectionGraph
-    from visattn_dense.openmmlab.export import Graph, export
+    from visattn_dense.openmmlab.export import Graph, trace, write
     from visattn_dense.predict.card import Card
     from visattn_dense.predictor import Predictor
     model = SimpleNamespace(model=build(family, head))
@@ -115,33 +124,48 @@ def measure(family: str, head: str, to: str, size: str) -> str:
     card = Card(classes=classes, palette=[[0, 0, 0]] * len(classes), mean=[0.] * 3, std=[1.] * 3,
                 steps=[], task=task, thresholds=dict(score=0.05, nms=0.5, mask=0.5))
     graph = (Graph(model, card) if segments else DetectionGraph(model.model, card)).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, 'model' + FORMATS[to])
-        try:
-            export(model, card, path, to=to, size=SIZES[size])
-        except UserError as error:
-            return str(error)
-        runtime, worst = Predictor(path).runtime, 0.
-        for shape in [SIZES['fixed']] if SIZES[size] else [(96, 128), (160, 96), (192, 256)]:
-            image = torch.randn(1, 3, *shape)
-            inputs = [image] if segments else [image, torch.tensor([shape[0] - 6, shape[1] - 11])]
-            with torch.no_grad():
-                expected = graph(*inputs)
-            expected = [expected] if segments else list(expected)
+    try:
+        program, inputs = trace(model, card, SIZES[size])
+    except UserError as error:
+        return dict.fromkeys(formats, str(error))
+    cases = []
+    for shape in [SIZES['fixed']] if SIZES[size] else OTHER_SIZES[segments]:
+        image = torch.randn(1, 3, *shape)
+        given = [image] if segments else [image, torch.tensor([shape[0] - 6, shape[1] - 11])]
+        with torch.no_grad():
+            expected = graph(*given)
+        cases.append((given, [expected] if segments else list(expected)))
+    outcomes = {}
+    for to in formats:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'model' + FORMATS[to])
             try:
-                found = runtime.compute(*(part.numpy() for part in inputs))
-            # The runtimes raise errors of many kinds.
-            except Exception as error:
-                return f'the file fails at {shape[0]}x{shape[1]}: {str(error).splitlines()[0]}'
-            for one, other in zip(found, expected, strict=True):
-                if one.shape != tuple(other.shape):
-                    return f'the file gives {one.shape} at {shape[0]}x{shape[1]}, the model ' + str(
-                        tuple(other.shape))
-                if one.size:
-                    other = other.numpy().astype(np.float64)
-                    # A maximum of Python forgets NaN.
-                    worst = float(np.maximum(worst, np.abs(one - other).max()
-                                             / np.abs(other).max()))
+                write(program, inputs, card, path, to=to, size=SIZES[size])
+            except UserError as error:
+                outcomes[to] = str(error)
+            else:
+                outcomes[to] = compared(Predictor(path).runtime, cases)
+    return outcomes
+
+
+def compared(runtime: Exported, cases: Sequence[tuple[list[torch.Tensor], list[torch.Tensor]]]
+             ) -> str:
+    """The largest difference of a file on pairs of inputs and expected outputs, or its failure."""
+    worst = 0.
+    for inputs, expected in cases:
+        at = 'at {}x{}'.format(*inputs[0].shape[2:])
+        try:
+            found = runtime.compute(*(part.numpy() for part in inputs))
+        # The runtimes raise errors of many kinds.
+        except Exception as error:
+            return f'the file fails {at}: {str(error).splitlines()[0]}'
+        for one, other in zip(found, expected, strict=True):
+            if one.shape != tuple(other.shape):
+                return f'the file gives {one.shape} {at}, the model {tuple(other.shape)}'
+            if one.size:
+                other = other.numpy().astype(np.float64)
+                # A maximum of Python forgets NaN.
+                worst = float(np.maximum(worst, np.abs(one - other).max() / np.abs(other).max()))
     return f'{worst:.0e}' if worst < 1e-3 else f'differs by {worst:.0e}'
 
 
@@ -177,18 +201,20 @@ def page(text: str, results: dict[str, str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='export_table.py', description='Measure what can be '
                                      'exported, and write the table in docs/deployment.md.')
-    parser.add_argument('--measure', nargs='*', metavar='CELL', help='measure these cells again; '
-                        'without a cell, all that are not measured')
+    parser.add_argument('--measure', nargs='*', metavar='CELL', help='measure FAMILY/HEAD/SIZE '
+                        'again; without one, all that is not measured')
     args = parser.parse_args(arguments)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    every = [f'{family}/{head}/{to}/{size}' for to in FORMATS for size in SIZES
-             for head in HEADS for family in FAMILIES]
-    chosen = [] if args.measure is None else [
-        key for key in every if (key not in results if not args.measure else
-                                 any(key.startswith(wanted) for wanted in args.measure))]
-    for key in chosen:
-        results[key] = measure(*key.split('/'))
-        print(f'{key}: {results[key]}', flush=True)
+    every = itertools.product(FAMILIES, HEADS, SIZES)
+    for family, head, size in [] if args.measure is None else every:
+        keys = {to: f'{family}/{head}/{to}/{size}' for to in FORMATS}
+        wanted = f'{family}/{head}/{size}'.startswith(tuple(args.measure)) if args.measure else (
+            not set(keys.values()) <= set(results))
+        if not wanted:
+            continue
+        outcomes = measure(family, head, size)
+        results.update((keys[to], outcome) for to, outcome in outcomes.items())
+        print(f'{family}/{head}/{size}: {outcomes}', flush=True)
         write_text_whole(RESULTS, json.dumps(dict(sorted(results.items())), indent=1) + '\n')
     write_text_whole(PAGE, page(PAGE.read_text(encoding='utf-8'), results))
     print(f'wrote {PAGE}')

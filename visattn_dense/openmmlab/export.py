@@ -8,18 +8,20 @@ aoti          the same, compiled to a library for this machine (.pt2), for Pytho
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as fx_config
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -231,14 +233,26 @@ def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, 
         card: from `make_card`, for the same size.
         path: of the new file; it is there whole or not at all.
         to: a key of `FORMATS`.
-        size: (H, W) of the input; None for any size.
+        size: (H, W) of the input; None for any size to which the steps of the card lead.
         half: compute in float16.
 
     Raises:
-        UserError: the package of the format is missing, or the exporter cannot trace the model.
+        UserError: the package of the format is missing, the format does not take the model, or the
+            exporter cannot trace the model.
     """
     if to == 'onnx':
         _need_onnx()
+    if to == 'aoti' and getattr(model.model, 'with_rpn', False):
+        raise UserError('--to aoti takes no detector of two stages: the compiled library fails '
+                        'where a level of the pyramid has no proposal. Take --to onnx or --to '
+                        'torch-export')
+    write(*trace(model, card, size, half), card, path, to=to, size=size)
+
+
+@torch.no_grad()
+def trace(model: Segmentor | Detector, card: Card, size: tuple[int, int] | None,
+          half: bool = False) -> tuple[Any, dict[str, Tensor]]:
+    """The program of a model, by torch.export, and inputs by their names; see `export`."""
     height, width = size or _EXAMPLE
     image = (torch.zeros(1, height, width, 3, dtype=torch.uint8) if card.pre_and_post else
              torch.zeros(1, 3, height, width))
@@ -252,9 +266,7 @@ def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, 
                                        axis + 1: torch.export.Dim.DYNAMIC}
                                 if name == 'image' else None for name in inputs}
     # Routed attention is an operator of ours, which no other runtime knows.
-    with use_implementation('reference', operator='routed_attention'), warnings.catch_warnings():
-        # torchvision's shapes of NMS use a former name of torch.
-        warnings.simplefilter('ignore', FutureWarning)
+    with use_implementation('reference', operator='routed_attention'), _exporting():
         try:
             program = torch.export.export(graph.eval(), tuple(inputs.values()),
                                           dynamic_shapes=shapes, strict=False)
@@ -262,8 +274,28 @@ def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, 
         except Exception as error:
             raise UserError(f'torch.export cannot trace this model{_at(size)}: '
                             f'{_first_line(error)}') from error
-        with written_whole(path) as temporary:
-            _WRITE[to](program, inputs, card, temporary, _at(size))
+    return program, inputs
+
+
+@torch.no_grad()
+def write(program: Any, inputs: Mapping[str, Tensor], card: Card, path: str | os.PathLike, *,
+          to: str, size: tuple[int, int] | None) -> None:
+    """Write what `trace` gave as a file of a format; see `export`."""
+    with _exporting(), written_whole(path) as temporary:
+        _WRITE[to](program, inputs, card, temporary, _at(size))
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """No fixed answer where the program asks if an open length is 1: a file for any size is then
+    one for small sizes too, and is traced in a quarter of the time."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # torchvision's shapes of NMS use a former name of torch.
+        warnings.simplefilter('ignore', FutureWarning)
+        if hasattr(fx_config, 'backed_size_oblivious'):
+            stack.enter_context(fx_config.patch(backed_size_oblivious=True))
+        yield
 
 
 def _at(size: tuple[int, int] | None) -> str:
