@@ -228,9 +228,3 @@ test_dataloader['dataset']['metainfo'] = metainfo
         if not options:
             np.testing.assert_allclose(found.boxes, expected.boxes, atol=2e-3)
             np.testing.assert_array_equal(found.labels, expected.labels)
-
-
-def test_a_detector_of_two_stages_is_not_compiled(folder, capsys):
-    assert export(folder, '--to', 'aoti', '--out', folder / 'x.pt2') == 2
-    assert '--to aoti takes no detector of two stages' in capsys.readouterr().err
-    assert not (folder / 'x.pt2').exists()

@@ -237,15 +237,10 @@ def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, 
         half: compute in float16.
 
     Raises:
-        UserError: the package of the format is missing, the format does not take the model, or the
-            exporter cannot trace the model.
+        UserError: the package of the format is missing, or the exporter cannot trace the model.
     """
     if to == 'onnx':
         _need_onnx()
-    if to == 'aoti' and getattr(model.model, 'with_rpn', False):
-        raise UserError('--to aoti takes no detector of two stages: the compiled library fails '
-                        'where a level of the pyramid has no proposal. Take --to onnx or --to '
-                        'torch-export')
     write(*trace(model, card, size, half), card, path, to=to, size=size)
 
 
