@@ -288,6 +288,33 @@ def test_averaged_windows_are_for_segmentors(detector):
         Predictor(detector, mode='slide')
 
 
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
+@pytest.mark.parametrize('source', ['generator', 'video'])
+def test_memory_stays_where_it_is_over_many_frames(segmentor, tmp_path, source):
+    """500 frames; results that somebody keeps would take 170 MB."""
+    config = tmp_path / 'small.py'
+    config.write_text(
+        f"_base_ = '{segmentor / 'tiny.py'}'\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'),\n"
+        "    dict(type='Resize', scale=(32, 32)), dict(type='PackSegInputs')]\n")
+    coarse = np.random.default_rng(0).integers(0, 200, (16, 16, 3), np.uint8)
+    frame = np.array(Image.fromarray(coarse).resize((288, 288)))
+    frames = (frame + np.uint8(number % 50) for number in range(600))
+    if source == 'video':
+        pytest.importorskip('av')
+        with VideoWriter(tmp_path / 'clip.mp4') as video:
+            for picture in frames:
+                video.write(picture)
+        frames = tmp_path / 'clip.mp4'
+    used = []
+    for number, result in enumerate(Predictor(config, segmentor / 'iter_8.pth')(frames), 1):
+        assert result.labels.shape == (288, 288)
+        if number in (100, 600):
+            status = Path('/proc/self/status').read_text()
+            used.append(int(re.search(r'VmRSS:\s+(\d+) kB', status)[1]) / 1000)
+    assert number == 600 and used[1] - used[0] < 40, used
+
+
 # The command
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_export import export
 from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_run
 from visattn_dense import Predictor
@@ -222,6 +223,26 @@ def test_the_commands_of_the_page(run, tmp_path):
             command = [part.replace('http://127.0.0.1:8000', url) for part in request]
             done = subprocess.run([*command, '-s'], cwd=tmp_path, capture_output=True, text=True)
             assert json.loads(done.stdout)['size'] == [40, 60]
+
+
+def test_an_exported_file_is_served(run, tmp_path):
+    """The same answers as of the file itself; the requests are those of a run's folder."""
+    for name in ('onnx', 'onnxruntime', 'onnxscript'):
+        pytest.importorskip(name)
+    path = tmp_path / 'model.onnx'
+    assert export(run, '--size', '40x43', '--out', path) == 0
+    predict = Predictor(path)
+    with serving(path) as (url, _):
+        for picture in (run / 'data/images/0.png', noise(70, 50)):
+            body = encoded(picture) if isinstance(picture, np.ndarray) else picture.read_bytes()
+            (expected,) = predict(body)
+            status, found = post(f'{url}/predict', body)
+            assert (status, tuple(found['size'])) == (200, expected.size)
+            assert len(found['segments']) > 1
+            for segment in found['segments']:
+                np.testing.assert_array_equal(masks.decode(segment['rle']),
+                                              expected.labels == segment['class'])
+        assert post(f'{url}/predict', b'hello')[0] == 415
 
 
 def test_a_wrong_model_is_one_message():
