@@ -9,16 +9,18 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle_tools
 
 from tests.tiny_runs import ROOT, run, run_tool, write_run
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import evaluate_coco
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.segmentation import Settings
-from visattn_dense.report import build, compare, segmentation
+from visattn_dense.report import build, compare, outlines, segmentation
 from visattn_dense.report.bootstrap import Interval, resamples
 from visattn_dense.report.detection import calibration
 from visattn_dense.report.matching import (
@@ -26,6 +28,7 @@ from visattn_dense.report.matching import (
     KINDS,
     RIGHT,
     PrecisionRecall,
+    confusion,
     gains,
     match,
     mean_ap,
@@ -264,6 +267,139 @@ def test_kinds_of_errors_and_what_mending_adds():
     assert added['duplicate'] == added['background'] == added['both'] == pytest.approx(0)
 
 
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_confusion_counted_by_hand(kind):
+    """Two classes; objects and detections are squares in a row, their IoU is easy to see."""
+    def item(category: int, x: float, **more: object) -> dict:
+        box = dict(image_id=1, category_id=category, bbox=[float(x), 0., 10., 10.], area=100.)
+        return {**box, 'segmentation': outline(box), **more}
+
+    truth = dict(
+        images=[dict(id=1, width=300, height=20), dict(id=2, width=300, height=20)],
+        categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+        annotations=[item(*where, id=at + 1, iscrowd=crowd) for at, (*where, crowd) in enumerate([
+            (1, 0, 0), (1, 30, 0), (1, 60, 0), (2, 90, 0), (2, 120, 0), (1, 200, 1)])])
+    results = [item(*where, score=score) for *where, score in [
+        (1, 0, 0.9),      # a, right
+        (1, 1, 0.8),      # a again: no object is left, background
+        (2, 31, 0.7),     # the second a, taken for b
+        (1, 91, 0.95),    # b: the other detection overlaps it more
+        (2, 90, 0.6),     # b, right
+        (2, 128, 0.6),    # IoU 0.11: background, and b is missed
+        (1, 200, 0.5),    # in a crowd: does not count
+        (1, 60, 0.2),     # the third a, below the threshold
+        (2, 260, 0.6)]]   # background
+    matches = match(truth, results, kind)
+    background = [[1, 1, 1], [0, 1, 1], [2, 2, 0]]
+    assert confusion(matches, 0.5).tolist() == background
+    # Without a threshold the third a is found, and no detection more is of the background.
+    assert confusion(matches, 0.).tolist() == [[2, 1, 0], [0, 1, 1], [2, 2, 0]]
+    # An image without objects and detections changes nothing; of equal IoU the own class comes
+    # first.
+    twins = match(truth, [item(2, 0, score=0.9), item(1, 0, score=0.3)], kind)
+    assert confusion(twins, 0.).tolist() == [[1, 0, 2], [0, 0, 2], [0, 1, 0]]
+
+
+def test_rows_and_columns_of_the_confusion_add_up():
+    truth, results, _ = coco(np.random.default_rng(8), images=30)
+    matches = match(truth, results, 'bbox')
+    counts = confusion(matches, 0.5)
+    objects = np.bincount(matches.object_category, minlength=5)
+    counted = matches.category[(matches.score >= 0.5) & (matches.kind != IGNORED)]
+    assert counts[:-1].sum(axis=1).tolist() == objects.tolist()
+    assert counts[:, :-1].sum(axis=0).tolist() == np.bincount(counted, minlength=5).tolist()
+    assert counts[:-1, :-1].trace() > counts[:-1, :-1].sum() / 2 and counts[-1, -1] == 0
+
+
+def test_an_outline_is_the_mask():
+    """Filled again, the path is the mask: two parts and a hole."""
+    pixels = np.zeros((60, 90), np.uint8)
+    pixels[5:40, 10:50] = 1
+    pixels[15:30, 20:40] = 0
+    pixels[45:55, 60:85] = 1
+    path = outlines.outline(rle_tools.encode(np.asfortranarray(pixels)))
+    polygons = [np.array([[float(v) for v in point.split(',')] for point in part.split()])
+                for part in path.replace('z', '').split('M')[1:]]
+    assert len(polygons) == 3
+    drawn = np.zeros_like(pixels)
+    cv2.fillPoly(drawn, [np.round(polygon - 0.5).astype(int) for polygon in polygons], 1)
+    both, either = (drawn & pixels).sum(), (drawn | pixels).sum()
+    assert both / either > 0.9
+    # A large mask has its path in pixels of the image all the same.
+    large = np.kron(pixels, np.ones((20, 20), np.uint8))
+    numbers = [float(v) for v in re.findall(r'[\d.]+', outlines.outline(
+        rle_tools.encode(np.asfortranarray(large))))]
+    assert max(numbers) == pytest.approx(85 * 20, abs=20)
+    assert outlines.outline(rle_tools.encode(np.zeros((9, 9), np.uint8, 'F'))) == ''
+
+
+def test_names_do_not_cover_each_other():
+    box = np.array([20., 30., 10., 10.])
+    items = [outlines.Drawn(box + [shift, 0, 0, 0], 'person 87') for shift in range(6)]
+    found = outlines.places(items, 10., (200, 100))
+    kept = [place for place in found if place]
+    assert found[0] and 2 <= len(kept) < len(items)
+    lines = sorted(y for _, y in kept)
+    assert np.diff(lines).min() >= 10.
+    assert all(0 <= x < 200 and 8 <= y <= 100 for x, y in kept)
+    # Far apart, each name stands above its box.
+    apart = [outlines.Drawn(box + [90 * i, 0, 0, 0], 'car') for i in range(2)]
+    assert [y for _, y in outlines.places(apart, 10., (200, 100))] == [28., 28.]
+
+
+def test_masks_are_drawn_where_the_model_gives_masks(tmp_path):
+    """mmdetection's two files: boxes are scored, masks are seen; each object has its own tone."""
+    truth = dict(images=[dict(id=1, width=60, height=30, file_name='p.jpg')],
+                 categories=[dict(id=1, name='a')], annotations=[])
+    results = []
+    for number, x in enumerate((0, 20, 40)):
+        box = dict(image_id=1, category_id=1, bbox=[float(x), 5., 15., 15.], area=225.)
+        truth['annotations'].append({**box, 'id': number + 1, 'iscrowd': 0,
+                                     'segmentation': outline(box)})
+        results.append({**box, 'score': 0.9 - number / 10})
+    masks = [{**item, 'segmentation': outline(item)} for item in results]
+    for name, content in (('truth', truth), ('r.bbox', results), ('r.segm', masks),
+                          ('other.bbox', results[::-1]), ('other.segm', masks)):
+        (tmp_path / f'{name}.json').write_text(json.dumps(content))
+
+    def drawn(name: str, **options: str) -> list[dict]:
+        page = build.Detections('t', tmp_path / name, tmp_path / 'truth.json', **options).report(
+            workers=1, pictures=9, picture_bytes=10**6).html()
+        return [attributes for tag, attributes in Tags(page).found
+                if 'mask' in attributes.get('class', '').split()]
+
+    shown = drawn('r')
+    assert len(shown) == 9, 'truth, prediction, difference'
+    assert len({item['style'] for item in shown if 'style' in item}) == 3
+    assert len(drawn('r', kind='segm')) == 9
+    # Boxes alone, or two files that do not belong together: no masks, of the truth neither.
+    (tmp_path / 'boxes.json').write_text(json.dumps(results))
+    assert drawn('boxes.json') == drawn('other') == []
+
+
+def test_a_fingerprint_follows_the_data_and_not_its_place(tmp_path):
+    def told(work: build.Work) -> str:
+        facts = str(work.report(workers=1, pictures=0, picture_bytes=0).sections[-1].content)
+        return re.search(r'fingerprint of the data</td><td>(.*?)</td>', facts)[1]
+
+    here = labels_work(write_labels(tmp_path / 'here', images=3))
+    there = labels_work(write_labels(tmp_path / 'there', images=3))
+    assert told(here) == told(there)
+    assert told(here).endswith('(SHA-256 of the names and contents of 3 label files)')
+    label = np.asarray(Image.open(tmp_path / 'there/labels/p2.png')).copy()
+    label[5, 5] = (label[5, 5] + 1) % 5
+    save(tmp_path / 'there/labels/p2.png', label)
+    assert told(here) != told(there)
+    truth, results, _ = coco(np.random.default_rng(5), images=3)
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    for name, width in (('a', 200), ('b', 200), ('c', 201)):
+        truth['images'][0]['width'] = width
+        (tmp_path / f'{name}.json').write_text(json.dumps(truth))
+    a, b, c = (told(build.Detections('t', tmp_path / 'results.json', tmp_path / f'{name}.json'))
+               for name in 'abc')
+    assert a == b != c and 'annotation file' in a
+
+
 def test_calibration_of_scores_that_tell_the_truth_and_of_scores_that_boast():
     truth, results, _ = coco(np.random.default_rng(2), images=30)
     matches = match(truth, results, 'bbox')
@@ -320,8 +456,13 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
         assert called(monkeypatch, *command.split()[1:]) == 0
     page = (run_folder / 'report.html').read_text()
     assert_closed(page)
-    for word in ('Training', 'fingerprint of the truth', 'best_mIoU_iter_1.pth', 'EncoderDecoder'):
+    for word in ('Training', 'fingerprint of the data', 'best_mIoU_iter_1.pth', 'EncoderDecoder'):
         assert word in page
+    # The speed is that of the test: one image in a batch.
+    log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()
+    seconds = float(re.findall(r'Iter\(test\).*mIoU.* time: ([\d.]+)', log)[0])
+    speed = float(re.search(r'<td>speed of the prediction</td><td>([\d.]+) images/s', page)[1])
+    assert speed == pytest.approx(1 / seconds, rel=0.02)
     # The test tool's own mIoU is the headline.
     log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()
     miou = float(re.search(r'mIoU: ([\d.]+)', log)[1])

@@ -65,9 +65,10 @@ class Labels:
         facts = {
             'predictions': os.path.dirname(self.pairs[0].prediction),
             'truth': os.path.dirname(self.pairs[0].label),
-            'fingerprint of the truth': training.fingerprint(pair.label for pair in self.pairs),
+            'fingerprint of the data': training.fingerprint(
+                [pair.label for pair in self.pairs], 'label files'),
             'fingerprint of the predictions': training.fingerprint(
-                pair.prediction for pair in self.pairs)}
+                [pair.prediction for pair in self.pairs], 'label files')}
         return page.Report(
             self.title, f'Segmentation, {len(self.pairs):,} images, {len(self.task.classes)} '
             'classes.', cards, self.task.classes, [*first, *sections, *self.origin.sections(facts)])
@@ -99,8 +100,13 @@ class Detections:
             other = detection.measure(_results(result_files(self.other), kind, truth), task)
             first = [compare.detections(measured, other, task, budget)]
         cards, sections = detection.sections(measured, task, budget)
-        facts = {'detections': os.fspath(self.results), 'truth': os.fspath(self.annotations),
-                 'fingerprint of the truth': training.fingerprint([self.annotations])}
+        facts = {
+            'detections': os.fspath(self.results), 'truth': os.fspath(self.annotations),
+            'fingerprint of the data': training.fingerprint(
+                [self.annotations], 'annotation file: names and sizes of images, objects, classes',
+                names=False),
+            'fingerprint of the predictions': training.fingerprint(
+                [files[FIELD[kind]]], 'file of detections', names=False)}
         what = {'bbox': 'boxes', 'segm': 'masks'}[kind]
         return page.Report(
             self.title, f'Detection, {what}, {len(truth["images"]):,} images, '
@@ -122,7 +128,28 @@ def _results(files: Mapping[str, os.PathLike], kind: str,
     if field_of_kind not in files:
         raise UserError(f'there are no results for {kind}; choose with --type')
     results = read_results(files[field_of_kind], truth)
+    if kind == 'bbox':
+        results = _with_masks(results, files, truth)
     if lacking := sum(field_of_kind not in result for result in results):
         raise UserError(f'{lacking} of {len(results)} detections have no {field_of_kind!r}; choose '
                         'with --type')
     return results
+
+
+def _with_masks(results: list[dict[str, Any]], files: Mapping[str, os.PathLike],
+                truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boxes with the masks of the file beside them, for the pictures.
+
+    CocoMetric writes the same detections in the same order to both files. Where two files differ
+    in more, the boxes stay without masks.
+    """
+    if files.get('segmentation', files['bbox']) == files['bbox']:
+        return results
+    masks = read_results(files['segmentation'], truth)
+    same = ('image_id', 'category_id', 'bbox')
+    if len(masks) != len(results) or any(
+            box.get(key) != mask.get(key) or 'segmentation' not in mask
+            for box, mask in zip(results, masks, strict=True) for key in same):
+        return results
+    return [{**box, 'segmentation': mask['segmentation']}
+            for box, mask in zip(results, masks, strict=True)]

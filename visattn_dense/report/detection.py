@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import CocoScores, evaluate_coco
-from visattn_dense.report import charts, page, pictures
+from visattn_dense.evaluation.coco_files import masks_as_rle
+from visattn_dense.report import charts, confusion, page, pictures
 from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
 from visattn_dense.report.matching import (
@@ -24,11 +26,13 @@ from visattn_dense.report.matching import (
     match,
     ordered,
 )
+from visattn_dense.report.matching import confusion as confusion_counts
+from visattn_dense.report.outlines import Drawn, view
 from visattn_dense.visualization.colour import Palette, distinct_palette
+from visattn_dense.visualization.objects import instance_colours
 
 RESAMPLES = 200
 _WORST, _MEDIAN, _MOST_IMAGES, _MOST_BOXES, _MOST_CURVES = 12, 6, 200, 60, 60
-_MOST_NAMES = 15
 _BINS = 10
 _WHAT = {
     'localisation': 'right class, IoU from 0.1 to 0.5',
@@ -61,16 +65,29 @@ class Task:
     def palette(self) -> Palette:
         return distinct_palette(len(self.classes))
 
+    def mask(self, item: dict[str, Any]) -> dict[str, Any] | None:
+        """The mask of an annotation or a detection as compressed RLE; None where it has none."""
+        try:
+            return masks_as_rle([item], self.truth, 'object')[0]['segmentation']
+        except UserError:
+            # Boxes are scored without a look at the masks: one that cannot be read is not drawn.
+            return None
+
     def name(self, image: int) -> str:
         return str(self.images[image].get('file_name', self.images[image]['id']))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The matches of one model and its scores."""
+    """The detections of one model, their matches and scores."""
 
+    results: Sequence[dict[str, Any]]
     matches: Matches
     scores: CocoScores
+
+    @cached_property
+    def has_masks(self) -> bool:
+        return any('segmentation' in item for item in self.results)
 
     @cached_property
     def threshold(self) -> float:
@@ -114,7 +131,7 @@ def measure(results: Sequence[dict[str, Any]], task: Task) -> Measured:
     """
     # The evaluation looks at the files first: it refuses a truth without objects.
     scores = evaluate_coco(task.truth, results, task.kind)
-    return Measured(match(task.truth, results, task.kind), scores)
+    return Measured(results, match(task.truth, results, task.kind), scores)
 
 
 def resampled(measured: Measured, weights: np.ndarray) -> np.ndarray:
@@ -141,6 +158,11 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
                      '96² pixels.', _class_table(measured, task, ranges['AP'])),
         page.Section('Errors', 'Each wrong detection has one kind, at IoU 0.5. "Mending adds": how '
                      'much AP50 would grow without the errors of this kind.', _errors(measured)),
+        page.Section('Confusion matrix', 'In per cent of each row, at IoU 0.5, of detections with '
+                     f'a score of {measured.threshold:.2f} or more. A row is a class of the truth, '
+                     'a column a predicted class. "Background" as a column: objects that were not '
+                     'detected; as a row: detections where no object is.',
+                     _confusion(measured, task)),
         page.Section('Precision and recall', 'Mean over the classes, and each class at IoU 0.5.',
                      _curves(measured, task)),
         page.Section('Calibration of the scores', 'Of detections with a score, how many are right '
@@ -157,20 +179,28 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     kinds = np.array([np.bincount(m.category[m.kind == k], minlength=m.categories)
                       for k in range(len(KINDS))])
     missed = np.bincount(m.object_category[m.missed], minlength=m.categories)
-    rows = []
+    present = np.bincount(m.category, minlength=m.categories)
+    rows, classes = [], []
     for i, (_, name, objects) in enumerate(measured.scores.categories):
         metrics = measured.scores.metrics(i)
         interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'])
         worst = int(kinds[:, i].argmax())
+        if not objects and not present[i]:
+            continue
+        classes.append([i])
         rows.append([str(name), *(page.number(100 * metrics['AP']),),
                      page.Cell(page.between(interval), interval.low),
                      *(page.number(100 * metrics[key])
                        for key in ('AP50', 'AP75', 'APs', 'APm', 'APl', 'AR100')),
                      page.number(objects, 0), page.number(missed[i], 0),
                      KINDS[worst] if kinds[worst, i] else '–'])
-    return page.table(['class', 'AP', f'{LEVEL} % interval', 'AP50', 'AP75', 'small', 'medium',
-                       'large', 'recall (AR100)', 'objects', 'missed', 'most errors'], rows,
-                      [[i] for i in range(len(task.classes))])
+    table = page.table(['class', 'AP', f'{LEVEL} % interval', 'AP50', 'AP75', 'small', 'medium',
+                        'large', 'recall (AR100)', 'objects', 'missed', 'most errors'], rows,
+                       classes)
+    absent = len(task.classes) - len(rows)
+    note = (f'{absent} classes of the annotations have no object and no detection.' if absent
+            else None)
+    return element('div', table, element('p', note, class_='note') if note else None)
 
 
 def _errors(measured: Measured) -> Markup:
@@ -184,6 +214,18 @@ def _errors(measured: Measured) -> Markup:
             for kind, gain in sorted(gains(m).items(), key=lambda item: -item[1])]
     return page.table(['kind', 'mending adds (AP50)', 'number',
                        f'with a score of {measured.threshold:.2f} or more', 'what this is'], rows)
+
+
+def _confusion(measured: Measured, task: Task) -> Markup:
+    counts = confusion_counts(measured.matches, measured.threshold)
+    # Classes without an object and without a detection say nothing.
+    seen = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    shown = [i for i in seen.tolist() if i < len(task.classes)]
+    names = [*(task.classes[i] for i in shown), 'background']
+    counts = counts[np.ix_([*shown, -1], [*shown, -1])]
+    return element('div', confusion.matrix(counts, names, names, [*shown, None]),
+                   element('h3', 'Classes that are confused'),
+                   confusion.pairs(counts[:-1, :-1], names[:-1], names[:-1], 'detections', shown))
 
 
 def _curves(measured: Measured, task: Task) -> Markup:
@@ -298,62 +340,46 @@ def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], 
                  budget: pictures.Budget, classes: Sequence[int]) -> Markup | None:
     """One image: truth, and predictions and their differences; None where the budget is used up.
 
-    The photograph stands in the page once, and all views show it.
+    The photograph stands in the page once, and all views show it. Masks are drawn where the models
+    give masks; the objects of a class have tones of its colour.
     """
     info = task.images[image]
     photo = None
     if task.folder is not None and 'file_name' in info:
         photo = pictures.photo(Path(task.folder, str(info['file_name'])))
-    if not budget.take([photo[0] if photo else '']):
-        return None
-    width, height = info['width'], info['height']
+    address = photo[0] if photo else None
+    size = info['width'], info['height']
     mark = f'photo-{budget.used}'
+    with_masks = any(measured.has_masks for _, measured in models)
     m = models[0][1].matches
-    truth = [(m.object_box[i], task.classes[m.object_category[i]], None,
-              task.palette[m.object_category[i]])
-             for i in np.flatnonzero(m.object_image == image)]
-    views = [_view(truth, 'truth', mark, (width, height), photo[0] if photo else None)]
+    objects = np.flatnonzero(m.object_image == image)
+    masks = {i: task.mask(task.truth['annotations'][m.object_row[i]]) if with_masks else None
+             for i in objects}
+    boxed = task.kind == 'bbox'
+    views = [view([Drawn(m.object_box[i], task.classes[m.object_category[i]], None, colour,
+                         masks[i], boxed)
+                   for i, colour in zip(objects, instance_colours(
+                       m.object_category[objects], task.palette), strict=True)],
+                  'truth', mark, size, address)]
     for caption, measured in models:
         m = measured.matches
         here = np.flatnonzero((m.image == image) & (m.score >= measured.threshold))
-        found = m.target[here[m.kind[here] == RIGHT]]
-        lost = np.setdiff1d(np.flatnonzero(m.object_image == image), found)
+        lost = np.setdiff1d(objects, m.target[here[m.kind[here] == RIGHT]])
         here = here[:_MOST_BOXES]
-        views.append(_view(
-            [(m.box[i], f'{task.classes[m.category[i]]} {100 * m.score[i]:.0f}', None,
-              task.palette[m.category[i]]) for i in here], caption, mark, (width, height)))
-        views.append(_view(
-            [(m.box[i], '' if m.kind[i] < 0 else KINDS[m.kind[i]],
-              'bad' if m.kind[i] >= 0 else 'good', None) for i in here]
-            + [(m.object_box[i], 'lost', 'lost', None) for i in lost],
+        of_result = {i: task.mask(measured.results[m.row[i]]) if measured.has_masks else None
+                     for i in here}
+        views.append(view(
+            [Drawn(m.box[i], f'{task.classes[m.category[i]]} {100 * m.score[i]:.0f}', None, colour,
+                   of_result[i], boxed)
+             for i, colour in zip(here, instance_colours(m.category[here], task.palette),
+                                  strict=True)], caption, mark, size))
+        views.append(view(
+            [Drawn(m.box[i], '' if m.kind[i] < 0 else KINDS[m.kind[i]],
+                   'bad' if m.kind[i] >= 0 else 'good', None, of_result[i], boxed) for i in here]
+            + [Drawn(m.object_box[i], 'lost', 'lost', None, masks[i], boxed) for i in lost],
             f'difference of {caption}' if len(models) > 1
-            else 'green: right, red: wrong, dashed: lost', mark, (width, height)))
+            else 'green: right, red: wrong, dashed: lost', mark, size))
+    if not budget.take([''.join(views)]):
+        return None
     return page.example(task.name(image), note, views, classes,
                         page.legend(task.classes, task.palette, classes))
-
-
-def _view(boxes: Sequence[tuple[np.ndarray, str, str | None, Sequence[int] | None]], caption: str,
-          mark: str, size: tuple[int, int], photo: str | None = None) -> Markup:
-    """Boxes over the photograph; the view that gets the address of the photograph defines it."""
-    width, height = size
-    letters = max(size) / 26
-    inside: list[Markup] = [element('rect', width=width, height=height, fill='#3a4049')]
-    if photo:
-        inside.append(element('image', href=photo, width=width, height=height, id=mark,
-                              preserveAspectRatio='none'))
-    else:
-        inside.append(element('use', href=f'#{mark}'))
-    for number, ((x, y, w, h), text, style, colour) in enumerate(boxes):
-        if np.isnan(x):
-            continue
-        stroke = None if colour is None else 'stroke:#{:02x}{:02x}{:02x}'.format(*colour)
-        inside.append(element('rect', element('title', text), x=f'{x:.1f}', y=f'{y:.1f}',
-                              width=f'{w:.1f}', height=f'{h:.1f}',
-                              class_=f'box {style or ""}', style=stroke))
-        # Detections come by falling score; more names than this hide the picture.
-        if text and number < _MOST_NAMES:
-            inside.append(element('text', text, class_='name', x=f'{x + letters / 6:.1f}',
-                                  y=f'{max(letters, y - letters / 5):.1f}',
-                                  font_size=f'{letters:.1f}'))
-    return element('figure', element('svg', inside, view_Box=f'0 0 {width} {height}', role='img',
-                                     aria_label=caption), element('figcaption', caption))

@@ -39,8 +39,12 @@ class Matches:
         kind: (D,) at IoU 0.5: a number of `KINDS`, `RIGHT` or `IGNORED`.
         target: (D,) the object that a detection found, or that its error is about; -1: none.
         box: (D, 4) x, y, width, height; NaN where the results hold no box.
+        row: (D,) place in the results.
+        close: (P, 3) the pairs with an IoU of 0.5 or more, of any categories: number of the
+            detection, number of the object, IoU.
         object_image, object_category: (G,).
         object_box: (G, 4), likewise.
+        object_row: (G,) place in the annotations of the truth.
         found: (G,) bool, at IoU 0.5.
         images, categories: how many there are.
     """
@@ -53,9 +57,12 @@ class Matches:
     kind: np.ndarray
     target: np.ndarray
     box: np.ndarray
+    row: np.ndarray
+    close: np.ndarray
     object_image: np.ndarray
     object_category: np.ndarray
     object_box: np.ndarray
+    object_row: np.ndarray
     found: np.ndarray
     images: int
     categories: int
@@ -91,31 +98,41 @@ def match(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str,
     results_of: list[list] = [[] for _ in number]
     for at, item in enumerate(objects):
         objects_of[number[item['image_id']]].append((at, item))
-    for item in results:
-        results_of[number[item['image_id']]].append(item)
+    for at, item in enumerate(results):
+        results_of[number[item['image_id']]].append((at, item))
     crowd = np.array([bool(item.get('iscrowd', 0)) for item in objects], bool)
     # Objects are numbered without the crowd regions.
     renumbered = np.where(crowd, -1, np.cumsum(~crowd) - 1)
     found = np.zeros(int((~crowd).sum()), bool)
-    parts = []
-    for image, (here, detections) in enumerate(zip(objects_of, results_of, strict=True)):
-        part = _match_image([item for _, item in here], detections, category, FIELD[kind], max_dets,
-                            renumbered[np.array([at for at, _ in here], int)], found)
-        parts.append((np.full(len(part[0]), image), *part))
-    *joined, box = zip(*parts, strict=True)
+    parts, close, before = [], [], 0
+    for image, (here, there) in enumerate(zip(objects_of, results_of, strict=True)):
+        kept, near, *part = _match_image(
+            [item for _, item in here], [item for _, item in there], category, FIELD[kind],
+            max_dets, renumbered[np.array([at for at, _ in here], int)], found)
+        rows = np.array([at for at, _ in there], int)[kept]
+        near[:, 0] += before
+        before += len(kept)
+        parts.append((np.full(len(kept), image), *part, rows))
+        close.append(near)
+    *joined, box, rows = zip(*parts, strict=True)
     joined = [np.concatenate(part, axis=-1) for part in joined]
-    kept = [item for item, left_out in zip(objects, crowd, strict=True) if not left_out]
+    items = [(at, item) for at, item in enumerate(objects) if not crowd[at]]
     return Matches(
-        *joined, np.concatenate(box),
-        np.array([number[item['image_id']] for item in kept], int),
-        np.array([category[item['category_id']] for item in kept], int),
-        np.array([_box(item) for item in kept], float).reshape(-1, 4), found, len(number),
-        len(category))
+        *joined, np.concatenate(box), np.concatenate(rows), np.concatenate(close),
+        np.array([number[item['image_id']] for _, item in items], int),
+        np.array([category[item['category_id']] for _, item in items], int),
+        np.array([_box(item) for _, item in items], float).reshape(-1, 4),
+        np.array([at for at, _ in items], int), found, len(number), len(category))
 
 
 def _match_image(objects: list[dict], detections: list[dict], category: dict, field: str,
                  max_dets: int, numbers: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Columns of `Matches` for the detections of one image; marks in `found` what is found."""
+    """The detections of one image that count, by falling score; marks in `found` what is found.
+
+    Returns:
+        Places of the detections that count, `Matches.close` of this image, and its columns
+        from `Matches.category` to `Matches.box`.
+    """
     score = np.array([item['score'] for item in detections], float)
     order = np.argsort(-score, kind='stable')
     of_class = np.array([category[item['category_id']] for item in detections], int)
@@ -160,7 +177,9 @@ def _match_image(objects: list[dict], detections: list[dict], category: dict, fi
     kind, about = _kinds(iou, same, crowd, right[0], ignored[0], duplicate)
     wrong = about >= 0
     target[wrong] = numbers[about[wrong]]
-    return (of_class, score, right, ignored, kind, target,
+    detection, there = np.nonzero((iou >= 0.5) & ~crowd)
+    near = np.stack([detection, numbers[there], iou[detection, there]], axis=1)
+    return (np.array(kept, int), near, of_class, score, right, ignored, kind, target,
             np.array([_box(item) for item in detections], float).reshape(-1, 4))
 
 
@@ -200,6 +219,34 @@ def _box(item: dict[str, Any]) -> list[float]:
     if isinstance(mask, dict) and not isinstance(mask['counts'], list):
         return rle_tools.toBbox(mask).tolist()
     return [np.nan] * 4
+
+
+def confusion(matches: Matches, threshold: float) -> np.ndarray:
+    """What objects were taken for, at IoU 0.5, of detections with a score of `threshold` or more.
+
+    Each object and each detection has at most one partner of any category. Pairs are taken by
+    falling IoU; of equal ones, the same category and then the higher score come first. So a row
+    adds up to the objects of the category, and a column to its detections. Detections of crowd
+    regions do not count. The rule is that of ultralytics' ConfusionMatrix (utils/metrics.py), with
+    COCO's IoU of 0.5 for its 0.45.
+
+    Returns:
+        (K + 1, K + 1) int64, [truth, prediction]; the last row and column are the background:
+        detections of nothing, and objects that were not detected.
+    """
+    sure = (matches.score >= threshold) & (matches.kind != IGNORED)
+    detection, there = matches.close[:, :2].astype(int).T
+    other = matches.category[detection] != matches.object_category[there]
+    order = np.lexsort((-matches.score[detection], other, -matches.close[:, 2]))
+    counts = np.zeros((matches.categories + 1, matches.categories + 1), np.int64)
+    single, lost = sure.copy(), np.ones(len(matches.found), bool)
+    for i, j in zip(detection[order], there[order], strict=True):
+        if single[i] and lost[j]:
+            single[i] = lost[j] = False
+            counts[matches.object_category[j], matches.category[i]] += 1
+    counts[-1, :-1] = np.bincount(matches.category[single], minlength=matches.categories)
+    counts[:-1, -1] = np.bincount(matches.object_category[lost], minlength=matches.categories)
+    return counts
 
 
 class PrecisionRecall:
@@ -264,7 +311,8 @@ def gains(matches: Matches) -> dict[str, float]:
 
 
 def _mended(matches: Matches, number: int) -> Matches:
-    """The matches without the errors of one kind: made right where an object waits, or left out."""
+    """The matches without the errors of one kind, for AP: made right where an object waits, or left
+    out."""
     of_kind = matches.kind == number
     keep, category, right = ~of_kind, matches.category.copy(), matches.right.copy()
     if KINDS[number] in ('localisation', 'classification'):

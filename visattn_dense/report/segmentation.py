@@ -15,16 +15,14 @@ import numpy as np
 from visattn_dense.evaluation.pairs import Pair, read_index_map
 from visattn_dense.evaluation.report import segmentation_summary
 from visattn_dense.evaluation.segmentation import Counts, Scores, Settings, count_each
-from visattn_dense.report import charts, page, pictures
+from visattn_dense.report import charts, confusion, page, pictures
 from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
 from visattn_dense.visualization.colour import Palette
 
 RESAMPLES = 1000
 _WORST, _MEDIAN = 12, 6
-_MOST_PAIRS, _MOST_IMAGES = 40, 200
-# With more classes than this, the confusion matrix is a picture.
-_WRITTEN_CLASSES = 30
+_MOST_IMAGES = 200
 # Resamples that are summed at once, times numbers of an image: memory of the sums.
 _AT_ONCE = 2**24
 
@@ -151,14 +149,16 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
               page.likely(Interval.of_score(drawn[name], summary[name])))
              for name in order]
     cards.append(('images', f'{len(measured.pairs):,}', ''))
+    counted = _confusion(measured.total, task)
     return cards, [
         page.Section('Classes', f'In per cent. "{LEVEL} % interval": the range of the IoU over '
                      f'{RESAMPLES} resamples of the images. Click on a heading to sort.',
                      _class_table(measured, task, drawn['IoU'])),
         page.Section('Classes that are confused', 'Pixels of the truth that were predicted as '
-                     'another class, most pixels first.', confused_pairs(measured.total, task)),
+                     'another class, most pixels first.', confusion.pairs(*counted, 'pixels')),
         page.Section('Confusion matrix', 'A row is a class of the truth and adds up to 100 %. A '
-                     'column is a predicted class.', confusion_matrix(measured.total, task)),
+                     'column is a predicted class.',
+                     confusion.matrix(*counted, range(len(task.classes)))),
         page.Section('Scores of the images', 'The score of an image: the mean IoU, in this image, '
                      'over the classes of its truth.', _image_scores(measured, task)),
         *_galleries(measured, task, budget)]
@@ -186,54 +186,10 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     return page.table(header, rows, [[i] for i in range(len(task.classes))])
 
 
-def confused_pairs(total: Counts, task: Task) -> Markup:
-    """A table of the pairs of classes that are confused most."""
-    wrong = total.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    labelled = total.confusion.sum(axis=1)
-    rows, classes = [], []
-    for at in np.argsort(-wrong.ravel(), kind='stable')[:_MOST_PAIRS]:
-        i, j = divmod(int(at), wrong.shape[1])
-        if not wrong[i, j]:
-            break
-        rows.append([task.classes[i], task.classes[j] if j < len(task.classes) else '(no class)',
-                     page.number(float(wrong[i, j]), 0),
-                     page.number(100 * wrong[i, j] / labelled[i]),
-                     page.number(100 * wrong[i, j] / wrong.sum())])
-        classes.append([i, j])
-    if not rows:
-        return element('p', 'Every judged pixel is right.')
-    return page.table(['truth', 'predicted', 'pixels', '% of the class', '% of all errors'], rows,
-                      classes)
-
-
-def confusion_matrix(total: Counts, task: Task) -> Markup:
-    """The confusion matrix: a table, or a picture where classes are many."""
+def _confusion(total: Counts, task: Task) -> tuple[np.ndarray, Sequence[str], list[str]]:
+    """Counts, rows and columns; the column of no class stands there where pixels have none."""
     columns = [*task.classes, *(['(no class)'] if total.confusion[:, -1].any() else [])]
-    whole = total.confusion.sum(axis=1, keepdims=True)
-    counts = total.confusion[:, :len(columns)]
-    share = np.divide(counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
-    if len(task.classes) > _WRITTEN_CLASSES:
-        return element('img', src=pictures.matrix_picture(share), class_='pixels', loading='lazy',
-                       alt='confusion matrix, a pixel for each pair of classes')
-    head = element('tr', element('th', 'truth \\ predicted'),
-                   [element('th', name, scope='col', title=name) for name in columns])
-    body = [element('tr', element('th', task.classes[i], scope='row', title=task.classes[i]),
-                    [_share_cell(value, f'{task.classes[i]} predicted as {columns[j]}')
-                     for j, value in enumerate(row)], data_classes=i)
-            for i, row in enumerate(share)]
-    return element('div', element('table', element('thead', head), element('tbody', body),
-                                  class_='matrix'), class_='scroll')
-
-
-def _share_cell(value: float, title: str) -> Markup:
-    if np.isnan(value):
-        return element('td', style='background:#c8ccd2', title=title)
-    depth = float(np.sqrt(value))
-    colour = tuple(round(255 + depth * (end - 255)) for end in (8, 69, 148))
-    return element('td', f'{100 * value:.0f}' if value >= 0.005 else '', title=title,
-                   class_='deep' if depth > 0.6 else None,
-                   style='background:rgb({},{},{})'.format(*colour))
+    return total.confusion[:, :len(columns)], task.classes, columns
 
 
 def _image_scores(measured: Measured, task: Task) -> Markup:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,22 @@ def speed(entries: list[dict[str, Any]]) -> dict[str, str]:
     return facts
 
 
-def fingerprint(paths: Iterable[str | os.PathLike]) -> str:
-    """A short hash of names and contents of files: equal for equal data, wherever the data lies."""
+def fingerprint(paths: Sequence[str | os.PathLike], what: str, *, names: bool = True) -> str:
+    """A short hash of files, wherever they lie, and in words what the hash is of.
+
+    Args:
+        paths: the files, in an order that does not depend on the machine.
+        what: the files are, for example 'label files'.
+        names: hash the names of the files too, without their folders.
+    """
     whole = hashlib.sha256()
     for path in paths:
-        whole.update(os.path.basename(path).encode('utf-8', 'surrogateescape') + b'\0')
+        if names:
+            whole.update(os.path.basename(path).encode('utf-8', 'surrogateescape') + b'\0')
         with open(path, 'rb') as file:
             whole.update(hashlib.sha256(file.read()).digest())
-    return whole.hexdigest()[:16]
+    of = 'names and contents' if names else 'contents'
+    return f'{whole.hexdigest()[:16]} (SHA-256 of the {of} of {len(paths):,} {what})'
 
 
 def versions() -> dict[str, str]:

@@ -40,11 +40,7 @@ def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, score
     letters = max(11, round(min(height, width) / 40))
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-sizes, kind='stable').tolist()
-    seen: dict[int, int] = {}
-    colours = {}
-    for i in range(len(boxes)):
-        number = seen[int(labels[i])] = seen.get(int(labels[i]), -1) + 1
-        colours[i] = _tone(palette[labels[i]], number)
+    colours = instance_colours(labels, palette)
     for i in order if mask is not None else ():
         part, (y, x) = mask(i)
         _paint(picture[y:y + part.shape[0], x:x + part.shape[1]], part, colours[i], opacity, line)
@@ -68,6 +64,22 @@ def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, score
     present = [int(i) for i in np.argsort(-counts, kind='stable') if counts[i]]
     return with_legend(painted, [f'{shown[i]} ({int(counts[i])})' for i in present],
                        [palette[i] for i in present])
+
+
+def instance_colours(labels: Sequence[int] | np.ndarray, palette: Palette
+                     ) -> list[tuple[int, int, int]]:
+    """A colour for each object: tones of the class colour, the first object the colour itself.
+
+    Args:
+        labels: (N,) class indices.
+        palette: one RGB triple per class.
+    """
+    seen: dict[int, int] = {}
+    colours = []
+    for label in map(int, labels):
+        number = seen[label] = seen.get(label, -1) + 1
+        colours.append(_tone(palette[label], number))
+    return colours
 
 
 def _tone(colour: Sequence[int], number: int) -> tuple[int, int, int]:

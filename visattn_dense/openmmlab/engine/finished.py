@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
@@ -28,6 +29,8 @@ from visattn_dense.visualization.colour import distinct_palette
 
 _TEST = ('import sys; from visattn_dense.openmmlab.engine.launch import test; '
          'sys.exit(test(sys.argv[1:]))')
+# In the folder of the predictions: which checkpoint made them, and how fast.
+_MARK = 'made.json'
 
 
 def work_of_run(run: str, checkpoint: str | None = None, other: str | None = None, *,
@@ -51,7 +54,7 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
     title = title or Path(cfg.filename).stem
     register_scope(cfg.get('default_scope'))
     made = predictions_of(run, cfg, chosen)
-    made_b = None
+    made_b, speed = None, prediction_speed(run, chosen)
     if other is not None:
         cfg_b = config_of(other)
         if cfg_b.get('default_scope') != cfg.get('default_scope'):
@@ -60,6 +63,8 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
         _check_same_classes(run, cfg, other, cfg_b)
         made_b = predictions_of(other, cfg_b, checkpoint_of(other))
     facts = {'run': os.fspath(run), 'checkpoint': chosen.name}
+    if speed:
+        facts['speed of the prediction'] = speed
     if made_b:
         facts['compared with'] = os.fspath(other)
     origin = Origin(facts, cfg.pretty_text, read_record(run))
@@ -113,15 +118,12 @@ def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str
     """
     if not checkpoint.is_file():
         raise UserError(f'there is no checkpoint {checkpoint}')
-    folder = Path(run, 'report', checkpoint.stem)
-    out, mark = folder / 'predictions', folder / 'made.json'
+    folder = _folder_of(run, checkpoint)
+    out, mark = folder / 'predictions', folder / _MARK
     state = checkpoint.stat()
     of = {'checkpoint': checkpoint.name, 'size': state.st_size, 'time': state.st_mtime_ns}
-    try:
-        if json.loads(mark.read_text()) == of:
-            return os.fspath(out)
-    except (OSError, ValueError):
-        pass
+    if _read(mark).items() >= of.items():
+        return os.fspath(out)
     mark.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     print(f'predicting with {checkpoint}; its output is in {folder / "test.log"}',
@@ -134,8 +136,41 @@ def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str
     if code:
         last = (folder / 'test.log').read_text(errors='replace').splitlines()[-6:]
         raise UserError(f'the prediction with {checkpoint} failed:\n' + '\n'.join(last))
-    mark.write_text(json.dumps(of))
+    mark.write_text(json.dumps(of | _measured(folder, cfg)))
     return os.fspath(out)
+
+
+def prediction_speed(run: str | os.PathLike, checkpoint: Path) -> str:
+    """How fast `predictions_of` was, in words; '' where that is not known."""
+    made = _read(_folder_of(run, checkpoint) / _MARK)
+    if not made.get('seconds_per_batch'):
+        return ''
+    return (f'{made["batch_size"] / made["seconds_per_batch"]:.3g} images/s, with reading and '
+            f'writing, in batches of {made["batch_size"]}, on {made["device"]}')
+
+
+def _measured(folder: Path, cfg: Config) -> dict[str, Any]:
+    """What the newest test in a folder says about its speed: the mean over all batches."""
+    # mmengine: folder/TIMESTAMP/TIMESTAMP.json holds the metrics and the times of the test.
+    found = [_read(path) for path in sorted(folder.glob('*/*.json'))
+             if path.stem == path.parent.name]
+    device = (torch.cuda.get_device_name() if torch.cuda.is_available()
+              else f'a CPU, {torch.get_num_threads()} threads')
+    return dict(seconds_per_batch=found[-1].get('time') if found else None,
+                batch_size=cfg.test_dataloader.get('batch_size') or 1, device=device)
+
+
+def _folder_of(run: str | os.PathLike, checkpoint: Path) -> Path:
+    return Path(run, 'report', checkpoint.stem)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _test_data(cfg: Config) -> Any:
