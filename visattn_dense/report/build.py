@@ -71,7 +71,8 @@ class Labels:
                 [pair.prediction for pair in self.pairs], 'label files')}
         return page.Report(
             self.title, f'Segmentation, {len(self.pairs):,} images, {len(self.task.classes)} '
-            'classes.', cards, self.task.classes, [*first, *sections, *self.origin.sections(facts)])
+            'classes.', cards, dict(enumerate(self.task.classes)),
+            [*first, *sections, *self.origin.sections(facts)])
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,13 @@ class Detections:
             'fingerprint of the predictions': training.fingerprint(
                 [files[FIELD[kind]]], 'file of detections', names=False)}
         what = {'bbox': 'boxes', 'segm': 'masks'}[kind]
+        seen = measured.matches.seen_categories
+        classes = {i: task.classes[i] for i in seen}
+        count = len(classes) if len(classes) == len(task.classes) else (
+            f'{len(classes)} of {len(task.classes)}')
         return page.Report(
-            self.title, f'Detection, {what}, {len(truth["images"]):,} images, '
-            f'{len(task.classes)} classes.', cards, task.classes,
+            self.title, f'Detection, {what}, {len(truth["images"]):,} images, {count} classes.',
+            cards, classes,
             [*first, *sections, *self.origin.sections(facts)])
 
 

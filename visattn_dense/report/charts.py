@@ -48,7 +48,9 @@ def lines(curves: Sequence[tuple[str, Points]], *, across: str, up: str,
     legend = []
     for number, (name, points) in enumerate(curves):
         of_class = None if classes is None else classes[number]
-        colour = f'line c{number % COLOURS}'
+        # Colours come round again with dashes, then with dots.
+        look = f'c{number % COLOURS} d{number // COLOURS % 3}'
+        colour = f'line {look}'
         placed = [place(*point) for point in _thinned(points)]
         inside.append(element(
             'g', element('title', name),
@@ -57,7 +59,7 @@ def lines(curves: Sequence[tuple[str, Points]], *, across: str, up: str,
             [element('circle', cx=f'{x:.1f}', cy=f'{y:.1f}', r=3, class_=f'dot {colour}')
              for x, y in (placed if dots else ())],
             data_classes=of_class))
-        legend.append(element('span', element('i', class_=f'key {colour}'), name,
+        legend.append(element('span', element('i', class_=f'key {look}'), name,
                               data_classes=of_class))
     chart = _frame((x0, x1), (y0, y1), place, across, up, inside)
     return element('div', chart, element('p', legend, class_='legend') if len(curves) > 1 else None,

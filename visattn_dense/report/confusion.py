@@ -39,12 +39,11 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str],
 
 def _cell(value: float, title: str) -> Markup:
     if np.isnan(value):
-        return element('td', style='background:#c8ccd2', title=title)
+        return element('td', class_='none', title=title)
+    # The square root keeps shares of a few per cent visible.
     depth = float(np.sqrt(value))
-    colour = tuple(round(255 + depth * (end - 255)) for end in (8, 69, 148))
     return element('td', f'{100 * value:.0f}' if value >= 0.005 else '', title=title,
-                   class_='deep' if depth > 0.6 else None,
-                   style='background:rgb({},{},{})'.format(*colour))
+                   class_='deep' if depth > 0.6 else None, style=f'--share:{depth:.2f}')
 
 
 def pairs(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], what: str,

@@ -179,13 +179,13 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     kinds = np.array([np.bincount(m.category[m.kind == k], minlength=m.categories)
                       for k in range(len(KINDS))])
     missed = np.bincount(m.object_category[m.missed], minlength=m.categories)
-    present = np.bincount(m.category, minlength=m.categories)
+    seen = m.seen_categories
     rows, classes = [], []
     for i, (_, name, objects) in enumerate(measured.scores.categories):
         metrics = measured.scores.metrics(i)
         interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'])
         worst = int(kinds[:, i].argmax())
-        if not objects and not present[i]:
+        if i not in seen:
             continue
         classes.append([i])
         rows.append([str(name), *(page.number(100 * metrics['AP']),),
@@ -353,6 +353,8 @@ def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], 
     with_masks = any(measured.has_masks for _, measured in models)
     m = models[0][1].matches
     objects = np.flatnonzero(m.object_image == image)
+    # Large ones keep their names where names would cover each other.
+    objects = objects[np.argsort(-m.object_box[objects, 2:].prod(axis=1), kind='stable')]
     masks = {i: task.mask(task.truth['annotations'][m.object_row[i]]) if with_masks else None
              for i in objects}
     boxed = task.kind == 'bbox'
@@ -374,9 +376,10 @@ def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], 
              for i, colour in zip(here, instance_colours(m.category[here], task.palette),
                                   strict=True)], caption, mark, size))
         views.append(view(
-            [Drawn(m.box[i], '' if m.kind[i] < 0 else KINDS[m.kind[i]],
-                   'bad' if m.kind[i] >= 0 else 'good', None, of_result[i], boxed) for i in here]
-            + [Drawn(m.object_box[i], 'lost', 'lost', None, masks[i], boxed) for i in lost],
+            [Drawn(m.box[i], 'right' if m.kind[i] < 0 else KINDS[m.kind[i]],
+                   'bad' if m.kind[i] >= 0 else 'good', None, of_result[i], boxed, m.kind[i] >= 0)
+             for i in here]
+            + [Drawn(m.object_box[i], 'lost', 'lost', None, masks[i], boxed, False) for i in lost],
             f'difference of {caption}' if len(models) > 1
             else 'green: right, red: wrong, dashed: lost', mark, size))
     if not budget.take([''.join(views)]):

@@ -75,6 +75,11 @@ class Matches:
         missed[self.target[aimed]] = False
         return missed
 
+    @property
+    def seen_categories(self) -> list[int]:
+        """Categories that have an object or a detection."""
+        return np.union1d(self.object_category, self.category).tolist()
+
 
 def match(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str,
           max_dets: int = 100) -> Matches:

@@ -11,9 +11,9 @@ from pycocotools import mask as rle_tools
 from visattn_dense.report.html import Markup, element
 
 # Letters of a name: their height as a share of the longer side, their mean width in heights.
-_LETTERS, _WIDE = 1 / 26, 0.58
+_LETTERS, _WIDE = 1 / 30, 0.66
 # More names than this hide the picture; each box tells its name when the pointer is on it.
-_MOST_NAMES = 15
+_MOST_NAMES = 12
 # A mask is outlined in a picture of at most this size: an outline stays short.
 _SIDE = 480
 
@@ -21,9 +21,9 @@ _SIDE = 480
 class Drawn(NamedTuple):
     """One object of a view.
 
-    box x, y, width, height in pixels, NaN for none; text is its name; style a class of the style
-    sheet ('good', 'bad', 'lost'), or None with a colour (RGB); mask a compressed RLE or None;
-    with_box draws the box beside a mask.
+    box x, y, width, height in pixels, NaN for none; text says what it is, and is written where
+    `named`; style is a class of the style sheet ('good', 'bad', 'lost'), or None with a colour
+    (RGB); mask a compressed RLE or None; with_box draws the box beside a mask.
     """
 
     box: np.ndarray
@@ -32,6 +32,7 @@ class Drawn(NamedTuple):
     colour: Sequence[int] | None = None
     mask: dict[str, Any] | None = None
     with_box: bool = True
+    named: bool = True
 
 
 def view(objects: Sequence[Drawn], caption: str, mark: str, size: tuple[int, int],
@@ -58,7 +59,7 @@ def view(objects: Sequence[Drawn], caption: str, mark: str, size: tuple[int, int
     for item in sorted(objects, key=_area, reverse=True):
         inside += _shapes(item)
     letters = max(size) * _LETTERS
-    named = [item for item in objects if item.text and not np.isnan(item.box[0])][:_MOST_NAMES]
+    named = [item for item in objects if item.named and not np.isnan(item.box[0])][:_MOST_NAMES]
     for item, place in zip(named, places(named, letters, size), strict=True):
         if place:
             inside.append(element('text', item.text, class_='name', x=f'{place[0]:.1f}',

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from visattn_dense.report.bootstrap import LEVEL, Interval
 from visattn_dense.report.html import Child, Markup, element, joined
 
 _FILES = Path(__file__).parent
+# Letters of a cell that may not become a column of single words.
+_LONG = 30
 _MARK = re.compile(r'\{\{(\w+)\}\}')
 
 
@@ -45,14 +47,14 @@ class Report:
         title: for example the name of the config.
         subtitle: what was evaluated.
         cards: label, value, and a line below of each headline number.
-        classes: names, for the class filter.
+        classes: number and name of each class of the class filter.
         sections: in order.
     """
 
     title: str
     subtitle: str
     cards: Sequence[tuple[str, str, str]]
-    classes: Sequence[str]
+    classes: Mapping[int, str]
     sections: Sequence[Section] = field(default_factory=list)
 
     def html(self) -> str:
@@ -65,7 +67,7 @@ class Report:
             'style': (_FILES / 'page.css').read_text(encoding='utf-8'), 'script': script,
             'title': joined(self.title), 'subtitle': joined(self.subtitle),
             'classes': joined([element('option', name, value=i)
-                               for i, name in enumerate(self.classes)]),
+                               for i, name in self.classes.items()]),
             'cards': joined([element('div', element('b', value), element('span', label),
                                      element('small', below), class_='card')
                              for label, value, below in self.cards]),
@@ -123,7 +125,7 @@ def _cell(cell: str | Cell | Markup) -> Markup:
     if isinstance(cell, Cell):
         return element('td', cell.text, class_='number',
                        data_value='' if math.isnan(cell.value) else repr(float(cell.value)))
-    return element('td', cell)
+    return element('td', cell, class_='long' if len(cell) > _LONG and ' ' in cell else None)
 
 
 def gallery(examples: Sequence[Markup]) -> Markup:

@@ -134,8 +134,12 @@ def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str
              os.fspath(out), '--work-dir', os.fspath(folder)],
             stdout=log, stderr=subprocess.STDOUT).returncode
     if code:
-        last = (folder / 'test.log').read_text(errors='replace').splitlines()[-6:]
-        raise UserError(f'the prediction with {checkpoint} failed:\n' + '\n'.join(last))
+        lines = (folder / 'test.log').read_text(errors='replace').splitlines()
+        # The message of the launcher, which comes last, or else the last lines.
+        told = [at for at, line in enumerate(lines) if line.startswith('error: ')]
+        raise UserError(f'the prediction with {checkpoint} failed; its config is {cfg.filename}\n'
+                        + '\n'.join(lines[told[-1]:] if told else lines[-6:])
+                        .removeprefix('error: '))
     mark.write_text(json.dumps(of | _measured(folder, cfg)))
     return os.fspath(out)
 
