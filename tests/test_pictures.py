@@ -1,6 +1,7 @@
 """The pictures of a training: what they show, what they cost, and that they change nothing."""
 import json
 import re
+import sqlite3
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.tiny_finetune import (
     write_config,
     write_weights,
 )
-from tests.tiny_runs import run, write_run
+from tests.tiny_runs import ROOT, run, write_run
 from visattn_dense.openmmlab.config import read_config
 from visattn_dense.openmmlab.engine.launch import register_scope
 from visattn_dense.openmmlab.engine.picture_data import (
@@ -387,3 +388,30 @@ def test_tensorboard_that_is_not_installed_is_said_before_the_start(tmp_path):
     done = run('train', tmp_path, config, '--tensorboard', '--no-validate')
     assert done.code == 0 and 'tensorboard --logdir' in done.output, done.output
     assert list((tmp_path / 'work').rglob('events.out.tfevents.*'))
+
+
+@pytest.mark.parametrize('package', [None, 'wandb', 'mlflow'])
+def test_two_lines_choose_another_backend(tmp_path, package):
+    """docs/training.md, its lines; what they name is tried where it is installed."""
+    text = (ROOT / 'docs/training.md').read_text()
+    blocks = re.findall(r'^```python\n(vis_backends.*?)^```', text, re.M | re.S)
+    lines = {name: block for block in blocks for name in ('wandb', 'mlflow')
+             if name in block.lower()}
+    assert len(lines) == 2
+    chosen = lines[package or 'wandb']
+    if package is None:
+        # The lines do not name the kind of the visualizer.
+        chosen = re.sub(r", dict\(type='Wandb.*\)\]", ']', chosen)
+        assert 'andb' not in chosen
+    else:
+        pytest.importorskip(package)
+    config = write_run(tmp_path, f'{chosen}train_cfg.update(max_iters=2)\n'.replace(
+        'sqlite:///', f'sqlite:///{tmp_path}/'))
+    done = run('train', tmp_path, config, '--no-validate', WANDB_MODE='offline')
+    assert done.code == 0, done.output
+    if package == 'wandb':
+        assert list((tmp_path / 'work').rglob('run-*.wandb'))
+    if package == 'mlflow':
+        with sqlite3.connect(tmp_path / 'mlflow.db') as base:
+            (losses,) = base.execute("select count(*) from metrics where key = 'loss'").fetchone()
+            assert losses == 2

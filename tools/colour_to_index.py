@@ -106,6 +106,7 @@ def convert(args: argparse.Namespace, files: list[str]) -> None:
     print(f'{len(files)} label PNGs of {len(table.names)} classes in {args.labels}')
     print(f'{moved} of {pixels} pixels had a colour that is not in the table and took the nearest '
           'one' if moved else 'lossless: every colour stands in the table')
+    print(f'For the config: classes = {list(table.names)}')
 
 
 def main(args: argparse.Namespace) -> None:

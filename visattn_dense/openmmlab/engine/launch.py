@@ -39,6 +39,8 @@ from visattn_dense.openmmlab.run_log import RUN_LOG
 
 log = logging.getLogger('visattn_dense')
 
+# What draws, for each scope.
+_VISUALIZERS = {'mmseg': 'SegLocalVisualizer', 'mmdet': 'DetLocalVisualizer'}
 # Defaults that mmseg explains on every run; nobody has to do anything about them.
 _KNOWN_NOTICES = ('Default ``avg_non_ignore`` is False', 'The draw is False, it means that')
 
@@ -120,6 +122,9 @@ def _open(args: Namespace, task: str) -> Config:
     cfg.launcher = args.launcher
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    if cfg.get('visualizer') and 'type' not in cfg.visualizer:
+        # Lines that choose other backends need not name the kind.
+        cfg.visualizer.type = _VISUALIZERS.get(cfg.get('default_scope'), 'Visualizer')
     register_scope(cfg.get('default_scope'))
     distributed.start(args.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
     on_cpu = not torch.cuda.is_available()
