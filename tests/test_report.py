@@ -1,4 +1,5 @@
 """tools/report.py: the numbers of the page, names from outside, the page in a browser."""
+import html
 import importlib.util
 import json
 import re
@@ -20,7 +21,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import evaluate_coco
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.segmentation import Settings
-from visattn_dense.report import build, compare, outlines, segmentation
+from visattn_dense.report import build, compare, detection, outlines, segmentation
 from visattn_dense.report.bootstrap import Interval, resamples
 from visattn_dense.report.detection import calibration
 from visattn_dense.report.matching import (
@@ -193,6 +194,55 @@ def test_a_difference_is_told_from_chance(tmp_path):
     fewer = segmentation.measure(work.pairs[1:], work.task, workers=1)
     with pytest.raises(UserError, match='same images: only one has p0'):
         told(a, fewer)
+
+
+def test_a_difference_of_detectors_is_told_from_chance():
+    truth, good, bad = coco(np.random.default_rng(5), images=40)
+    task = detection.Task(truth, 'bbox')
+    a, b = (detection.measure(results, task) for results in (good, bad))
+
+    def told(one, two) -> str:
+        return str(compare.detections(one, two, task, Budget(0, 0)).content)
+
+    assert 'A is better by AP' in told(a, b) and 'B is better by AP' in told(b, a)
+    assert 'may be chance' in told(a, a) and '40 equal' in told(a, a)
+    ap = [f'{100 * m.scores.metrics()["AP"]:.1f}' for m in (a, b)]
+    assert rows_of(told(a, b))[0][:3] == ['AP', *ap]
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of each row of a table, without the heading."""
+    body = table.split('<tbody>')[1]
+    return [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in body.split('<tr')[1:]]
+
+
+def test_what_is_confused_is_counted_by_hand(tmp_path):
+    """Ten pixels of sky, three taken for road; four of road, one for car and one for no class."""
+    label = np.array([[0] * 10 + [1] * 4 + [255]], np.uint8)
+    pred = np.array([[0] * 7 + [1] * 3 + [1, 1, 2, 255] + [2]], np.uint8)
+    for folder, values in (('labels', label), ('pred', pred)):
+        save(tmp_path / folder / 'a.png', values)
+    task = segmentation.Task(('sky', 'road', 'car'), distinct_palette(3), Settings(3), {})
+    page = build.Labels('t', task, match_files(tmp_path / 'pred', tmp_path / 'labels')).report(
+        workers=1, pictures=0, picture_bytes=0)
+    parts = {section.title: str(section.content) for section in page.sections}
+    assert rows_of(parts['Classes that are confused']) == [
+        ['sky', 'road', '3', '30.0', '60.0'], ['road', 'car', '1', '25.0', '20.0'],
+        ['road', '(no class)', '1', '25.0', '20.0']]
+    assert rows_of(parts['Confusion matrix']) == [
+        ['sky', '70', '30', '', ''], ['road', '', '50', '25', '25'], ['car', '', '', '', '']]
+
+
+def test_images_that_changed_most_come_first(tmp_path):
+    work = labels_work(write_labels(tmp_path), other=True)
+    a, b = (segmentation.measure(pairs, work.task, workers=1) for pairs in (work.pairs, work.other))
+    content = str(compare.labels(a, b, work.task, Budget(0, 0)).content)
+    rows = rows_of(content.split('Images that changed most')[1])
+    change = np.abs(b.image_scores - a.image_scores)
+    names = [html.escape(work.pairs[i].name) for i in np.argsort(-change, kind='stable')]
+    assert [row[0] for row in rows] == names
+    # The first image is equally bad for both models.
+    assert names.index('p0') > 6 and '12 worse' not in content
 
 
 @pytest.mark.parametrize('seed', range(3))
