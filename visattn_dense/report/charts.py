@@ -11,7 +11,7 @@ from visattn_dense.report.html import Markup, element
 
 Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 14, 12, 42
 COLOURS = 6
 """Colours of lines in the style sheet: --line-0 to --line-5."""
 _MOST_POINTS = 400

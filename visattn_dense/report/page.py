@@ -17,8 +17,9 @@ from visattn_dense.report.bootstrap import LEVEL, Interval
 from visattn_dense.report.html import Child, Markup, element, joined
 
 _FILES = Path(__file__).parent
-# Letters of a cell that may not become a column of single words.
-_LONG = 30
+# Letters above which a cell gets more width: a column of single words, or of halves of names, is
+# hard to read.
+_LONG, _WORD = 30, 11
 _MARK = re.compile(r'\{\{(\w+)\}\}')
 
 
@@ -125,7 +126,8 @@ def _cell(cell: str | Cell | Markup) -> Markup:
     if isinstance(cell, Cell):
         return element('td', cell.text, class_='number',
                        data_value='' if math.isnan(cell.value) else repr(float(cell.value)))
-    return element('td', cell, class_='long' if len(cell) > _LONG and ' ' in cell else None)
+    long = 'long' if len(cell) > _LONG else 'word' if len(cell) > _WORD else None
+    return element('td', cell, class_=long)
 
 
 def gallery(examples: Sequence[Markup]) -> Markup:

@@ -159,7 +159,7 @@ def _measured(folder: Path, cfg: Config) -> dict[str, Any]:
     found = [_read(path) for path in sorted(folder.glob('*/*.json'))
              if path.stem == path.parent.name]
     device = (torch.cuda.get_device_name() if torch.cuda.is_available()
-              else f'a CPU, {torch.get_num_threads()} threads')
+              else f'a CPU, threads: {torch.get_num_threads()}')
     return dict(seconds_per_batch=found[-1].get('time') if found else None,
                 batch_size=cfg.test_dataloader.get('batch_size') or 1, device=device)
 
