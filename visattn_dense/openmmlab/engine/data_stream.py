@@ -167,6 +167,11 @@ class _NoneForPastBatches:
             return None
         return next(self._batches)
 
+    def skip_iter(self, num_iters: int) -> None:
+        """Drop `num_iters` batches. onedl-mmengine's loop calls this in the place of next()."""
+        for _ in range(num_iters):
+            next(self)
+
 
 def enter_at(loop: BaseLoop) -> None:
     """Let a train loop that was just resumed continue with the batch after its last batch."""
