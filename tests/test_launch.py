@@ -103,6 +103,19 @@ def test_evaluates_and_paints(trained: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / 'painted').rglob('*.png'))) == 8
 
 
+def test_a_detectors_pictures_lie_in_the_relative_folder_that_was_named(tmp_path: Path) -> None:
+    config = write_detection_run(tmp_path, images=2)
+    done = run('train', tmp_path, config, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert done.code == 0, done.output
+    done = run_tool('test.py', config, tmp_path / 'work' / 'epoch_1.pth', '--work-dir', 'tested',
+                    '--show-dir', 'painted', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    painted = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('[01].*')
+                     if path.parent != tmp_path / 'data' / 'images')
+    assert [(path.parent, path.stem) for path in painted] == [
+        (Path('painted'), '0'), (Path('painted'), '1')]
+
+
 def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -> None:
     config, good = trained / 'tiny.py', trained / 'work' / 'iter_6.pth'
     assert_refused(run('test', tmp_path, config, trained / 'work' / 'iter_5.pth'),
@@ -245,6 +258,26 @@ def test_slurm_command(tmp_path: Path) -> None:
             '--kill-on-bad-exit=1', '--time=1', '-x', 'n1'} <= set(words)
     assert Path(words[words.index('a config.py') - 1]).resolve() == ROOT / 'tools' / 'train.py'
     assert words[-3:] == ['--amp', '--launcher', 'slurm']
+
+
+@pytest.mark.parametrize('given, port', [
+    (dict(MASTER_PORT='4001'), '4001'), (dict(PORT='4002'), '4002'),
+    (dict(MASTER_PORT='4001', PORT='4002'), '4001')])
+def test_every_launcher_takes_the_port_and_the_environment(given: dict, port: str,
+                                                           tmp_path: Path) -> None:
+    """What is handed to Python and to srun. PORT is the former name of MASTER_PORT."""
+    shown = '#!/bin/sh\nprintf "%s\\n" "$0" "$@" "MASTER_PORT=$MASTER_PORT"\n'
+    for script in (tmp_path / 'bin' / 'python', tmp_path / 'srun'):
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(shown)
+        script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    options = dict(given, VISATTN_VENV=str(tmp_path), PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    done = run_tool('dist_train.sh', 'config.py', '2', **options)
+    words = done.stdout.splitlines()
+    assert words[0] == str(tmp_path / 'bin' / 'python') and f'--master-port={port}' in words
+    done = run_tool('slurm_train.sh', 'gpu', 'job', 'config.py', **options)
+    words = done.stdout.splitlines()
+    assert str(tmp_path / 'bin' / 'python') in words and f'MASTER_PORT={port}' in words
 
 
 POOLED = """

@@ -39,8 +39,10 @@ def prepare_test(cfg: Config, args: Any) -> None:
 
 def _draw(cfg: Config, args: Any, detection: bool) -> None:
     hooks = cfg.setdefault('default_hooks', ConfigDict())
-    kind = 'DetVisualizationHook' if detection else 'SegVisualizationHook'
-    hook = hooks.setdefault('visualization', ConfigDict(type=kind))
+    kind = 'Det' if detection else 'Seg'
+    hook = hooks.setdefault('visualization', ConfigDict(type=f'{kind}VisualizationHook'))
+    # mmengine's own visualizer, which a config without one has, paints no predictions.
+    cfg.visualizer = cfg.get('visualizer') or ConfigDict(type=f'{kind}LocalVisualizer')
     hook.update(draw=True, interval=1)
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
@@ -48,10 +50,8 @@ def _draw(cfg: Config, args: Any, detection: bool) -> None:
         # mmdetection joins a relative folder to its own anew for every image.
         hook.test_out_dir = os.path.abspath(args.show_dir)
     elif args.show_dir:
-        visualizer = cfg.get('visualizer') or ConfigDict(type='SegLocalVisualizer')
-        visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
-        visualizer.save_dir = args.show_dir
-        cfg.visualizer = visualizer
+        cfg.visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
+        cfg.visualizer.save_dir = args.show_dir
 
 
 def augment(cfg: Config, detection: bool) -> None:
