@@ -79,6 +79,23 @@ def test_setuptools_without_pkg_resources(tmp_path: Path):
     assert "fix: python -m pip install 'setuptools<81'" in done.stdout
 
 
+@pytest.mark.parametrize('version, problems', [
+    ('2.3.6', []), ('2.4.0', ['onedl-cvlike 2.4.0 is outside ==2.3.6'])])
+def test_a_fork_stands_in_the_place_of_its_original(version, problems, tmp_path, monkeypatch):
+    (tmp_path / 'cvlike.py').write_text(f'__version__ = {version!r}')
+    info = tmp_path / f'onedl_cvlike-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Name: onedl-cvlike\nVersion: {version}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'cvlike', raising=False)
+    report = doctor.Report()
+    package = doctor.Package('cvlike', 'cvlike|cvlike-lite', '==2.1.0', 'install it',
+                             fork=('onedl-cvlike', '==2.3.6'))
+    assert doctor._examine_package(package, set(), report) == (not problems)
+    assert report.versions == {'onedl-cvlike': version}
+    assert [problem['what'] for problem in report.problems] == problems
+
+
 def test_text_names_the_problem_and_its_fix():
     report = doctor.Report(versions={'python': '3.11.0'})
     assert 'Healthy' in doctor.render(report)
