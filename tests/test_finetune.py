@@ -19,6 +19,7 @@ from tests.tiny_finetune import (
     KNOBS,
     SEGMENTATION,
     SMALL,
+    SMALL_DETECTOR,
     TINY,
     TINY_DETECTOR,
     edited,
@@ -117,11 +118,13 @@ def test_tutorial_predicts(walked):
         assert (out / f'{path.stem}_overlay.png').is_file()
 
 
-@pytest.mark.parametrize('source', [SEGMENTATION, SMALL, DETECTION], ids=lambda path: path.stem)
+@pytest.mark.parametrize('source', [SEGMENTATION, SMALL, DETECTION, SMALL_DETECTOR],
+                         ids=lambda path: path.stem)
 def test_each_choice_is_made_once(tmp_path, source):
     """Size, batch, iterations, classes and weights: one line of the config moves all of it."""
     names = ['a', 'b', 'c', 'd']
-    size = (160, 96) if source == DETECTION else (96, 160)
+    detection = source in (DETECTION, SMALL_DETECTOR)
+    size = (160, 96) if detection else (96, 160)
     cfg = Config.fromfile(write_config(source, tmp_path, classes=names, size=size, batch_size=3,
                                        max_iters=80, weights='mine.pth', data_root='there'))
     loaders = [cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')]
@@ -132,7 +135,7 @@ def test_each_choice_is_made_once(tmp_path, source):
     assert 80 % cfg.train_cfg.val_interval < cfg.train_cfg.val_interval <= 20
     assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
     assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
-    if source == DETECTION:
+    if detection:
         assert cfg.model.roi_head.bbox_head.num_classes == 4
         assert cfg.model.roi_head.mask_head.num_classes == 4
         palette = cfg.train_dataloader.dataset.metainfo.palette
@@ -151,7 +154,8 @@ def test_each_choice_is_made_once(tmp_path, source):
     assert (bare.init_cfg, bare.frozen_stages) == (None, -1)
 
 
-@pytest.mark.parametrize('path', [SEGMENTATION, DETECTION], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [SEGMENTATION, DETECTION, SMALL_DETECTOR],
+                         ids=lambda path: path.stem)
 def test_one_option_moves_all_data(path):
     cfg = Config.fromfile(path)
     merge_options(cfg, dict(data_root='/elsewhere'))

@@ -511,7 +511,7 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     # The speed is that of the test: one image in a batch.
     log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()
     seconds = float(re.findall(r'Iter\(test\).*mIoU.* time: ([\d.]+)', log)[0])
-    speed = float(re.search(r'<td>speed of the prediction</td><td[^>]*>([\d.]+) images/s', page)[1])
+    speed = float(re.search(r'speed of the prediction</td><td[^>]*>([\d.]+) images/s', page)[1])
     assert speed == pytest.approx(1 / seconds, rel=0.02)
     # The test tool's own mIoU is the headline.
     log = (run_folder / 'report/best_mIoU_iter_1/test.log').read_text()

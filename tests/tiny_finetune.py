@@ -14,6 +14,7 @@ from visattn_dense.backbones import CSWin
 SEGMENTATION = ROOT / 'configs/finetune_upernet_cswin_tiny_custom.py'
 DETECTION = ROOT / 'configs/finetune_mask_rcnn_cswin_tiny_custom.py'
 SMALL = ROOT / 'configs/finetune_small_custom.py'
+SMALL_DETECTOR = ROOT / 'configs/finetune_small_detector_custom.py'
 ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_widths=(1, 2, 2, 2))
 KNOBS = dict(size=(64, 64), batch_size=2, max_iters=4, weights='tiny.pth')
 DETECTION_KNOBS = dict(KNOBS, size=(128, 96))
