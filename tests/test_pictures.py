@@ -405,8 +405,11 @@ def test_two_lines_choose_another_backend(tmp_path, package):
         assert 'andb' not in chosen
     else:
         pytest.importorskip(package)
-    config = write_run(tmp_path, f'{chosen}train_cfg.update(max_iters=2)\n'.replace(
-        'sqlite:///', f'sqlite:///{tmp_path}/'))
+    # Nothing may be left in the folder of the checkout.
+    chosen = chosen.replace(
+        "'sqlite:///", f"'sqlite:///{tmp_path}/").replace(
+        "exp_name='mine'", f"exp_name='mine', artifact_location='{tmp_path}/artifacts'")
+    config = write_run(tmp_path, f'{chosen}train_cfg.update(max_iters=2)\n')
     done = run('train', tmp_path, config, '--no-validate', WANDB_MODE='offline')
     assert done.code == 0, done.output
     if package == 'wandb':
