@@ -139,7 +139,8 @@ def draw_maps(picture: np.ndarray, point: tuple[float, float] | None,
         maps: title -> (h, w) weights, laid over the picture; or (h, w, 3) uint8 colours, shown as
             they are.
     """
-    figure, grid = _panels(picture, 1, 1 + len(maps), head=.42)
+    lines = 1 + max(title.count('\n') for title in maps) if maps else 1
+    figure, grid = _panels(picture, 1, 1 + len(maps), head=.08 + .14 * lines)
     shown, ratio = _small(picture)
     panels = [('image', shown), *((title, lay_over(shown, values) if values.ndim == 2 else
                                    np.asarray(Image.fromarray(np.asarray(values)).resize(
