@@ -12,6 +12,7 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.export import AveragePool
+from visattn_dense.openmmlab.export import AveragePool, trace
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.ops.choose import use_implementation
@@ -173,8 +174,31 @@ def test_the_table_of_the_page_is_that_of_the_measurements():
     assert tool['page'](page, results) == page
     assert {tuple(key.split('/')) for key in results} <= set(itertools.product(
         tool['FAMILIES'], tool['HEADS'], tool['FORMATS'], tool['SIZES']))
-    (measured,) = tool['measure']('EfficientViT', 'UPerNet', 'any', ['torch-export']).values()
+    (measured,) = tool['measure']('CSWin', 'Semantic FPN', 'fixed', ['torch-export']).values()
     assert float(measured) < 1e-3
+
+
+class Last(nn.Module):
+    """A segmentor without a head: the coarsest map of a backbone."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def encode_decode(self, inputs: torch.Tensor, metas: list) -> torch.Tensor:
+        return self.backbone(inputs)[-1]
+
+
+def test_a_program_for_any_size_resizes_the_positions():
+    """T2T-ViT: also if one side, or both, have the size of the training."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = Last(MODELS.build(deepcopy(TINY['T2TViT']))).eval()
+    program, _ = trace(SimpleNamespace(model=model), CARD, None)
+    loaded = program.module(check_guards=False)
+    for size in ((64, 64), (224, 97), (224, 224)):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(image), model.encode_decode(image, []))
 
 
 @pytest.mark.parametrize('size', [(7, 11), (31, 17), (40, 40), (20, 1)])

@@ -37,7 +37,9 @@ from visattn_dense.predict.card import Card, Step
 
 FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'aoti': '.pt2'}
 """The formats, and the suffix of their files."""
-_EXAMPLE = (224, 288)
+# Not a size of training, such as 224: a model that resizes a table of positions would leave it out
+# for this size, and then for all.
+_EXAMPLE = (208, 272)
 
 
 def make_card(cfg: Config, model: Segmentor | Detector, *, size: tuple[int, int] | None,
