@@ -29,7 +29,7 @@ from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.export import AveragePool, trace
+from visattn_dense.openmmlab.export import AveragePool, trace, write
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.ops.choose import use_implementation
@@ -199,6 +199,20 @@ def test_a_program_for_any_size_resizes_the_positions():
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(loaded(image), model.encode_decode(image, []))
+
+
+def test_a_small_epsilon_stays_in_the_file(tmp_path):
+    """The optimizer takes a term of at most 1e-8 for 0: then 0 / 0 where no key is positive."""
+    class Normalised(nn.Module):
+        def forward(self, x):
+            total = x.sum(-1, keepdim=True)
+            return torch.cat([x / (total + 1e-15), x / (1e-8 + total), x / (total - 1e-9)])
+
+    x = torch.stack([torch.zeros(4), torch.full((4,), 2e-9), torch.ones(4)])[None]
+    program = torch.export.export(Normalised(), (x,), strict=False)
+    write(program, dict(image=x), CARD, tmp_path / 'm.onnx', to='onnx', size=(3, 4))
+    found, = Predictor(tmp_path / 'm.onnx').runtime.compute(x.numpy())
+    np.testing.assert_allclose(found, Normalised()(x), rtol=1e-5)
 
 
 @pytest.mark.parametrize('size', [(7, 11), (31, 17), (40, 40), (20, 1)])

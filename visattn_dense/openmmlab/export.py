@@ -328,13 +328,33 @@ def _write_onnx(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Pa
     try:
         written = torch.onnx.export(
             program, tuple(inputs.values()), dynamo=True, input_names=list(inputs),
-            output_names=names, custom_translation_table=table, verbose=False)
+            output_names=names, custom_translation_table=table, verbose=False, optimize=False)
+        _keep_small_terms(written.model)
+        written.optimize()
     except Exception as error:
         raise UserError(f'torch.onnx cannot write this model{at}: {_first_line(error)}') from error
     finally:
         quiet.setLevel(level)
     written.model.metadata_props.update(card.strings())
     written.save(path)
+
+
+def _keep_small_terms(model: Any) -> None:
+    """Give an axis to each constant of at most 1e-8 that is added.
+
+    The optimizer takes such a scalar for 0 and drops the sum. The denominators of linear attention
+    then lose their epsilon: 1e-8 in T2T-ViT, 1e-15 in EfficientViT.
+    """
+    import onnx_ir
+    for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
+        value = node.attributes['value'].as_tensor() if node.op_type == 'Constant' and (
+            'value' in node.attributes) else None
+        if value is None or value.size != 1 or value.shape.rank() != 0:
+            continue
+        users = {use.node.op_type for use in node.outputs[0].uses()}
+        if 0 < abs(float(value.numpy())) <= 1e-8 and users <= {'Add', 'Sub'}:
+            node.attributes['value'] = onnx_ir.AttrTensor('value', onnx_ir.tensor(
+                value.numpy().reshape(1)))
 
 
 def _write_program(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Path, at: str
