@@ -277,6 +277,42 @@ def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
     assert (found.labels == expected.labels).mean() > 0.999
 
 
+@needs_onnx
+def test_a_file_in_8_bits_gives_nearly_the_same(folder, tmp_path):
+    import onnx
+    photos = folder / 'data/images'
+    small = tmp_path / 'small.onnx'
+    assert export(folder, '--size', '40x43', '--out', small, '--int8', photos) == 0
+    layers = [node.op_type for node in onnx.load(small).graph.node]
+    assert layers.count('DequantizeLinear') > 10
+    agreeing = [(few.labels == many.labels).mean() for few, many in zip(
+        Predictor(small)(photos), Predictor(folder / 'model.onnx')(photos), strict=True)]
+    assert len(agreeing) == 3 and min(agreeing) > 0.9
+    # 8 bits are for ONNX files of segmentors.
+    assert export(folder, '--to', 'torch-export', '--int8', photos, '--out', tmp_path / 'x') == 2
+
+
+@needs_onnx
+def test_the_first_commands_of_the_page(folder, tmp_path):
+    page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8')
+    block = page.split('```sh\n')[1].partition('```')[0]
+    photo = folder / 'data/images/0.png'
+    (config,) = folder.glob('*.py')
+    named = {'work_dirs/mine': folder, 'CONFIG': config, 'CHECKPOINT': folder / 'iter_8.pth',
+             'photo.jpg': photo, 'model.onnx': tmp_path / 'any.onnx'}
+    written = []
+    for line in block.splitlines():
+        python, tool, *arguments = shlex.split(line)
+        assert (python, tool) == ('python', 'tools/export.py')
+        if '--out' not in arguments:
+            arguments += ['--out', tmp_path / 'fixed.onnx']
+        arguments = [named.get(each, each) for each in arguments]
+        assert export(*arguments) == 0
+        written.append(Predictor(arguments[arguments.index('--out') + 1]))
+    assert [next(iter(model(photo))).labels.shape for model in written] == [
+        Image.open(photo).size[::-1]] * 2
+
+
 def headers_of_onnxruntime() -> Path | None:
     """A folder with the headers for C++: Debian's package libonnxruntime-dev has them, or
     ONNXRUNTIME_INCLUDE names it. The wheel has the library alone."""
