@@ -32,5 +32,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, weight.shape[-1] // 2,
+    # A pair: torch.jit.trace of torch 2.6 loses a single padding that it has traced.
+    pad = weight.shape[-1] // 2
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, (pad, pad),
                     groups=weight.shape[0]).permute(0, 2, 3, 1)
