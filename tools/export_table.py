@@ -158,7 +158,10 @@ def compared(runtime: Exported, cases: Sequence[tuple[list[torch.Tensor], list[t
             found = runtime.compute(*(part.numpy() for part in inputs))
         # The runtimes raise errors of many kinds.
         except Exception as error:
-            return f'the file fails {at}: {str(error).splitlines()[0]}'
+            # Without the temporary folder: the same text in every run.
+            origin = Path(runtime.origin)
+            reason = str(error).splitlines()[0].replace(str(origin), origin.name)
+            return f'the file fails {at}: {reason}'
         for one, other in zip(found, expected, strict=True):
             if one.shape != tuple(other.shape):
                 return f'the file gives {one.shape} {at}, the model {tuple(other.shape)}'
