@@ -29,7 +29,7 @@ from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.export import AveragePool, trace, write
+from visattn_dense.openmmlab.export import AveragePool, Graph, trace, write
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.ops.choose import use_implementation
@@ -233,6 +233,28 @@ def test_resizing_is_that_of_opencv_and_of_torch(size):
 def test_pooling_by_products_is_adaptive_pooling(scale):
     x = torch.randn(2, 3, 13, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(AveragePool(scale)(x), nn.AdaptiveAvgPool2d(scale)(x))
+
+
+def test_a_head_that_upsamples_by_a_factor_is_traced_for_any_size():
+    """Semantic FPN's head: mmseg computes its sizes by `int`, which a trace would fix."""
+    from mmseg.models.utils import Upsample
+
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+
+        def encode_decode(self, inputs, metas):
+            return self.up(inputs)
+
+    model = SimpleNamespace(model=Doubled())
+    program, _ = trace(model, CARD, None)
+    loaded = program.module(check_guards=False)
+    for size in ((64, 64), (33, 47), (208, 272)):
+        image = torch.randn(1, 3, *size)
+        expected = model.model.encode_decode(image, [])
+        assert torch.equal(loaded(image), expected)
+        assert torch.equal(Graph(model, CARD).eval()(image), expected)
 
 
 def test_pictures_are_fitted_and_padded_with_the_mean():

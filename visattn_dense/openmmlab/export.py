@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config as fx_config
+import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -217,11 +218,31 @@ class AveragePool(nn.Module):
         return inside / inside.sum(1, keepdim=True)
 
 
+class Upscale(nn.Module):
+    """mmseg's `Upsample` by a whole factor, which an exporter can keep for every size.
+
+    mmseg computes the size as `int(length * 2.0)`: `int` makes a number of the traced image of it.
+    """
+
+    def __init__(self, factor: int, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = factor, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [length * self.factor for length in x.shape[2:]]
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
 def _traceable(model: nn.Module) -> nn.Module:
+    from mmseg.models.utils import Upsample
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.AdaptiveAvgPool2d:
                 setattr(parent, name, AveragePool(child.output_size))
+            elif type(child) is Upsample and not child.size and isinstance(
+                    child.scale_factor, float) and child.scale_factor.is_integer():
+                setattr(parent, name, Upscale(int(child.scale_factor), child.mode,
+                                              child.align_corners))
     return model
 
 
