@@ -69,8 +69,18 @@ def test_attention_of_all_tokens(kernels, tokens, heads, dim, width):
                                    rtol=1e-5, atol=5e-6)
 
 
+def test_attention_of_more_tokens_than_the_kernel_takes_at_once(kernels):
+    q, k, v = random(3, 8, 1050, 5)
+    groups, _ = window_groups(8, 1050, 1, (1050, 1), False)
+    out = torch.full_like(v, float('nan'))
+    native.attend(q * 2, k, v, out, groups, heads=1, scale=1.)
+    for i in range(8):
+        torch.testing.assert_close(out[i].double(), reference(q[i] * 2, k[i], v[i], 1, 1.),
+                                   rtol=1e-5, atol=5e-6)
+
+
 @pytest.mark.parametrize('zero_keys', [False, True])
-@pytest.mark.parametrize('size', [(5, 7), (6, 9), (1, 1), (13, 4)])
+@pytest.mark.parametrize('size', [(5, 7), (6, 9), (1, 1), (13, 4), (5, 90)])
 @pytest.mark.parametrize('window', [(4, None), (None, 4), (3, 2)])
 def test_attention_in_windows_of_a_padded_map(kernels, size, window, zero_keys):
     height, width = size
@@ -109,9 +119,10 @@ def test_routed_attention(kernels):
         torch.testing.assert_close(regions(out)[r].double(), expected, rtol=1e-5, atol=5e-6)
 
 
-def test_attention_survives_large_logits_and_shows_nans(kernels):
-    q, k, v = random(3, 1, 40, 8)
-    groups, _ = window_groups(1, 40, 1, (40, 1), False)
+@pytest.mark.parametrize('tokens', [40, 600])
+def test_attention_survives_large_logits_and_shows_nans(kernels, tokens):
+    q, k, v = random(3, 1, tokens, 8)
+    groups, _ = window_groups(1, tokens, 1, (tokens, 1), False)
     out = torch.empty_like(v)
     native.attend(q * 1e4, k, v, out, groups, heads=1, scale=1.)
     torch.testing.assert_close(out[0].double(), reference(q[0] * 1e4, k[0], v[0], 1, 1.))

@@ -171,42 +171,70 @@ struct Attention {
   float scale;
 };
 
-// C vectors of queries, whose rows are given, over n keys that lie in `keys` and `values`.
+// A tile of queries meets KEYS keys at a time, and TILES tiles meet the same keys: so keys, values,
+// weights and tiles stay in the cache.
+constexpr int KEYS = 256, TILES = 16;
+
+// One or two vectors of queries, and what the keys so far give: the softmax is that of these keys
+// (Milakov and Gimelshein, 2018, algorithm 3).
+struct Tile {
+  const int32_t* rows;
+  int count;
+  float *queries, *result;  // transposed: dim and width rows of the vectors
+  Vec top[2], sum[2];       // the largest logit; the sum of the weights
+};
+
+// Calls f(C) with the number of vectors of the tile, a constant to the compiler.
+template <typename F>
+inline void of_vectors(const Tile& tile, F&& f) {
+  if (tile.count > W) f(std::integral_constant<int, 2>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
 template <int C, typename Number>
-void attend(const Attention<Number>& a, const int32_t* rows, int count, int head, const float* keys,
-            const float* values, int n, float absent, float* queries, float* weights) {
-  // scale * log2(e) * q, transposed: dim rows of C vectors.
+void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
+  const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
+  for (int c = 0; c < C; c++) tile.top[c] = splat(none), tile.sum[c] = splat(absent);
+  std::fill(tile.result, tile.result + a.width * C * W, 0.f);
+  // scale * log2(e) * q: logits to base 2.
   const float factor = a.scale * 1.44269504088896f;
   for (int c = 0; c < C; c++) {
     const Number* source[W];
     for (int i = 0; i < W; i++)
-      source[i] = a.q + rows[std::min(c * W + i, count - 1)] * a.q_stride + head * a.dim;
+      source[i] = a.q + tile.rows[std::min(c * W + i, tile.count - 1)] * a.q_stride + head * a.dim;
     int d = 0;
     for (; d + W <= a.dim; d += W) {
       Vec x[W];
       for (int i = 0; i < W; i++) x[i] = load(source[i] + d) * factor;
       transpose(x);
-      for (int i = 0; i < W; i++) store(queries + ((d + i) * C + c) * W, x[i]);
+      for (int i = 0; i < W; i++) store(tile.queries + ((d + i) * C + c) * W, x[i]);
     }
     for (; d < a.dim; d++)
-      for (int i = 0; i < W; i++) queries[(d * C + c) * W + i] = load<float>(source[i] + d) * factor;
+      for (int i = 0; i < W; i++)
+        tile.queries[(d * C + c) * W + i] = load<float>(source[i] + d) * factor;
   }
+}
 
-  // Logits to base 2: n rows of C vectors; and their maximum.
-  Vec top[C], sum[C];
-  const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
-  for (int c = 0; c < C; c++) top[c] = splat(none);
+// n keys more, at most KEYS. `weights` has n rows of C vectors.
+template <int C, typename Number>
+void add(const Attention<Number>& a, Tile& tile, const float* keys, const float* values, int n,
+         float* weights) {
+  Vec top[C], shrink[C], sum[C];
+  for (int c = 0; c < C; c++) top[c] = tile.top[c];
   in_blocks<C == 1 ? 2 * ROWS : ROWS>(n, [&](int j, auto size) {
     constexpr int R = decltype(size)::value;
     Vec acc[R][C];
-    product<R, C>(keys + j * a.dim, a.dim, 1, queries, a.dim, acc);
+    product<R, C>(keys + j * a.dim, a.dim, 1, tile.queries, a.dim, acc);
     for (int r = 0; r < R; r++)
       for (int c = 0; c < C; c++) {
         top[c] = max(top[c], acc[r][c]);
         store(weights + ((j + r) * C + c) * W, acc[r][c]);
       }
   });
-  for (int c = 0; c < C; c++) sum[c] = absent > 0 ? absent * exp2(-top[c]) : Vec{};
+  for (int c = 0; c < C; c++) {
+    shrink[c] = exp2(tile.top[c] - top[c]);
+    sum[c] = tile.sum[c] * shrink[c];
+  }
   for (int j = 0; j < n; j++)
     for (int c = 0; c < C; c++) {
       float* weight = weights + (j * C + c) * W;
@@ -214,30 +242,37 @@ void attend(const Attention<Number>& a, const int32_t* rows, int count, int head
       sum[c] += e;
       store(weight, e);
     }
-
-  // The weighted values, transposed as the queries were; then back, divided by the sum.
-  float* result = queries;
+  for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
   in_blocks<C == 1 ? 2 * ROWS : ROWS>(a.width, [&](int d, auto size) {
     constexpr int R = decltype(size)::value;
     Vec acc[R][C];
     product<R, C>(values + d, 1, a.width, weights, n, acc);
     for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) store(result + ((d + r) * C + c) * W, acc[r][c] / sum[c]);
+      for (int c = 0; c < C; c++) {
+        float* value = tile.result + ((d + r) * C + c) * W;
+        store(value, load(value) * shrink[c] + acc[r][c]);
+      }
   });
+}
+
+// The weighted mean of the values, transposed back.
+template <int C, typename Number>
+void finish(const Attention<Number>& a, const Tile& tile, int head) {
   for (int c = 0; c < C; c++) {
-    const int here = std::min(W, count - c * W);
+    const int here = std::min(W, tile.count - c * W);
+    const auto out = [&](int i) {
+      return a.out + tile.rows[c * W + i] * a.out_stride + head * a.width;
+    };
     int d = 0;
     for (; d + W <= a.width; d += W) {
       Vec x[W];
-      for (int i = 0; i < W; i++) x[i] = load(result + ((d + i) * C + c) * W);
+      for (int i = 0; i < W; i++) x[i] = load(tile.result + ((d + i) * C + c) * W) / tile.sum[c];
       transpose(x);
-      for (int i = 0; i < here; i++)
-        store(a.out + rows[c * W + i] * a.out_stride + head * a.width + d, x[i]);
+      for (int i = 0; i < here; i++) store(out(i) + d, x[i]);
     }
     for (; d < a.width; d++)
       for (int i = 0; i < here; i++)
-        store(a.out + rows[c * W + i] * a.out_stride + head * a.width + d,
-              result[(d * C + c) * W + i]);
+        store(out(i) + d, tile.result[(d * C + c) * W + i] / tile.sum[c][i]);
   }
 }
 
@@ -517,7 +552,12 @@ void attention(const Attention<Number>& a, int64_t k_stride, int64_t v_stride,
   const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> keys, values, weights, queries(2 * W * std::max(dim, width));
+    std::vector<float> keys, values, weights(KEYS * 2 * W), vectors(TILES * 2 * W * (dim + width));
+    Tile tiles[TILES];
+    for (int t = 0; t < TILES; t++) {
+      tiles[t].queries = vectors.data() + t * 2 * W * (dim + width);
+      tiles[t].result = tiles[t].queries + 2 * W * dim;
+    }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < int64_t(pairs) * parts; item++) {
       const int part = item % parts, group = item / parts % groups, head = item / parts / groups;
@@ -533,7 +573,6 @@ void attention(const Attention<Number>& a, int64_t k_stride, int64_t v_stride,
       }
       keys.resize(int64_t(n) * dim);
       values.resize(int64_t(n) * width);
-      weights.resize(int64_t(n) * 2 * W);
       float *key = keys.data(), *value = values.data();
       for (int i = 0; i < routes; i++) {
         const int target = routed ? routed[int64_t(group) * routes + i] : group;
@@ -543,17 +582,22 @@ void attention(const Attention<Number>& a, int64_t k_stride, int64_t v_stride,
           key += dim, value += width;
         }
       }
-      for (int i = from; i < to;) {
-        const float zeros = absent ? absent[group] : 0.f;
-        if (to - i > W) {
-          attend<2>(a, rows + i, to - i, head, keys.data(), values.data(), n, zeros,
-                    queries.data(), weights.data());
-          i += 2 * W;
-        } else {
-          attend<1>(a, rows + i, to - i, head, keys.data(), values.data(), n, zeros,
-                    queries.data(), weights.data());
-          i += W;
+      const float zeros = absent ? absent[group] : 0.f;
+      for (int i = from; i < to; i += TILES * 2 * W) {
+        const int used = std::min(TILES, (to - i + 2 * W - 1) / (2 * W));
+        for (int t = 0; t < used; t++) {
+          const int first = i + t * 2 * W;
+          tiles[t].rows = rows + first, tiles[t].count = std::min(2 * W, to - first);
+          of_vectors(tiles[t], [&](auto c) { begin<c()>(a, tiles[t], head, zeros); });
         }
+        for (int j = 0; j < n; j += KEYS)
+          for (int t = 0; t < used; t++)
+            of_vectors(tiles[t], [&](auto c) {
+              add<c()>(a, tiles[t], keys.data() + int64_t(j) * dim,
+                       values.data() + int64_t(j) * width, std::min(KEYS, n - j), weights.data());
+            });
+        for (int t = 0; t < used; t++)
+          of_vectors(tiles[t], [&](auto c) { finish<c()>(a, tiles[t], head); });
       }
     }
   }
