@@ -1,4 +1,7 @@
 """torch.compile in training: gradients as without it, and one graph for many blocks."""
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,3 +67,29 @@ def test_blocks_are_compiled_where_they_stand():
         torch.testing.assert_close(found, wanted)
     assert list(model.state_dict()) == names
     assert counter.frame_count == 4
+
+
+def test_the_first_size_has_graphs_of_fixed_sizes():
+    """Graphs with symbols take long to trace: a training at one size never waits for them."""
+    model = CSWin(dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4),
+                       stripe_widths=(1, 2, 7, 7))).eval()
+    with_symbols = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        with_symbols.append(any(isinstance(value, torch.SymInt) for value in inputs))
+        return graph
+
+    model.compile_blocks(backend=count, fullgraph=True)
+    model(torch.randn(1, 3, 64, 96))
+    assert with_symbols == [False] * 4
+
+
+def test_a_compiled_model_can_be_copied_and_pickled():
+    model = CSWin(dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4),
+                       stripe_widths=(1, 2, 7, 7))).eval()
+    model.compile_blocks(backend='eager')
+    x = torch.randn(1, 3, 64, 96)
+    expected = model(x)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for found, wanted in zip(copied(x), expected, strict=True):
+            torch.testing.assert_close(found, wanted)

@@ -6,8 +6,10 @@ OpenMMLab only builds the module through the registry, and the module also works
 """
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -187,6 +189,9 @@ class DenseBackbone(nn.Module):
         """Compile the repeated blocks, each on its own: blocks that differ in their weights alone
         share a graph, so the first pass is short. Names and tensors stay as they are.
 
+        The graphs of the first image size have fixed sizes. A second size adds graphs for every
+        size.
+
         Args:
             options: of `torch.compile`.
         """
@@ -194,8 +199,14 @@ class DenseBackbone(nn.Module):
         limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else (
             'cache_size_limit')
         setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
+        compiled: dict[tuple, Callable[..., Any]] = {}
         for block in self.repeated_blocks():
-            block.compile(**options)
+            kind = type(block), *(tuple(weight.shape) for weight in block.parameters())
+            if kind not in compiled:
+                name = f'{type(block).__name__}_{len(compiled)}'
+                compiled[kind] = torch.compile(_call_named(name), **options)
+            # What nn.Module.compile sets, too.
+            block._compiled_call_impl = partial(compiled[kind], block)
 
     def repeated_blocks(self) -> list[nn.Module]:
         """The modules that are alone at their depth in `layer_groups`, without the stem."""
@@ -235,6 +246,20 @@ class DenseBackbone(nn.Module):
         for cfg in pretrained:
             load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
         self.is_init = True
+
+
+def _call(block: nn.Module, *args: Any) -> Any:
+    return block._call_impl(*args)
+
+
+def _call_named(name: str) -> Callable[..., Any]:
+    """`_call` under another name.
+
+    torch.compile remembers sizes by the name of a function. A size that changes from call to call
+    becomes a symbol, and a graph with symbols takes ten times as long to trace. Under one name, the
+    sizes would change from stage to stage in the first pass.
+    """
+    return FunctionType(_call.__code__.replace(co_name=name), globals(), name)
 
 
 @contextmanager
