@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from visattn_dense.layers.cuda_graphs import record
+
 from .isolation import out_of_memory
 from .timing import Call, measure
 
@@ -15,19 +17,10 @@ MAX_BATCH = 512
 
 def graphed(call: Call) -> Call:
     """The call's kernels as one CUDA graph: replaying costs no launches."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        # Every replay of the graph writes to these outputs.
-        kept = call()
+    graph_replay, kept = record(call)
 
     def replay(kept: object = kept) -> None:
-        graph.replay()
+        graph_replay()
 
     return replay
 

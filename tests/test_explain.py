@@ -26,7 +26,7 @@ from visattn_dense.attention import (
     record_routing,
 )
 from visattn_dense.attention.naive import NAIVE, as_naive
-from visattn_dense.backbones import BiFormer, CSWin, EfficientViT, FLattenCSWin, T2TViT
+from visattn_dense.backbones import CSWin, EfficientViT, T2TViT
 from visattn_dense.errors import UserError
 from visattn_dense.explain import (
     attention_rows,
@@ -44,6 +44,8 @@ from visattn_dense.explain.maps import principal_colours
 from visattn_dense.explain.rows import Rows, known_attentions
 from visattn_dense.layers import optimize_for_inference
 from visattn_dense.ops import use_implementation
+
+from .tiny_backbones import BACKBONES, cross_arch
 
 SIZES = [(7, 11), (12, 6)]
 
@@ -282,26 +284,6 @@ def test_memory_grows_with_the_map_and_not_with_its_square(module: nn.Module, ch
     assert rows.weights.shape[2:] == size
     torch.testing.assert_close(sums(rows), torch.ones_like(sums(rows)))
     assert largest.most <= 6 * channels * size[0] * size[1]
-
-
-def cross_arch(**more) -> dict:
-    return dict(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4),
-                stripe_widths=(1, 2, 3, 3), **more)
-
-
-BACKBONES = {
-    'CSWin': lambda: CSWin(cross_arch()),
-    'FLattenCSWin': lambda: FLattenCSWin(cross_arch(), img_size=64),
-    'BiFormer': lambda: BiFormer(
-        dict(embed_dims=(16, 24, 32, 48), depths=(1, 1, 2, 1), mlp_ratio=3., overlapping=True),
-        n_win=3, head_dim=8, topks=(1, 2, 4, -2)),
-    'EfficientViT': lambda: EfficientViT('b0'),
-    'T2TViT': lambda: T2TViT(dict(embed_dim=32, depth=4, num_heads=2, mlp_ratio=2.,
-                                  tokens='performer', se=False), img_size=64),
-    'T2TViT, transformer tokens': lambda: T2TViT(
-        dict(embed_dim=32, depth=4, num_heads=2, mlp_ratio=2., tokens='transformer', se=True),
-        img_size=64),
-}
 
 
 @pytest.fixture(scope='module', params=BACKBONES)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
+from visattn_dense.layers.cuda_graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 
 # What other projects call an argument, and what a user does here.
@@ -35,7 +36,7 @@ _ELSEWHERE = {
 }
 
 
-class DenseBackbone(nn.Module):
+class DenseBackbone(nn.Module, Replayable):
     """Base of the backbones. A subclass builds its stages, then calls `self.freeze_stages()` last.
 
     Args:

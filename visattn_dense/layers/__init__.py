@@ -12,7 +12,8 @@ block      the pre-norm transformer block
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
 half_weights  inside autocast: casts all weights of a block in one launch
-packed     prepares a model for inference on a CPU
+packed     prepares a model for inference
+cuda_graphs  replays the launches of a module as one CUDA graph for each shape
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast

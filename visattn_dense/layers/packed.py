@@ -20,6 +20,7 @@ from visattn_dense.ops import UsesOperators, native
 from visattn_dense.ops.depthwise import depthwise
 from visattn_dense.ops.measured import fastest
 
+from .cuda_graphs import Replayable, ReplayedForward
 from .mbconv import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv, fold_batch_norm
 from .mlp import Mlp
 
@@ -140,7 +141,7 @@ def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
             and layer.weight.dtype in (torch.float32, torch.bfloat16) and native.available())
 
 
-def optimize_for_inference(model: nn.Module) -> nn.Module:
+def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Module:
     """Make a model fast for inference, in place.
 
     On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
@@ -151,6 +152,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     a C++ compiler, kernels that are compiled for the processor compute the operators in float32 and
     bfloat16 (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles
     and measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
+    On a GPU, `cuda_graphs` lets one launch start a whole pass of a backbone
+    (`visattn_dense.layers.cuda_graphs`).
 
     The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
     load a checkpoint into the model, or move the model to another device. So load the checkpoint
@@ -159,6 +162,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
+        cuda_graphs: for how many shapes of its input each backbone keeps a CUDA graph. A shape is
+            recorded when it comes the second time. Each graph keeps the memory of its activations.
 
     Returns:
         The model.
@@ -175,6 +180,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, UsesOperators) and module.mode == 'auto':
             module.mode = 'inference'
+        if cuda_graphs and isinstance(module, Replayable):
+            module.forward = ReplayedForward(module, cuda_graphs)
     if not _has_onednn():
         return model
     taken: Counter[str] = Counter()
