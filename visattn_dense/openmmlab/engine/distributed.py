@@ -87,14 +87,15 @@ def stop() -> None:
         gc.collect()
 
 
-def on_first_rank(check: Callable[[], Any]) -> None:
-    """Run `check` on rank 0. If it raises a `UserError`, every rank raises this error."""
-    error: list[str | None] = [None]
+def on_first_rank(task: Callable[[], Any]) -> Any:
+    """What `task` returns on rank 0, on every rank. A `UserError` there is raised on every rank."""
+    outcome: list[Any] = [None]
     if get_rank() == 0:
         try:
-            check()
-        except UserError as raised:
-            error[0] = str(raised)
-    broadcast_object_list(error)
-    if error[0] is not None:
-        raise UserError(error[0])
+            outcome[0] = task()
+        except UserError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]

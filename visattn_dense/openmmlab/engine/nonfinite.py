@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,19 +103,17 @@ class _Flag:
 
 def describe(runner, data_batch: Any) -> str:
     """A report on a non-finite loss, from all ranks. Every rank has to call this function."""
-    own = _describe_rank(runner, data_batch)
-    reports = [report for report in all_gather_object(own) if report is not None]
-    if get_world_size() > 1:
-        reports = [f'rank {rank}: {text}' for rank, text in reports]
-    else:
-        reports = [text for _, text in reports]
+    texts = all_gather_object(_describe_rank(runner, data_batch))
+    reports = [f'rank {rank}: {text}' if len(texts) > 1 else text
+               for rank, text in enumerate(texts) if text]
     head = f'the loss is not finite at iteration {runner.iter + 1}'
     saved = runner.message_hub.get_info('last_ckpt')
     tail = f'Last checkpoint: {saved or "none"}; no weight has been changed since this loss.'
     return '\n'.join([head, *(reports or ['the batch run again gave a finite loss']), tail])
 
 
-def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
+def _describe_rank(runner, data_batch: Any) -> str:
+    """The report of this rank; '' where the batch run again gives finite values."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     # The seed of IterationSeedHook: the same dropout as in the loss.
     seed_process(derive_seed(runner.seed, runner.rank, runner.iter))
@@ -124,7 +123,7 @@ def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
         losses = model._run_forward(data, mode='loss')
     bad_losses = [name for name, value in losses.items() if not all_finite(value)]
     if not found and not bad_losses:
-        return None
+        return ''
     lines = []
     if bad_images := _bad_images(data_batch):
         lines.append('first non-finite values: in the images themselves, '
@@ -138,34 +137,27 @@ def _describe_rank(runner, data_batch: Any) -> tuple[int, str] | None:
         lines.append(f'weights that are not finite: {few(weights)}')
     lines.append(f'losses that are not finite: {few(bad_losses)}')
     lines.append(f'images of the batch: {few(image_names(data_batch), 64)}')
-    return runner.rank, '\n  '.join(lines)
+    return '\n  '.join(lines)
 
 
-class _first_nonfinite:
-    """A context that checks the output of every module; gives a list with the first non-finite one.
-    """
+@contextmanager
+def _first_nonfinite(model: nn.Module) -> Iterator[list[str]]:
+    """Checks the output of every module; gives a list with the first non-finite one."""
+    found: list[str] = []
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._handles: list = []
-        self._found: list[str] = []
+    def check(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+        # A module ends before the module around it, so the first one found is the innermost.
+        if not found and not all_finite(output):
+            got = 'finite' if all_finite(inputs) else 'non-finite'
+            found.append(f'{name} ({type(module).__name__}), from {got} inputs')
 
-    def __enter__(self) -> list[str]:
-        for name, module in self._model.named_modules():
-            self._handles.append(module.register_forward_hook(self._hook(name or '(the model)')))
-        return self._found
-
-    def __exit__(self, *_) -> None:
-        for handle in self._handles:
+    handles = [module.register_forward_hook(functools.partial(check, name or '(the model)'))
+               for name, module in model.named_modules()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
             handle.remove()
-
-    def _hook(self, name: str) -> Any:
-        def check(module: nn.Module, inputs: tuple, output: Any) -> None:
-            # A module ends before the module around it, so the first one found is the innermost.
-            if not self._found and not all_finite(output):
-                got = 'finite' if all_finite(inputs) else 'non-finite'
-                self._found.append(f'{name} ({type(module).__name__}), from {got} inputs')
-        return check
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import IterBasedTrainLoop
 from torch import Tensor
 
 from visattn_dense.checkpoints import read_checkpoint
@@ -170,18 +171,14 @@ def check_training_state(runner: Any, contents: dict[str, Any], origin: str | os
 
 
 def _steps_problem(runner: Any, meta: Mapping[str, Any]) -> str:
-    by_epoch = hasattr(runner.train_loop, '_max_epochs') and not _is_by_iteration(runner.train_loop)
+    loop = runner.train_loop
+    by_epoch = hasattr(loop, '_max_epochs') and not isinstance(loop, IterBasedTrainLoop)
     unit, limit = ('epoch', runner.max_epochs) if by_epoch else ('iter', runner.max_iters)
     done = meta.get(unit, 0)
     if done > limit:
         return (f'it has reached {unit} {done}, and train_cfg.max_{unit}s is {limit}; raise it to '
                 'train on')
     return ''
-
-
-def _is_by_iteration(loop: Any) -> bool:
-    from mmengine.runner import IterBasedTrainLoop
-    return isinstance(loop, IterBasedTrainLoop)
 
 
 def _optimizer_problem(wrapper: Any, state: Any, model: torch.nn.Module) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import broadcast_object_list, master_only
+from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
@@ -25,6 +25,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.engine.checkpoint_hook import AtomicCheckpointHook
 from visattn_dense.openmmlab.engine.checks import check_batch_norm
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
+from visattn_dense.openmmlab.engine.distributed import on_first_rank
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.openmmlab.engine.pictures import PicturesHook
@@ -64,22 +65,14 @@ class ResilientMixin:
 
     def _choose_resume(self) -> None:
         """Choose the file to resume from, and take its seed before any data is drawn."""
-        choice: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                choice[0] = self._find_resume()
-            except UserError as error:
-                choice[0] = error
-        broadcast_object_list(choice)
-        if isinstance(choice[0], UserError):
-            raise choice[0]
-        if choice[0] is None:
+        choice = on_first_rank(self._find_resume)
+        if choice is None:
             self.logger.info(f'No checkpoint in {self.work_dir} to resume from: '
                              'starting from the beginning.')
             # mmengine would load any file that last_checkpoint names. load_from is still loaded.
             self._resume = False
             return
-        path, seed = choice[0]
+        path, seed = choice
         self.logger.info(f'Resuming from {path}.')
         self._load_from = path
         if seed is not None and seed != self._randomness_cfg.get('seed'):
