@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,30 @@ def read_config(path: str) -> Config:
     return cfg
 
 
-def _paint_with_tuples(node: Any) -> None:
-    """Make every palette below `node` a list of tuples."""
+def entries(node: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+    """Every dict in a config, the outer ones first, with its name as --cfg-options takes it.
+
+    Args:
+        node: the config, or a part of it.
+        name: of `node`, for example 'model'.
+    """
+    children: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, (Mapping, Config)):
-        palette = node.get('palette')
+        yield name, node
+        children = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    for key, value in children:
+        yield from entries(value, f'{name}.{key}' if name else str(key))
+
+
+def _paint_with_tuples(cfg: Config) -> None:
+    """Make every palette of a config a list of tuples."""
+    for _, entry in list(entries(cfg)):
+        palette = entry.get('palette')
         # A palette may also be a name, or one colour for all classes; such a palette stays.
         if isinstance(palette, (list, tuple)) and all(isinstance(c, list | tuple) for c in palette):
-            node['palette'] = [tuple(colour) for colour in palette]
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            _paint_with_tuples(value)
+            entry['palette'] = [tuple(colour) for colour in palette]
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from torch import nn
 
 from visattn_dense.errors import UserError, did_you_mean, few
+from visattn_dense.openmmlab.config import entries
 
 _NEEDED = {'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
            'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')}
@@ -51,7 +51,9 @@ def check_weights(cfg: Config) -> None:
     Raises:
         UserError: a file is missing. The message names the entry and the file.
     """
-    named = list(_pretrained('model', cfg.model))
+    named = [(f'{name}.{key}', entry[key]) for name, entry in entries(cfg.model, 'model')
+             for key in ('checkpoint', 'pretrained') if isinstance(entry.get(key), str)
+             and (key == 'pretrained' or entry.get('type') == 'Pretrained')]
     # With resume=True, load_from is the file to resume from; the runner checks this file.
     if isinstance(cfg.get('load_from'), str) and cfg.get('resume') is not True:
         named.append(('load_from', cfg.load_from))
@@ -62,41 +64,19 @@ def check_weights(cfg: Config) -> None:
         raise UserError(f'{entry} names the file {source}, which does not exist')
 
 
-def _pretrained(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping):
-        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
-            yield f'{path}.checkpoint', node['checkpoint']
-        if isinstance(node.get('pretrained'), str):
-            yield f'{path}.pretrained', node['pretrained']
-        for key, value in node.items():
-            yield from _pretrained(f'{path}.{key}', value)
-    elif isinstance(node, (list, tuple)):
-        for number, value in enumerate(node):
-            yield from _pretrained(f'{path}.{number}', value)
-
-
 def check_class_weights(cfg: Config) -> None:
     """Check that every list of class weights has one weight for each output of its loss.
 
     Raises:
         UserError: a list is too short or too long. The message has the entry and both lengths.
     """
-    _class_weights('model', cfg.model)
-
-
-def _class_weights(path: str, node: Any) -> None:
-    if isinstance(node, Mapping):
-        for key in ('loss_decode', 'loss_cls') if isinstance(node.get('num_classes'), int) else ():
-            losses = node.get(key)
+    for name, head in entries(cfg.model, 'model'):
+        for key in ('loss_decode', 'loss_cls') if isinstance(head.get('num_classes'), int) else ():
+            losses = head.get(key)
             for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
                 weights = loss.get('class_weight') if isinstance(loss, Mapping) else None
                 if isinstance(weights, (list, tuple)):
-                    _compare_weights(f'{path}.{key}.class_weight', len(weights), node, loss, key)
-        for key, value in node.items():
-            _class_weights(f'{path}.{key}', value)
-    elif isinstance(node, (list, tuple)):
-        for number, value in enumerate(node):
-            _class_weights(f'{path}.{number}', value)
+                    _compare_weights(f'{name}.{key}.class_weight', len(weights), head, loss, key)
 
 
 def _compare_weights(entry: str, found: int, head: Mapping, loss: Mapping, key: str) -> None:
@@ -150,14 +130,10 @@ def accumulation_message(cfg: Config) -> str | None:
     return None
 
 
-def count_sync_bn(node: Any) -> int:
+def count_sync_bn(model: Mapping) -> int:
     """How many entries of a model config are synchronized batch norms."""
-    if isinstance(node, Mapping):
-        own = int(str(node.get('type')).split('.')[-1] in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN'))
-        return own + sum(count_sync_bn(value) for value in node.values())
-    if isinstance(node, (list, tuple)):
-        return sum(count_sync_bn(value) for value in node)
-    return 0
+    return sum(str(entry.get('type')).split('.')[-1] in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN')
+               for _, entry in entries(model))
 
 
 def unused_parameters_message(model: nn.Module, error: str) -> str | None:
