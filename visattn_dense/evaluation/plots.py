@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.segmentation import Scores
+from visattn_dense.visualization.figure import figure_of
 
 PLOT_SUFFIXES = ('.png', '.pdf', '.svg')
 # With more classes than this, numbers do not fit into the cells.
@@ -40,13 +40,12 @@ def plot_segmentation(scores: Scores, classes: Sequence[str], path: str | os.Pat
     n = len(classes)
     # Inches: 0.16 for a line of text, and room for the titles.
     side = min(30., max(4.5, 0.16 * n + 1.5))
-    figure = Figure(figsize=(6.5 + side + 1.5, side + 1), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = figure_of(6.5 + side + 1.5, side + 1, layout='constrained')
     bars, matrix = figure.subplots(1, 2, width_ratios=[5, side])
     _draw_bars(bars, scores, classes)
     _draw_matrix(figure, matrix, scores, classes)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=Path(path).suffix.removeprefix('.') or 'png')
+        figure.savefig(temporary, format=Path(path).suffix.removeprefix('.') or 'png')
 
 
 def _draw_bars(axes, scores: Scores, classes: Sequence[str]) -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from visattn_dense.visualization.figure import figure_of
+
 from .looks import Look, half_area, percent
 from .rows import Routing
 
@@ -183,8 +185,8 @@ def draw_changes(depths: Sequence[str], parts: Mapping[str, Sequence[float]], ti
             part.
         title: above the bars.
     """
-    figure = _figure(max(5., 1.6 + .34 * len(depths) * max(1, len(parts) / 2)), 3.6,
-                     layout='constrained')
+    figure = figure_of(max(5., 1.6 + .34 * len(depths) * max(1, len(parts) / 2)), 3.6,
+                       layout='constrained')
     axes = figure.add_subplot()
     wide = .84 / max(1, len(parts))
     colours = ('#2563b0', '#d9730d', '#4d9a55', '#8a5bb0')
@@ -253,21 +255,12 @@ def _region_of(look: Look, routing: Routing) -> int:
     return row // routing.region[0] * routing.n_win + column // routing.region[1]
 
 
-def _figure(width: float, height: float, layout: str | None = None) -> Figure:
-    # Figure and canvas by hand: pyplot would choose a display, and keep the figure.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _panels(picture: np.ndarray, rows: int, columns: int, *, head: float,
             panel: float = _PANEL) -> tuple[Figure, np.ndarray]:
     """A figure and (rows, columns) empty axes; `head` is the room above a panel, in inches."""
     height, gap = panel * picture.shape[0] / picture.shape[1], .06
     width, total = columns * (panel + gap) + gap, rows * (height + head) + gap
-    figure = _figure(width, total)
+    figure = figure_of(width, total)
     # By hand: matplotlib's own layout draws everything once more.
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
         left=gap / width, right=1 - gap / width, top=1 - head / total, bottom=gap / total,

@@ -10,11 +10,11 @@ COLOURS = ('#2563b0', '#d9730d', '#2a8f5b', '#a63d8f', '#8a6d1f', '#c0392b', '#5
 FAINT = '#8a9099'
 
 
-def figure_of(width: float, height: float) -> Any:
-    """An empty figure, in inches of 110 pixels."""
+def figure_of(width: float, height: float, *, layout: str | None = None) -> Any:
+    """An empty figure, in inches of 110 pixels; `layout` as matplotlib takes it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=110)
+    figure = Figure(figsize=(width, height), dpi=110, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
