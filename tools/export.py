@@ -61,13 +61,15 @@ def _size(text: str) -> tuple[int, int] | None:
 def export_model(args: argparse.Namespace) -> int:
     """Write the file, open the file, compare."""
     from visattn_dense.openmmlab import export
-    from visattn_dense.openmmlab.inference import find_run, open_model
+    from visattn_dense.openmmlab.engine.run_folder import checkpoint_of, config_of
+    from visattn_dense.openmmlab.inference import open_model
     from visattn_dense.openmmlab.parity import compare
     from visattn_dense.predict.sources import open_sources
     from visattn_dense.predictor import Predictor
     if Path(args.model).is_dir():
-        config, found = find_run(args.model)
-        args.model, args.checkpoint = str(config), args.checkpoint or found
+        folder = args.model
+        args.model = str(config_of(folder))
+        args.checkpoint = args.checkpoint or checkpoint_of(folder)
     elif args.checkpoint is None:
         raise UserError(f'{args.model} is no folder of a training run: name a checkpoint too')
     if args.int8 and (args.to != 'onnx' or args.half):

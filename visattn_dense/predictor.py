@@ -144,10 +144,10 @@ def _open(model: str, checkpoint: str | os.PathLike | None, device: str | None,
     import torch
 
     from visattn_dense.openmmlab.config import merge_options, read_config
-    from visattn_dense.openmmlab.inference import find_run, open_model
+    from visattn_dense.openmmlab.engine.run_folder import checkpoint_of, config_of
+    from visattn_dense.openmmlab.inference import open_model
     if folder is not None:
-        config, found = find_run(folder)
-        model, checkpoint = str(config), checkpoint or found
+        model, checkpoint = str(config_of(folder)), checkpoint or checkpoint_of(folder)
     cfg = read_config(model)
     merge_options(cfg, cfg_options)
     device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')

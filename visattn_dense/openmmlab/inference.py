@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from visattn_dense.inference.preparation import Preparation
 from visattn_dense.inference.segmentor import Segmentor
 from visattn_dense.openmmlab.engine.evaluation import augment
 from visattn_dense.openmmlab.engine.launch import register_scope
-from visattn_dense.openmmlab.engine.resume import candidates
 from visattn_dense.visualization import distinct_palette
 from visattn_dense.zoo.segmentor import fit_whole
 
@@ -152,27 +150,6 @@ def _windows(crop: Sequence[int], stride: Sequence[int] | None, mode: str, tta: 
     if mode == 'tiles' and tta:
         raise UserError('tta and tiles exclude each other')
     return tuple(crop), tuple(stride)
-
-
-def find_run(folder: str | os.PathLike) -> tuple[Path, Path]:
-    """The config and the checkpoint in the folder of a training run (its work_dir).
-
-    The newest best checkpoint is taken; without one, the newest.
-
-    Raises:
-        UserError: there is no config, no checkpoint, or more than one config.
-    """
-    folder = Path(folder)
-    configs = sorted(folder.glob('*.py'))
-    if len(configs) != 1:
-        raise UserError(f'{folder} has {len(configs)} config files at its top'
-                        + (f' ({", ".join(path.name for path in configs)})' if configs else '')
-                        + ', and the folder of a run has one: name config and checkpoint')
-    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime_ns)
-    found = [*reversed(best), *candidates(folder)]
-    if not found:
-        raise UserError(f'{folder} has no checkpoint (*.pth) yet')
-    return configs[0], found[0]
 
 
 def _build(cfg: Config, model_cfg: Config, checkpoint: str | os.PathLike) -> tuple[nn.Module, Any]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from visattn_dense.evaluation.pairs import Pair
 from visattn_dense.evaluation.segmentation import Settings
 from visattn_dense.openmmlab.config import read_config
 from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.engine.run_folder import checkpoint_of, config_of
 from visattn_dense.report.build import Detections, Labels, Origin, Work
 from visattn_dense.report.segmentation import Task
 from visattn_dense.report.training import read_record
@@ -49,14 +49,14 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
     Raises:
         UserError: the folder is not a training's, or the prediction fails.
     """
-    cfg = config_of(run)
+    cfg = read_config(str(config_of(run)))
     chosen = Path(checkpoint) if checkpoint else checkpoint_of(run)
     title = title or Path(cfg.filename).stem
     register_scope(cfg.get('default_scope'))
     made = predictions_of(run, cfg, chosen)
     made_b, speed = None, prediction_speed(run, chosen)
     if other is not None:
-        cfg_b = config_of(other)
+        cfg_b = read_config(str(config_of(other)))
         if cfg_b.get('default_scope') != cfg.get('default_scope'):
             raise UserError(f'{run} and {other} are not of one kind: '
                             f'{cfg.get("default_scope")} and {cfg_b.get("default_scope")}')
@@ -73,38 +73,6 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
         return Detections(title=title, results=made, annotations=annotations, kind=kind,
                           images=images, other=made_b, origin=origin)
     return _labels(title, cfg, made, made_b, origin, boundary)
-
-
-def config_of(run: str | os.PathLike) -> Config:
-    """The config that a run left in its folder.
-
-    Raises:
-        UserError: no config there, or several.
-    """
-    if not Path(run).is_dir():
-        raise UserError(f'there is no folder {run}; give the work_dir of a training')
-    found = sorted(Path(run).glob('*.py'))
-    if len(found) != 1:
-        raise UserError(f'{run} holds {len(found)} configs (*.py); the work_dir of a training '
-                        'holds one. --predictions and --truth report on files')
-    return read_config(os.fspath(found[0]))
-
-
-def checkpoint_of(run: str | os.PathLike) -> Path:
-    """The best checkpoint of a run, or else the newest.
-
-    Raises:
-        UserError: there is none.
-    """
-    best = sorted(Path(run).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    if best:
-        return best[-1]
-    numbered = [(int(match[1]), path) for path in Path(run).glob('*.pth')
-                if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)', path.stem))]
-    if not numbered:
-        raise UserError(f'{run} holds no checkpoint (best_*.pth, iter_*.pth or epoch_*.pth); name '
-                        'one with --checkpoint')
-    return max(numbered)[1]
 
 
 def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str:
