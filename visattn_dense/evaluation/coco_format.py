@@ -21,6 +21,7 @@ import numpy as np
 
 from visattn_dense.errors import UserError
 from visattn_dense.images import MOST_PIXELS
+from visattn_dense.predict.masks import MOST_CHARACTERS, runs_of
 
 # COCO itself nests five deep: file, annotations, annotation, segmentation, polygon.
 MOST_DEPTH = 32
@@ -352,13 +353,7 @@ def _rle_problem(mask: dict, height: int, width: int) -> str | None:
 
 
 def _compressed_problem(counts: str | bytes, pixels: int) -> str | None:
-    """Whether COCO's compressed runs are complete and add up.
-
-    Each number is a few characters of six bits. The character with the lowest five bits of the
-    number comes first. Bit 5 says that another character follows; bit 4 of the last character is
-    the sign. From the fourth number on, each number is the difference to the number two places
-    before (maskApi.c, rleToString).
-    """
+    """Whether COCO's compressed runs (see `predict.masks`) are complete and add up."""
     try:
         raw = counts if isinstance(counts, bytes) else counts.encode('ascii')
     except UnicodeEncodeError:
@@ -368,22 +363,14 @@ def _compressed_problem(counts: str | bytes, pixels: int) -> str | None:
         return 'has empty counts'
     if codes.min() < 0 or codes.max() > 63:
         return 'has counts with characters that RLE does not have'
-    last = codes < 32
-    if not last[-1]:
+    if codes[-1] >= 32:
         return 'has counts that end inside a number'
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:
+    if np.diff(np.flatnonzero(codes < 32), prepend=-1).max() > MOST_CHARACTERS:
         return 'has counts with a number that is too long'
-    places = np.arange(codes.size) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((codes & 31) << (5 * places), starts)
-    values -= ((codes[ends] & 16) > 0) * (np.int64(1) << (5 * (ends - starts + 1)))
-    for parity in (1, 2):
-        # The first three numbers are not differences. Add number 3 to number 1, 4 to 2, ...
-        values[parity::2] = np.cumsum(values[parity::2])
-    if values.min() < 0 or values.max() > pixels:
+    runs = runs_of(codes)
+    if runs.min() < 0 or runs.max() > pixels:
         return 'has counts that are no lengths'
-    if int(values.sum()) != pixels:
+    if int(runs.sum()) != pixels:
         return 'has runs that do not add up to the size'
     return None
 

@@ -11,7 +11,8 @@ from typing import TypedDict
 
 import numpy as np
 
-_MOST_CHARACTERS = 7
+# A run of up to 2**31 pixels needs no more.
+MOST_CHARACTERS = 7
 
 
 class Rle(TypedDict):
@@ -82,9 +83,9 @@ def area(rle: Rle) -> int:
 def _pack(runs: np.ndarray) -> str:
     values = runs.astype(np.int64)
     values[3:] -= runs[1:-2]
-    characters = np.zeros((len(values), _MOST_CHARACTERS), np.uint8)
+    characters = np.zeros((len(values), MOST_CHARACTERS), np.uint8)
     going = np.ones(len(values), bool)
-    for place in range(_MOST_CHARACTERS):
+    for place in range(MOST_CHARACTERS):
         low = values & 31
         values >>= 5
         more = np.where(low & 16, values != -1, values != 0)
@@ -94,13 +95,22 @@ def _pack(runs: np.ndarray) -> str:
 
 
 def _unpack(counts: str) -> np.ndarray:
-    codes = np.frombuffer(counts.encode('ascii'), np.uint8).astype(np.int64) - 48
+    return runs_of(np.frombuffer(counts.encode('ascii'), np.uint8).astype(np.int64) - 48)
+
+
+def runs_of(codes: np.ndarray) -> np.ndarray:
+    """The lengths of the runs, from the six bits of each character of the compressed form.
+
+    Each number is a few characters, that of its lowest five bits first. Bit 5 says that another
+    character follows; bit 4 of the last character is the sign.
+    """
     ends = np.flatnonzero(codes < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
     places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
     values = np.add.reduceat((codes & 31) << (5 * places), starts)
     values -= ((codes[ends] & 16) > 0) * (np.int64(1) << (5 * (ends - starts + 1)))
     for parity in (1, 2):
+        # The first three numbers are not differences. Add number 3 to number 1, 4 to 2, ...
         values[parity::2] = np.cumsum(values[parity::2])
     return values
 
