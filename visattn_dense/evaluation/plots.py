@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
-from visattn_dense.evaluation.segmentation import Scores
+from visattn_dense.evaluation.segmentation import Scores, ratio
 from visattn_dense.visualization.figure import figure_of
 
 PLOT_SUFFIXES = ('.png', '.pdf', '.svg')
@@ -77,8 +77,7 @@ def _draw_matrix(figure: Figure, axes, scores: Scores, classes: Sequence[str]) -
     # The column "no class" is shown only if it holds pixels.
     columns = list(classes) + (['(none)'] if confusion[:, -1].any() else [])
     total = confusion.sum(axis=1, keepdims=True)
-    share = np.divide(100. * confusion[:, :len(columns)], total,
-                      out=np.full((len(classes), len(columns)), np.nan), where=total > 0)
+    share = ratio(100 * confusion[:, :len(columns)], total)
     # The square root keeps confusions of a few per cent visible beside the diagonal.
     image = axes.imshow(share, cmap='Blues', norm=PowerNorm(0.5, 0, 100), aspect='auto',
                         interpolation='nearest')

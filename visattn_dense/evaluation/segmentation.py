@@ -322,19 +322,19 @@ class Scores:
         if not labelled.any():
             raise UserError('not one pixel of the labels is judged: all hold the ignored value')
         self.counts = counts
-        self.iou = _percent(right, labelled + predicted - right)
-        self.acc = _percent(right, labelled)
-        self.precision = _percent(right, predicted)
-        self.dice = _percent(2 * right, labelled + predicted)
+        self.iou = ratio(100 * right, labelled + predicted - right)
+        self.acc = ratio(100 * right, labelled)
+        self.precision = ratio(100 * right, predicted)
+        self.dice = ratio(200 * right, labelled + predicted)
         self.aacc = float(100 * right.sum() / labelled.sum())
         self.miou, self.macc = float(np.nanmean(self.iou)), float(np.nanmean(self.acc))
         self.boundary_iou = self.boundary_miou = None
         if counts.boundary is not None:
             both, of_pred, of_label = counts.boundary
-            self.boundary_iou = _percent(both, of_pred + of_label - both)
+            self.boundary_iou = ratio(100 * both, of_pred + of_label - both)
             self.boundary_miou = float(np.nanmean(self.boundary_iou))
 
 
-def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """100 · part / whole, NaN where the whole is 0."""
-    return np.divide(100. * part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole in the shape of `part`; NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from visattn_dense.evaluation.segmentation import ratio
+
 LEVEL = 95
 """Per cent of the resamples inside an interval."""
 
@@ -61,4 +63,4 @@ def mean_over_classes(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     count = known.sum(axis=-1)
     total = np.where(known, values, 0).sum(axis=-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return ratio(total, count)

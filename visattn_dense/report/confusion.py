@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from visattn_dense.evaluation.segmentation import ratio
 from visattn_dense.report import page, pictures
 from visattn_dense.report.html import Markup, element
 
@@ -23,7 +24,7 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str],
         classes: of each row, for the page's class filter; None: the row always stays.
     """
     whole = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, whole, out=np.full(counts.shape, np.nan), where=whole > 0)
+    share = ratio(counts, whole)
     if len(rows) > _WRITTEN:
         return element('img', src=pictures.matrix_picture(share), class_='pixels', loading='lazy',
                        alt='confusion matrix, a pixel for each pair of classes')

@@ -13,6 +13,7 @@ import numpy as np
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import CocoScores, evaluate_coco
 from visattn_dense.evaluation.coco_files import masks_as_rle
+from visattn_dense.evaluation.segmentation import ratio
 from visattn_dense.report import charts, confusion, page, pictures
 from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
@@ -114,7 +115,7 @@ class Measured:
         """(images,) F1 in per cent; NaN where there is neither an object nor a detection."""
         right, wrong, lost = self.image_counts.T.astype(float)
         whole = 2 * right + wrong + lost
-        return np.divide(200 * right, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+        return ratio(200 * right, whole)
 
     @cached_property
     def worst_first(self) -> np.ndarray:
@@ -261,8 +262,7 @@ def calibration(matches: Matches) -> tuple[np.ndarray, np.ndarray, np.ndarray, f
     at = np.minimum((score * _BINS).astype(int), _BINS - 1)
     count = np.bincount(at, minlength=_BINS).astype(float)
     sums = [np.bincount(at, values, minlength=_BINS) for values in (score, right.astype(float))]
-    mean, share = (np.divide(part, count, out=np.full(_BINS, np.nan), where=count > 0)
-                   for part in sums)
+    mean, share = (ratio(part, count) for part in sums)
     error = np.nansum(np.abs(mean - share) * count) / max(1., count.sum())
     return mean, share, count, float(error)
 

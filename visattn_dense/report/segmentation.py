@@ -14,7 +14,7 @@ import numpy as np
 
 from visattn_dense.evaluation.pairs import Pair, read_index_map
 from visattn_dense.evaluation.report import segmentation_summary
-from visattn_dense.evaluation.segmentation import Counts, Scores, Settings, count_each
+from visattn_dense.evaluation.segmentation import Counts, Scores, Settings, count_each, ratio
 from visattn_dense.report import charts, confusion, page, pictures
 from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
@@ -98,7 +98,7 @@ def iou_of(areas: np.ndarray) -> np.ndarray:
     """(..., 3, N) areas to (..., N) IoU in per cent, NaN for a class without pixels."""
     areas = areas.astype(np.float64)
     both, union = areas[..., 0, :], areas[..., 1, :] + areas[..., 2, :] - areas[..., 0, :]
-    return np.divide(100 * both, union, out=np.full(both.shape, np.nan), where=union > 0)
+    return ratio(100 * both, union)
 
 
 def resampled(areas: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,12 +122,9 @@ def resampled(areas: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     sums = sums.reshape(len(weights), 3, classes)
     iou = iou_of(sums)
     right, labelled = sums[:, 0], sums[:, 2]
-    acc = np.divide(100 * right, labelled, out=np.full(right.shape, np.nan), where=labelled > 0)
-    whole = labelled.sum(axis=1)
-    aacc = np.divide(100 * right.sum(axis=1), whole, out=np.full(len(whole), np.nan),
-                     where=whole > 0)
-    return {'IoU': iou, 'mIoU': mean_over_classes(iou), 'aAcc': aacc,
-            'mAcc': mean_over_classes(acc)}
+    return {'IoU': iou, 'mIoU': mean_over_classes(iou),
+            'aAcc': ratio(100 * right.sum(axis=1), labelled.sum(axis=1)),
+            'mAcc': mean_over_classes(ratio(100 * right, labelled))}
 
 
 def sections(measured: Measured, task: Task, budget: pictures.Budget
