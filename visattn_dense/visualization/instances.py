@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from .colour import Palette
 from .layout import fit, lay_out
-from .text import INK, PAPER, draw_text, legible
+from .objects import outline
+from .text import draw_text, legible
 
 
 class Instances(NamedTuple):
@@ -69,7 +70,7 @@ def paint_instances(image: np.ndarray, objects: Instances, palette: Palette, *,
         colour = np.array(palette[objects.labels[i]], np.float32)
         if not crowd[i]:
             picture[mask] = (1 - opacity) * picture[mask] + opacity * colour
-        picture[_outline(mask)] = colour
+        picture[outline(mask)] = colour
     page = Image.fromarray(picture.round().astype(np.uint8))
     draw = ImageDraw.Draw(page)
     written = None if names is None else legible(names)
@@ -88,12 +89,8 @@ def paint_instances(image: np.ndarray, objects: Instances, palette: Palette, *,
             named.add(label)
         words += [] if objects.scores is None else [f'{100 * objects.scores[i]:.0f}']
         if words:
-            # Dark letters on light colours, and the other way round.
-            red, green, blue = colours[i]
-            light = 0.3 * red + 0.6 * green + 0.1 * blue > 140
             x1, y1 = (float(value) * ratio for value in boxes[i][:2])
-            draw_text(draw, (x1, max(0., y1 - round(1.3 * letters))), ' '.join(words), letters,
-                      INK if light else PAPER, colours[i], size[0])
+            draw_text(draw, (x1, y1), ' '.join(words), letters, colours[i], size[0])
     return page
 
 
@@ -123,10 +120,3 @@ def draw_instance_sheet(rows: Sequence[InstanceRow], names: Sequence[str], palet
     return lay_out(cells, names=names, palette=palette, shown=shown, title=title,
                    headings=('image', 'truth', 'prediction, with its score in percent'),
                    subtitle=subtitle, cell_width=cell_width)
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask that have a neighbour outside it."""
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside

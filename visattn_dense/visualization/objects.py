@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from .colour import Palette
 from .overlay import with_legend
-from .text import INK, PAPER, draw_text, legible
+from .text import draw_text, legible
 
 
 def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray,
@@ -54,9 +54,7 @@ def draw_objects(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, score
     for i in order:
         x1, y1 = (float(value) for value in boxes[i][:2])
         text = f'{shown[labels[i]]} {100 * scores[i]:.0f}'
-        light = 0.3 * colours[i][0] + 0.6 * colours[i][1] + 0.1 * colours[i][2] > 140
-        draw_text(draw, (x1, max(0., y1 - round(1.3 * letters))), text, letters,
-                  INK if light else PAPER, colours[i], width)
+        draw_text(draw, (x1, y1), text, letters, colours[i], width)
     painted = np.asarray(page)
     if not legend:
         return painted
@@ -97,11 +95,16 @@ def _tone(colour: Sequence[int], number: int) -> tuple[int, int, int]:
 def _paint(target: np.ndarray, mask: np.ndarray, colour: Sequence[int], opacity: float,
            line: int) -> None:
     """Lay a mask over a part of the picture, in place, with an outline of `line` pixels."""
+    mixed = (1 - opacity) * target[mask] + opacity * np.array(colour, np.float32)
+    target[mask] = mixed.round().astype(np.uint8)
+    target[outline(mask, line)] = colour
+
+
+def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """The pixels of a mask, (H, W) bool, that are at most `width` steps away from its outside."""
     inner = mask
-    for _ in range(line):
+    for _ in range(width):
         padded = np.pad(inner, 1)
         inner = (inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2]
                  & padded[1:-1, 2:])
-    mixed = (1 - opacity) * target[mask] + opacity * np.array(colour, np.float32)
-    target[mask] = mixed.round().astype(np.uint8)
-    target[mask & ~inner] = colour
+    return mask & ~inner

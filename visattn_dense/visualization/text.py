@@ -96,13 +96,18 @@ def _legible(names: tuple[str, ...]) -> list[str]:
 
 
 def draw_text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int,
-              ink: Sequence[int], paper: Sequence[int], width: int) -> None:
-    """Write `text` on a plate of colour `paper`, moved left where it would leave `width`."""
+              colour: Sequence[int], width: int) -> None:
+    """Write `text` above the point `at`, on a plate of that RGB colour inside the picture's width.
+
+    The letters are dark on a light colour, and the other way round.
+    """
     letters = font_for(text, size, bold=True) or font(size, bold=True)
-    length, pad = letters.getlength(text), max(2, size // 6)
-    x, y = max(0., min(at[0], width - length - 2 * pad)), at[1]
-    draw.rectangle((x, y, x + length + 2 * pad, y + round(1.3 * size)), fill=tuple(paper))
-    draw.text((x + pad, y + round(1.3 * size) / 2), text, tuple(ink), letters, anchor='lm')
+    length, pad, high = letters.getlength(text), max(2, size // 6), round(1.3 * size)
+    x, y = max(0., min(at[0], width - length - 2 * pad)), max(0., at[1] - high)
+    red, green, blue = colour
+    ink = INK if 0.3 * red + 0.6 * green + 0.1 * blue > 140 else PAPER
+    draw.rectangle((x, y, x + length + 2 * pad, y + high), fill=tuple(colour))
+    draw.text((x + pad, y + high / 2), text, ink, letters, anchor='lm')
 
 
 def draw_legend(names: Sequence[str], palette: Palette, width: int, size: int = 15) -> Image.Image:
