@@ -104,20 +104,17 @@ def _section(name: str, rows: Sequence[tuple[list, Interval]],
               f'{int((change[known] < 0).sum())} worse, {int((change[known] == 0).sum())} equal.')
     image_rows = [[names[i], page.number(a[i]), page.number(b[i]), page.number(change[i])]
                   for i in order[:_MOST_IMAGES]]
-    examples = []
-    for i in map(int, order[:_MOST_EXAMPLES]):
-        if shown := draw(i, f'A {a[i]:.1f}, B {b[i]:.1f}'):
-            examples.append(shown)
     content = [
         element('p', element('b', verdict(rows[0][0][0], rows[0][1]))),
         page.table(['score', *columns], [row for row, _ in rows]),
         element('h3', f'{name} of each class'),
         page.table(['class', *columns], [row for row, _ in by_class],
                    [[i] for i in range(len(by_class))]),
-        element('h3', 'Images that changed most'), element('p', counts, class_='note'),
+        element('h3', 'Images that changed most'), page.note(counts),
         page.table(['image', 'A', 'B', 'B − A'], image_rows,
                    [there[i] for i in order[:_MOST_IMAGES]]),
-        page.gallery(examples) if examples else None]
+        page.gallery(draw(i, f'A {a[i]:.1f}, B {b[i]:.1f}')
+                     for i in map(int, order[:_MOST_EXAMPLES]))]
     return page.Section('Comparison', 'A is the model of this page, B the one that it is compared '
                         'with. Of many classes, some differ by chance all the same: one in twenty.',
                         content)

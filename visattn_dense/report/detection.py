@@ -180,16 +180,14 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     kinds = np.array([np.bincount(m.category[m.kind == k], minlength=m.categories)
                       for k in range(len(KINDS))])
     missed = np.bincount(m.object_category[m.missed], minlength=m.categories)
-    seen = m.seen_categories
     rows, classes = [], []
-    for i, (_, name, objects) in enumerate(measured.scores.categories):
+    for i in m.seen_categories:
+        _, name, objects = measured.scores.categories[i]
         metrics = measured.scores.metrics(i)
         interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'])
         worst = int(kinds[:, i].argmax())
-        if i not in seen:
-            continue
         classes.append([i])
-        rows.append([str(name), *(page.number(100 * metrics['AP']),),
+        rows.append([str(name), page.number(100 * metrics['AP']),
                      page.Cell(page.between(interval), interval.low),
                      *(page.number(100 * metrics[key])
                        for key in ('AP50', 'AP75', 'APs', 'APm', 'APl', 'AR100')),
@@ -201,7 +199,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     absent = len(task.classes) - len(rows)
     note = (f'{absent} classes of the annotations have no object and no detection.' if absent
             else None)
-    return element('div', table, element('p', note, class_='note') if note else None)
+    return element('div', table, page.note(note))
 
 
 def _errors(measured: Measured) -> Markup:
@@ -288,7 +286,7 @@ def _image_scores(measured: Measured, task: Task) -> Markup:
             for i in order[:_MOST_IMAGES]]
     note = (f'The {_MOST_IMAGES} lowest of {len(order)} images.' if len(order) > _MOST_IMAGES
             else None)
-    return element('div', chart, element('p', note, class_='note') if note else None, page.table(
+    return element('div', chart, page.note(note), page.table(
         ['image', 'F1', 'right', 'wrong', 'lost'], rows,
         [there.get(i, []) for i in order[:_MOST_IMAGES]]))
 
@@ -310,30 +308,20 @@ def _galleries(measured: Measured, task: Task, budget: pictures.Budget) -> list[
     middle = max(0, len(order) // 2 - _MEDIAN // 2)
     there = classes_of_images(measured)
     by_class = [[i for i in order if c in there.get(i, ())][:2] for c in range(len(task.classes))]
-    chosen = {
-        'Worst images': ('The images with the lowest F1, those with most errors first.',
-                         order[:_WORST]),
-        'Median images': ('Images from the middle of the ranking: what to expect.',
-                          order[middle:middle + _MEDIAN]),
-        'Worst images of each class': ('For each class, images with a low F1 that show it. Choose '
-                                       'a class above.',
-                                       [i for images in by_class for i in images])}
-    found, seen = [], set()
-    for title, (note, numbers) in chosen.items():
-        examples = []
-        for i in map(int, numbers):
-            if i in seen or budget.full:
-                continue
-            seen.add(i)
-            right, wrong, lost = measured.image_counts[i]
-            example = draw_example(
-                f'F1 {measured.image_scores[i]:.0f}: {right} right, {wrong} wrong, {lost} lost', i,
-                [('prediction', measured)], task, budget, there.get(i, []))
-            if example:
-                examples.append(example)
-        if examples:
-            found.append(page.Section(title, note, page.gallery(examples)))
-    return found
+
+    def draw(i: int) -> Markup | None:
+        right, wrong, lost = measured.image_counts[i]
+        return draw_example(
+            f'F1 {measured.image_scores[i]:.0f}: {right} right, {wrong} wrong, {lost} lost', i,
+            [('prediction', measured)], task, budget, there.get(i, []))
+
+    return page.galleries([
+        ('Worst images', 'The images with the lowest F1, those with most errors first.',
+         order[:_WORST]),
+        ('Median images', 'Images from the middle of the ranking: what to expect.',
+         order[middle:middle + _MEDIAN]),
+        ('Worst images of each class', 'For each class, images with a low F1 that show it. Choose '
+         'a class above.', [i for images in by_class for i in images])], draw)
 
 
 def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], task: Task,
@@ -343,6 +331,8 @@ def draw_example(note: str, image: int, models: Sequence[tuple[str, Measured]], 
     The photograph stands in the page once, and all views show it. Masks are drawn where the models
     give masks; the objects of a class have tones of its colour.
     """
+    if budget.full:
+        return None
     info = task.images[image]
     photo = None
     if task.folder is not None and 'file_name' in info:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +76,7 @@ class Report:
                                 for i, section in enumerate(self.sections)]),
             'sections': joined([
                 element('section', element('h2', section.title),
-                        element('p', section.note, class_='note') if section.note else None,
-                        section.content, id=f's{i}')
+                        note(section.note), section.content, id=f's{i}')
                 for i, section in enumerate(self.sections)]),
         }
         template = (_FILES / 'page.html').read_text(encoding='utf-8')
@@ -130,16 +129,39 @@ def _cell(cell: str | Cell | Markup) -> Markup:
     return element('td', cell, class_=long)
 
 
-def gallery(examples: Sequence[Markup]) -> Markup:
-    """Examples, and what stands there when the class filter hides them all."""
-    return element('div', examples, element('p', 'No picture here shows this class.',
-                                            class_='none', hidden=True), class_='gallery')
+def note(text: str | None) -> Markup | None:
+    """A remark in small letters; None where there is no text."""
+    return element('p', text, class_='note') if text else None
 
 
-def example(title: str, note: str, pictures: Child, classes: Sequence[int],
+def gallery(examples: Iterable[Markup | None]) -> Markup | None:
+    """Examples, and what stands there when the class filter hides them all; None without any."""
+    shown = [example for example in examples if example]
+    return element('div', shown, element('p', 'No picture here shows this class.', class_='none',
+                                         hidden=True), class_='gallery') if shown else None
+
+
+def galleries(chosen: Sequence[tuple[str, str, Iterable[int]]],
+              draw: Callable[[int], Markup | None]) -> list[Section]:
+    """A section of examples for each choice of images; an image stands in the first one alone.
+
+    Args:
+        chosen: title, note, and numbers of the images of each section.
+        draw: gives the example of an image; None where it is left out.
+    """
+    found, seen = [], set()
+    for title, text, numbers in chosen:
+        fresh = [i for i in dict.fromkeys(map(int, numbers)) if i not in seen]
+        seen.update(fresh)
+        if content := gallery(map(draw, fresh)):
+            found.append(Section(title, text, content))
+    return found
+
+
+def example(title: str, remark: str, pictures: Child, classes: Sequence[int],
             legend: Child = None) -> Markup:
     """One image of a gallery with its pictures side by side."""
-    return element('article', element('h3', title), element('p', note, class_='note'),
+    return element('article', element('h3', title), note(remark),
                    element('div', pictures, class_='pictures'), legend,
                    data_classes=' '.join(map(str, classes)))
 

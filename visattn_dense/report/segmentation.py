@@ -205,37 +205,25 @@ def _image_scores(measured: Measured, task: Task) -> Markup:
         classes.append(there.tolist())
     note = (f'The {_MOST_IMAGES} lowest of {len(known)} images.' if len(known) > _MOST_IMAGES
             else None)
-    return element('div', chart, element('p', note, class_='note') if note else None, page.table(
+    return element('div', chart, page.note(note), page.table(
         ['image', 'score', 'pixel accuracy', 'weakest class (IoU)'], rows, classes))
 
 
 def _galleries(measured: Measured, task: Task, budget: pictures.Budget) -> list[page.Section]:
     """The worst and the median images, and the worst images of each class, each image once."""
+    def draw(i: int) -> Markup | None:
+        pair = measured.pairs[i]
+        return draw_example(pair.name, f'score {measured.image_scores[i]:.1f}',
+                            [('prediction', pair.prediction)], pair.label, task, budget)
+
     order = measured.worst_first
     middle = max(0, len(order) // 2 - _MEDIAN // 2)
-    chosen = {'Worst images': order[:_WORST], 'Median images': order[middle:middle + _MEDIAN],
-              'Worst images of each class': _worst_of_classes(measured)}
-    notes = {
-        'Worst images': 'The images with the lowest scores.',
-        'Median images': 'Images from the middle of the ranking: what to expect.',
-        'Worst images of each class': 'For each class, the weakest first, the images with its '
-        'lowest IoU. Choose a class above.'}
-    found, seen = [], set()
-    for title, numbers in chosen.items():
-        examples = []
-        for i in map(int, numbers):
-            if i in seen or budget.full:
-                continue
-            seen.add(i)
-            example = draw_example(
-                measured.pairs[i].name, f'score {measured.image_scores[i]:.1f}',
-                [('prediction', measured.pairs[i].prediction)], measured.pairs[i].label,
-                task, budget)
-            if example:
-                examples.append(example)
-        if examples:
-            found.append(page.Section(title, notes[title], page.gallery(examples)))
-    return found
+    return page.galleries([
+        ('Worst images', 'The images with the lowest scores.', order[:_WORST]),
+        ('Median images', 'Images from the middle of the ranking: what to expect.',
+         order[middle:middle + _MEDIAN]),
+        ('Worst images of each class', 'For each class, the weakest first, the images with its '
+         'lowest IoU. Choose a class above.', _worst_of_classes(measured))], draw)
 
 
 def _worst_of_classes(measured: Measured, each: int = 3) -> list[int]:
@@ -267,6 +255,8 @@ def draw_example(name: str, note: str, predictions: Sequence[tuple[str, str]], l
         task: classes and photographs.
         budget: of the page.
     """
+    if budget.full:
+        return None
     n = task.settings.num_classes
     truth = np.take(task.settings.label_classes, read_index_map(label))
     judged = truth < n
