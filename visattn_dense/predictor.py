@@ -77,9 +77,6 @@ class Predictor:
             UserError: at once where the source or an option is wrong; during the iteration where a
                 picture cannot be read.
         """
-        if batch_size < 1 or workers < 1:
-            raise UserError('batch_size and workers are at least 1, got '
-                            f'{batch_size} and {workers}')
         options = self._options(conf, classes, max_det, scores, batch_size)
         return predictions(self.runtime, open_sources(source, channels=channels), options,
                            batch_size=batch_size, workers=workers)

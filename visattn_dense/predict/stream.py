@@ -101,7 +101,8 @@ def predictions(runtime: Runtime, pictures: Iterable[Picture], options: Options,
         workers: threads that load and prepare.
 
     Raises:
-        UserError: a picture that cannot be read; the results before it have come.
+        UserError: at once where batch_size or workers is below 1; during the iteration where a
+            picture cannot be read: the results before it have come.
     """
     if batch_size < 1 or workers < 1:
         raise UserError(f'batch_size and workers are at least 1, got {batch_size} and {workers}')
