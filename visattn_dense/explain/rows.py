@@ -230,13 +230,13 @@ def _routed(attention: BiLevelRoutingAttention, x: Tensor, positions: Sequence[P
     return _stacked(rows, ('',) * attention.num_heads, routing)
 
 
-@attention_rows.register
-def _full(attention: SelfAttention, x: Tensor, positions: Sequence[Position], *,
+@attention_rows.register(SelfAttention)
+@attention_rows.register(WideSelfAttention)
+def _full(attention: SelfAttention | WideSelfAttention, x: Tensor, positions: Sequence[Position], *,
           size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions, and over the tokens before the map (the class token)."""
     q, k, v = attention.qkv(x).flatten(1, -2).chunk(3, dim=-1)
-    return _softmax_of_tokens(attention, q, k, v, attention.num_heads,
-                              map_size(attention, x, size), positions)
+    return _softmax_of_tokens(attention, q, k, v, map_size(attention, x, size), positions)
 
 
 @attention_rows.register
@@ -244,23 +244,15 @@ def _ghost(attention: GhostSelfAttention, x: Tensor, positions: Sequence[Positio
            size: tuple[int, int] | None = None) -> Rows:
     """Softmax over all positions and the class token; half of q, k and v are ghosts."""
     q, k, v = attention.project(x.flatten(1, -2))
-    return _softmax_of_tokens(attention, q, k, v, attention.num_heads,
-                              map_size(attention, x, size), positions)
-
-
-@attention_rows.register
-def _wide_full(attention: WideSelfAttention, x: Tensor, positions: Sequence[Position], *,
-               size: tuple[int, int] | None = None) -> Rows:
-    """Softmax over all positions, one head."""
-    q, k, v = attention.qkv(x).flatten(1, -2).chunk(3, dim=-1)
-    return _softmax_of_tokens(attention, q, k, v, 1, map_size(attention, x, size), positions)
+    return _softmax_of_tokens(attention, q, k, v, map_size(attention, x, size), positions)
 
 
 def _softmax_of_tokens(attention: SelfAttention | GhostSelfAttention | WideSelfAttention, q: Tensor,
-                       k: Tensor, v: Tensor, heads: int, size: tuple[int, int],
+                       k: Tensor, v: Tensor, size: tuple[int, int],
                        positions: Sequence[Position]) -> Rows:
     weigh = partial(softmax.attention_weights, scale=attention.scale)
-    return _rows_of_tokens(q, k, v, heads, size, positions, weigh)
+    # T2T-ViT's wide attention has one head and does not count it.
+    return _rows_of_tokens(q, k, v, getattr(attention, 'num_heads', 1), size, positions, weigh)
 
 
 @attention_rows.register
