@@ -228,6 +228,28 @@ def test_unknown_type_names_the_near_ones_across_scopes():
     assert 'Did you mean' not in str(caught.value)
 
 
+def test_config_text_is_laid_out_once(monkeypatch):
+    from mmengine.config import Config
+    from yapf.yapflib import yapf_api
+    config = Config(dict(model=dict(type='Net', sizes=[1, 2], name='laid out once')))
+    text = config.pretty_text
+    with monkeypatch.context() as unmended:
+        unmended.setattr('mmengine.config.config.FormatCode', yapf_api.FormatCode)
+        assert config.pretty_text == text != ''
+    calls = []
+    lay_out = yapf_api.FormatTree
+    monkeypatch.setattr(yapf_api, 'FormatTree',
+                        lambda *args, **kwargs: calls.append(1) or lay_out(*args, **kwargs))
+    assert config.pretty_text == text and not calls
+    config.model.sizes = [3]
+    assert '3' in config.pretty_text and len(calls) == 1
+    # A text that is no Python is refused each time.
+    config['a-b'] = 1
+    for _ in range(2):
+        with pytest.raises(SyntaxError, match='Failed to format'):
+            _ = config.pretty_text
+
+
 class Regression(nn.Module):
     """Importable by the Runner through its class; losses as mmengine wants them."""
 

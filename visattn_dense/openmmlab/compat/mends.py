@@ -13,6 +13,7 @@ import pkgutil
 from visattn_dense.openmmlab.compat.mend import Mend
 from visattn_dense.openmmlab.compat.repairs import (
     amp,
+    config_text,
     find_loader,
     near_names,
     numpy_names,
@@ -46,6 +47,15 @@ MENDS: tuple[Mend, ...] = (
         versions=_MMENGINE,
         module='mmengine.registry.registry',
         repair=near_names.name_near_types,
+    ),
+    Mend(
+        name='config-text',
+        what='mmengine lays out the text of the same config five times in a training, up to a '
+        'second and a half; each text is laid out once',
+        issue='https://github.com/open-mmlab/mmcv/issues/2466',
+        versions=_MMENGINE,
+        module='mmengine.config.config',
+        repair=config_text.format_once,
     ),
     Mend(
         name='find-loader-mmengine',
