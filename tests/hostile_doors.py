@@ -8,6 +8,8 @@ limited in time, and watched: what it said, whether a signal ended it, how much 
 """
 import argparse
 import contextlib
+import gc
+import importlib
 import json
 import os
 import resource
@@ -31,6 +33,7 @@ ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_wi
 # A child that computes longer hangs. Processor time: a loaded machine is no hang.
 SECONDS = 30
 MEMORY = 200 << 20
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 KINDS = ('taken', 'refused', 'traceback', 'signal', 'hang')
 
 Door = Callable[['Place', Path], object]
@@ -116,7 +119,6 @@ def _convert(place: Place, path: Path) -> int:
 
 
 def _infer(place: Place, path: Path) -> int:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
     from infer import main
     image = place.folder / 'data' / 'images' / '0.png'
     return main([str(place.config), str(path), str(image), '--out-dir', str(place.folder / 'out'),
@@ -164,6 +166,20 @@ class Outcome:
     kind: str
     said: str
     memory: int
+
+
+def prepare(place: Place) -> None:
+    """Make once what a process makes at its first file, whatever the file: the modules of the
+    doors, and the empty variants that `inspect` and `convert` compare a file with."""
+    from visattn_dense.zoo.recognise import summarise
+    sys.path.insert(0, str(TOOLS))
+    for name in ('distutils.core', 'infer', 'visattn_dense.interop.hub',
+                 'visattn_dense.zoo.__main__'):
+        importlib.import_module(name)
+    summarise(place.state)
+    # A child that looks for garbage copies the memory that it looks at: let it look at its own.
+    gc.collect()
+    gc.freeze()
 
 
 def _high_water() -> int:
@@ -271,6 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Place.make(Path(folder))
         files = write_files(place, args.files)
+        prepare(place)
         for name in args.doors or DOORS:
             begun = time.monotonic()
             outcomes, wrong = {}, {}
