@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -34,6 +35,8 @@ ARCH = dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 4, 4, 8), stripe_wi
 SECONDS = 30
 MEMORY = 200 << 20
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+# An entry of /proc/self/smaps: a line with addresses and path, then one line for each number.
+LIBRARY = re.compile(rb'/[^/\n]*\.so[^/\n]*\n(?:[A-Z].*\n)*?Rss: *(\d+)')
 KINDS = ('taken', 'refused', 'traceback', 'signal', 'hang')
 
 Door = Callable[['Place', Path], object]
@@ -190,15 +193,7 @@ def _high_water() -> int:
 def _libraries() -> int:
     """Bytes of shared libraries that this process has touched. How many pages one touch brings
     depends on the file system's cache, so for the same work the number differs from day to day."""
-    total, library = 0, False
-    with open('/proc/self/smaps') as file:
-        for line in file:
-            first, _, rest = line.partition(' ')
-            if not first.endswith(':'):
-                library = '.so' in rest.rpartition('/')[2]
-            elif library and first == 'Rss:':
-                total += int(rest.split()[0]) * 1024
-    return total
+    return 1024 * sum(map(int, LIBRARY.findall(Path('/proc/self/smaps').read_bytes())))
 
 
 def attempt(door: Door, place: Place, path: Path) -> Outcome:
@@ -213,6 +208,7 @@ def attempt(door: Door, place: Place, path: Path) -> Outcome:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             os.chdir(place.folder)
             log = os.open(place.folder / 'log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
             # The mark begins anew, at what the process has now.
@@ -250,15 +246,14 @@ def attempt(door: Door, place: Place, path: Path) -> Outcome:
     return Outcome(kind, said, int(memory))
 
 
-def write_files(place: Place, names: Iterable[str] | None = None) -> dict[str, Path]:
-    """The hostile files, or those of them that `names` lists."""
+def write_files(place: Place) -> dict[str, Path]:
+    """The hostile files."""
     folder = place.folder / 'files'
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     made = {}
     for number, (name, write) in enumerate(cases().items()):
-        if names is None or name in names:
-            made[name] = folder / f'{number}.pth'
-            write(made[name], place.state, place.guarded)
+        made[name] = folder / f'{number}.pth'
+        write(made[name], place.state, place.guarded)
     return made
 
 
@@ -275,40 +270,56 @@ def faults(place: Place, path: Path, outcome: Outcome) -> list[str]:
     return found
 
 
+Findings = dict[str, tuple[str, str, int, list[str]]]
+"""name of a file -> kind, what was said, bytes, faults"""
+
+
+def try_door(name: str, place: Place, files: dict[str, Path]) -> Findings:
+    found = {}
+    for kind, path in files.items():
+        outcome = attempt(DOORS[name], place, path)
+        found[kind] = (outcome.kind, outcome.said, outcome.memory, faults(place, path, outcome))
+    return found
+
+
+def print_table(names: Iterable[str], place: Place, files: dict[str, Path]) -> int:
+    """The number of faults."""
+    bad = 0
+    for name in names:
+        begun = time.monotonic()
+        found = try_door(name, place, files)
+        count = Counter(kind for kind, _, _, _ in found.values())
+        print(f'{name:15} {len(files)} files: '
+              + ', '.join(f'{count[kind]} {kind}' for kind in KINDS)
+              + f'; at most {max(memory for _, _, memory, _ in found.values()) >> 20} MB; '
+              f'{time.monotonic() - begun:.0f} s', flush=True)
+        for kind, (_, _, _, wrong) in found.items():
+            for fault in wrong:
+                print(f'    {kind}: {fault}', flush=True)
+            bad += len(wrong)
+    print(f'{bad} faults')
+    return bad
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m tests.hostile_doors')
     parser.add_argument('doors', nargs='*', metavar='DOOR', help=f'of {", ".join(DOORS)}; all')
-    parser.add_argument('--files', type=json.loads, help='JSON list of names; all')
-    parser.add_argument('--json', type=Path, help='write the outcomes of one door here')
+    parser.add_argument('--serve', action='store_true', help='read lines of JSON from the standard '
+                        'input, [door, names of files], and answer each with one')
     args = parser.parse_args(arguments)
     # A fork does not take the threads along that OpenMP waits for.
     torch.set_num_threads(1)
-    bad = 0
     with tempfile.TemporaryDirectory() as folder:
         place = Place.make(Path(folder))
-        files = write_files(place, args.files)
+        files = write_files(place)
         prepare(place)
-        for name in args.doors or DOORS:
-            begun = time.monotonic()
-            outcomes, wrong = {}, {}
-            for kind, path in files.items():
-                outcomes[kind] = attempt(DOORS[name], place, path)
-                wrong[kind] = faults(place, path, outcomes[kind])
-            count = Counter(outcome.kind for outcome in outcomes.values())
-            bad += sum(map(len, wrong.values()))
-            print(f'{name:15} {len(files)} files: '
-                  + ', '.join(f'{count[kind]} {kind}' for kind in KINDS)
-                  + f'; at most {max(outcome.memory for outcome in outcomes.values()) >> 20} MB; '
-                  f'{time.monotonic() - begun:.0f} s', flush=True)
-            for kind, found in wrong.items():
-                for fault in found:
-                    print(f'    {kind}: {fault}', flush=True)
-            if args.json:
-                args.json.write_text(json.dumps({
-                    kind: [outcome.kind, outcome.said, wrong[kind]]
-                    for kind, outcome in outcomes.items()}))
-    print(f'{bad} faults')
-    return bool(bad)
+        if not args.serve:
+            return bool(print_table(args.doors or DOORS, place, files))
+        for line in sys.stdin:
+            door, names = json.loads(line)
+            found = try_door(door, place, {name: files[name] for name in names})
+            print(json.dumps(found), flush=True)
+    return 0
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ file is tried at the doors that take a fraction of a second, and a choice of fil
 import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -35,27 +35,38 @@ USED = ['init_cfg', 'load_segmentor', 'infer', 'test', 'load_from', 'resume']
 """Doors that use the weights of a whole model. The Hub takes a backbone alone."""
 
 
-def outcomes(door: str, names: list[str], folder: Path) -> dict[str, list]:
-    """name of a file -> [kind, said, faults], from a process that has not been used before."""
-    report = folder / 'report.json'
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.hostile_doors', door, '--json', report, '--files',
-         json.dumps(names)], cwd=ROOT, env=environment(OMP_NUM_THREADS='1'), capture_output=True,
-        text=True)
-    assert report.exists(), done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(report.read_text())
+@pytest.fixture(scope='module')
+def outcomes(tmp_path_factory) -> Iterator[Callable[[str, list[str]], dict[str, list]]]:
+    """(door, names of files) -> name of a file -> [kind, said, bytes, faults], each from a process
+    that has not been used before."""
+    errors = tmp_path_factory.mktemp('doors') / 'stderr'
+    with errors.open('w') as log, subprocess.Popen(
+            [sys.executable, '-m', 'tests.hostile_doors', '--serve'], cwd=ROOT, text=True,
+            env=environment(OMP_NUM_THREADS='1'), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=log) as process:
+        def ask(door: str, names: list[str]) -> dict[str, list]:
+            try:
+                process.stdin.write(json.dumps([door, names]) + '\n')
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                answer = ''
+            assert answer, errors.read_text()[-4000:]
+            return json.loads(answer)
+
+        yield ask
 
 
 @pytest.mark.parametrize('door', DOORS)
-def test_no_file_does_harm(door, tmp_path):
+def test_no_file_does_harm(door, outcomes):
     names = list(cases()) if door in CHEAP else CHOICE
     assert len(cases()) >= 150 and len(DOORS) >= 8
-    found = outcomes(door, names, tmp_path)
+    found = outcomes(door, names)
     assert sorted(found) == sorted(names)
-    assert {name: faults for name, (_, _, faults) in found.items() if faults} == {}
-    refused = {name for name, (kind, _, _) in found.items() if kind == 'refused'}
+    assert {name: faults for name, (_, _, _, faults) in found.items() if faults} == {}
+    refused = {name for name, (kind, _, _, _) in found.items() if kind == 'refused'}
     assert refused >= set(EVERYWHERE) & set(names)
-    assert 'executed' not in ' '.join(said for _, said, _ in found.values()
+    assert 'executed' not in ' '.join(said for _, said, _, _ in found.values()
                                       if 'nothing of it was executed' not in said)
     if door in USED:
         # In weights that a model uses, every number is finite.
