@@ -301,6 +301,8 @@ class BackboneSuite:
             optimized.state_dict()
 
     def test_compiles_without_graph_breaks(self):
+        # Sizes of earlier compilations of the same code would make these dynamic, and slow.
+        torch._dynamo.reset()
         model = self.build().eval()
         x = self.image(64, 96, batch=1)
         # The eager backend traces as inductor's does and needs no C++ compiler.
