@@ -8,7 +8,6 @@ limited in time, and watched: what it said, whether a signal ended it, how much 
 """
 import argparse
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -175,14 +174,11 @@ def prepare(place: Place) -> None:
     """Make once what a process makes at its first file, whatever the file: the modules of the
     doors, and the empty variants that `inspect` and `convert` compare a file with."""
     from visattn_dense.zoo.recognise import summarise
+    summarise(place.state)
     sys.path.insert(0, str(TOOLS))
     for name in ('distutils.core', 'infer', 'visattn_dense.interop.hub',
-                 'visattn_dense.zoo.__main__'):
+                 'visattn_dense.zoo.__main__', 'tests.frozen'):
         importlib.import_module(name)
-    summarise(place.state)
-    # A child that looks for garbage copies the memory that it looks at: let it look at its own.
-    gc.collect()
-    gc.freeze()
 
 
 def _high_water() -> int:

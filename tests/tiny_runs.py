@@ -165,7 +165,7 @@ class Child:
     _context = multiprocessing.get_context('forkserver')
     _context.set_forkserver_preload(['tests.tiny_runs', 'visattn_dense.openmmlab.engine.launch',
                                      'mmseg.datasets', 'mmseg.models', 'mmdet.datasets',
-                                     'mmdet.models'])
+                                     'mmdet.models', 'distutils.core', 'tests.frozen'])
 
     def __init__(self, task: str, folder: Path, *arguments: str | os.PathLike,
                  **variables: str) -> None:
