@@ -28,14 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PALETTE = [(10, 20, 30), (200, 0, 0), (0, 200, 0)]
 
 
-def demo(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'demo', 'segmentation', *map(str, arguments)],
-                          cwd=ROOT, capture_output=True, text=True)
-
-
-def test_demo_trains_evaluates_and_draws_twice(tmp_path):
-    arguments = ('--iters', 4, '--train-scenes', 4, '--val-scenes', 2, '--work-dir', tmp_path)
-    done = demo(*arguments)
+def test_demo_trains_evaluates_and_draws_twice(tmp_path, capsys):
+    arguments = ['segmentation', '--iters', '4', '--train-scenes', '4', '--val-scenes', '2',
+                 '--work-dir', str(tmp_path)]
+    done = subprocess.run([sys.executable, '-m', 'demo', *arguments], cwd=ROOT,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ('val_4.jpg', 'curve.png', 'labels.png', 'train_batch.jpg'):
         assert str(tmp_path / 'run' / name) in done.stdout
@@ -48,8 +45,7 @@ def test_demo_trains_evaluates_and_draws_twice(tmp_path):
 
     pictures = sorted((tmp_path / 'data').rglob('*.jpg'))
     times = [path.stat().st_mtime_ns for path in pictures]
-    again = demo(*arguments)
-    assert again.returncode == 0 and 'there already' in again.stdout
+    assert main(arguments) == 0 and 'there already' in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in pictures] == times
     assert (tmp_path / 'run.earlier/demo.json').is_file()
     # The same seed trains the same model.
