@@ -301,7 +301,7 @@ class BackboneSuite:
             optimized.state_dict()
 
     def test_compiles_without_graph_breaks(self):
-        # Sizes of earlier compilations of the same code would make these dynamic, and slow.
+        # Sizes of earlier compilations of the same code can make these dynamic, and slow.
         torch._dynamo.reset()
         model = self.build().eval()
         x = self.image(64, 96, batch=1)
