@@ -2,6 +2,7 @@
 import http.server
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,35 @@ def test_a_video_gives_its_frames_and_takes_them(tmp_path):
     (tmp_path / 'sub').mkdir()
     shutil.copy(tmp_path / 'clip.mp4', tmp_path / 'sub')
     assert len(set(names_of([tmp_path / 'clip.mp4', tmp_path / 'sub/clip.mp4']))) == 24
+
+
+def test_a_camera_that_is_not_there_is_refused_at_once_in_one_message(capfd):
+    """Before the model is opened, and without the warnings of OpenCV's backends."""
+    with pytest.raises(UserError, match='the camera 63 cannot be opened: it is not there'):
+        open_sources(63)
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux') or shutil.which('gcc') is None,
+                    reason='needs Linux and gcc')
+def test_a_camera_gives_its_frames_until_it_is_unplugged(tmp_path):
+    """OpenCV reads what tests/camera.c answers in the place of a driver."""
+    library = tmp_path / 'camera.so'
+    subprocess.run(['gcc', '-shared', '-fPIC', ROOT / 'tests/camera.c', '-o', library], check=True)
+    done = subprocess.run([sys.executable, '-c', """
+from visattn_dense.predict.sources import open_sources
+sources = open_sources(0)
+print(sources.total)
+for picture in sources:
+    image = picture.rgb()
+    colours = set(map(tuple, image[0].tolist()))
+    print(picture.name, picture.frame, picture.fps, image.shape, *colours)
+"""], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ, LD_PRELOAD=str(library)))
+    assert done.returncode == 0, done.stderr
+    # OpenCV drops the first frame.
+    assert done.stdout.splitlines() == ['None'] + [
+        f'camera_0_{n:06d} {n} None (48, 64, 3) ({20 * n + 22}, {20 * n + 21}, {20 * n + 20})'
+        for n in range(4)]
 
 
 def test_a_video_that_fails_half_way_is_removed(tmp_path):

@@ -150,7 +150,7 @@ def open_sources(source: Any, *, channels: str = 'rgb') -> Sources:
     if isinstance(source, (str, os.PathLike)):
         return _named(os.fspath(source))
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
-        return Sources(_frames(int(source), f'camera_{source}'))
+        return _video(int(source))
     if _is_one(source):
         return _one(source, 'image', channels)
     if isinstance(source, (list, tuple)):
@@ -303,10 +303,13 @@ class _Lazy:
         return iter(self._make())
 
 
-def _video(path: str) -> Sources:
-    about = video.about(path)
-    return Sources(_frames(path, Path(urlsplit(path).path).stem or 'video', about.fps),
-                   about.frames)
+def _video(where: str | int) -> Sources:
+    """The frames of a video, or of the camera of a number, which is opened once before."""
+    fps, total = video.about(where)
+    if isinstance(where, int):
+        # A slow model misses frames of a camera, so the time between two is not known.
+        return Sources(_frames(where, f'camera_{where}'))
+    return Sources(_frames(where, Path(urlsplit(where).path).stem or 'video', fps), total)
 
 
 def _frames(where: str | int, name: str, fps: float | None = None) -> _Lazy:

@@ -34,23 +34,30 @@ def _capture(where: str | int) -> Any:
     except ImportError as error:
         raise UserError('videos and cameras need OpenCV: pip install opencv-python-headless'
                         ) from error
-    capture = cv2.VideoCapture(where)
+    # Each backend of OpenCV that does not know the source writes a warning to stderr.
+    log = cv2.utils.logging
+    level = log.setLogLevel(log.LOG_LEVEL_ERROR)
+    try:
+        capture = cv2.VideoCapture(where)
+    finally:
+        log.setLogLevel(level)
     if not capture.isOpened():
-        what = 'camera' if isinstance(where, int) else 'video'
-        raise UserError(f'the {what} {where} cannot be opened'
-                        + ('; cameras count from 0' if what == 'camera' else
-                           ': it is damaged, or of a format that OpenCV does not know'))
+        raise UserError(
+            f'the camera {where} cannot be opened: it is not there (cameras count from 0), or '
+            'another program uses it, or you may not read it' if isinstance(where, int) else
+            f'the video {where} cannot be opened: it is damaged, or of a format that OpenCV does '
+            'not know')
     return capture
 
 
-def about(path: str) -> About:
-    """What the head of a video says.
+def about(where: str | int) -> About:
+    """What the head of a video says, or the camera of a number.
 
     Raises:
         UserError: it cannot be opened.
     """
     import cv2
-    capture = _capture(path)
+    capture = _capture(where)
     try:
         fps, frames = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     finally:
