@@ -14,7 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from tests.test_detection import DETECTORS, build, settings
+from tests.test_detection import DETECTORS, TINY, build, settings
 from tests.test_export import export, run_listing
 from tests.test_predictor import write_weights
 from tests.tiny_runs import ROOT, write_detection_run
@@ -228,3 +228,23 @@ test_dataloader['dataset']['metainfo'] = metainfo
         if not options:
             np.testing.assert_allclose(found.boxes, expected.boxes, atol=2e-3)
             np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_program_for_any_size_finds_the_objects_of_small_pictures(tmp_path, capsys):
+    """From the smallest size to which the config pads; the map of stride 128 has one place then."""
+    config = write_detection_run(tmp_path, f"""
+model = {settings('retinanet_fpn', TINY['EfficientViT'])!r}
+metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 0, 0)])
+test_dataloader['dataset']['metainfo'] = metainfo
+test_pipeline = [step for step in test_pipeline if step['type'] != 'Resize']
+""", images=2)
+    write_weights(config, tmp_path / 'epoch_1.pth')
+    assert export(tmp_path, '--to', 'torch-export', '--size', 'dynamic', '--out',
+                  tmp_path / 'm.pt2') == 0
+    assert 'inputs from 4x4 on' in capsys.readouterr().out
+    picture = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    (expected,), (found,) = (Predictor(model, device='cpu')(picture, conf=0.)
+                             for model in (tmp_path, tmp_path / 'm.pt2'))
+    assert len(found) == len(expected) > 5
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=2e-3)
+    np.testing.assert_array_equal(found.labels, expected.labels)

@@ -98,12 +98,14 @@ def export_model(args: argparse.Namespace) -> int:
     card = export.make_card(cfg, model, size=size, license=args.license,
                             pre_and_post=args.with_pre_and_post)
     out.parent.mkdir(parents=True, exist_ok=True)
-    export.export(model, card, out, to=args.to, size=size, half=args.half)
+    card = export.export(model, card, out, to=args.to, size=size, half=args.half)
     if args.int8:
         from visattn_dense.openmmlab.int8 import quantize
         card = quantize(out, card, open_sources(args.int8))
-    print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {len(card.classes)} classes, license of '
-          f'the weights: {card.license}')
+    takes = f'inputs of {size[0]}x{size[1]}' if size else (
+        f'inputs from {card.smallest_side}x{card.smallest_side} on')
+    print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {takes}, {len(card.classes)} classes, '
+          f'license of the weights: {card.license}')
     runtime = Predictor(out).runtime
     if detects:
         from visattn_dense.openmmlab.parity_detection import compare_detectors

@@ -42,10 +42,7 @@ def open_program(path: str | os.PathLike, device: str | None = None) -> Exported
         else:
             extra = {'card.json': ''}
             loaded = torch.export.load(path, extra_files=extra)
-            # Of a file for any size, the guards refuse small sizes, of which the program is right:
-            # they ask if a length is 1. tools/export_table.py compares such sizes.
-            can_choose = 'check_guards' in inspect.signature(loaded.module).parameters
-            program = loaded.module(**(dict(check_guards=False) if can_choose else {}))
+            program = without_guards(loaded)
             table = json.loads(extra['card.json'] or '{}')
     # torch's loaders raise errors of many kinds.
     except Exception as error:
@@ -61,3 +58,13 @@ def open_program(path: str | os.PathLike, device: str | None = None) -> Exported
                             f'{str(error).splitlines()[0]}') from error
         return [part.numpy() for part in (found if isinstance(found, (tuple, list)) else [found])]
     return exported(Card.read(table, path), compute, path)
+
+
+def without_guards(program: torch.export.ExportedProgram) -> torch.nn.Module:
+    """What computes a program, without the program's own questions about the size.
+
+    The guards of a program for any size refuse small sizes, of which the program is right: they ask
+    if a length is 1. tools/export_table.py compares such sizes.
+    """
+    can_choose = 'check_guards' in inspect.signature(program.module).parameters
+    return program.module(**(dict(check_guards=False) if can_choose else {}))

@@ -16,6 +16,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import visattn_dense
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
 from visattn_dense.inference.detector import Detector
+from visattn_dense.inference.exported import without_guards
 from visattn_dense.inference.segmentor import Segmentor
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
 from visattn_dense.openmmlab.onnx_operators import translations
@@ -41,6 +43,8 @@ FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'aoti': '.pt2'}
 # Not a size of training, such as 224: a model that resizes a table of positions would leave it out
 # for this size, and then for all.
 _EXAMPLE = (208, 272)
+# Backbones pad smaller images inside, and a trace leaves that padding out.
+_SMALLEST_SIDE = 4
 
 
 def make_card(cfg: Config, model: Segmentor | Detector, *, size: tuple[int, int] | None,
@@ -248,7 +252,7 @@ def _traceable(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, to: str,
-           size: tuple[int, int] | None, half: bool = False) -> None:
+           size: tuple[int, int] | None, half: bool = False) -> Card:
     """Write the file of a model on a CPU.
 
     Args:
@@ -259,12 +263,15 @@ def export(model: Segmentor | Detector, card: Card, path: str | os.PathLike, *, 
         size: (H, W) of the input; None for any size to which the steps of the card lead.
         half: compute in float16.
 
+    Returns:
+        The card in the file: of a file for any size with its smallest side.
+
     Raises:
         UserError: the package of the format is missing, or the exporter cannot trace the model.
     """
     if to == 'onnx':
         _need_onnx()
-    write(*trace(model, card, size, half), card, path, to=to, size=size)
+    return write(*trace(model, card, size, half), card, path, to=to, size=size)
 
 
 @torch.no_grad()
@@ -292,15 +299,58 @@ def trace(model: Segmentor | Detector, card: Card, size: tuple[int, int] | None,
         except Exception as error:
             raise UserError(f'torch.export cannot trace this model{_at(size)}: '
                             f'{_first_line(error)}') from error
+        if size is None:
+            _allow_small_sides(program, graph, inputs)
     return program, inputs
+
+
+def _allow_small_sides(program: Any, graph: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Let a program for any size take sides from `_SMALLEST_SIDE` on, if it is right there.
+
+    torch notes of each map of the example that its sides are longer than 1, and refuses inputs with
+    a shorter one: with a map of stride 128, sides below 129. torch asks in order to choose a memory
+    layout, which changes no number. So both compute the smallest image, of which each map has one
+    place. If the program fails or differs, torch's range stays.
+    """
+    ranges = program.range_constraints
+    former = {symbol: ranges[symbol] for symbol in _open_sides(program)}
+    ranges.update({symbol: type(one)(_SMALLEST_SIDE, one.upper) for symbol, one in former.items()})
+    small = [_smallest(part) for part in inputs.values()]
+    try:
+        torch.testing.assert_close(without_guards(program)(*small), graph(*small),
+                                   rtol=1e-2, atol=1e-2)
+    # Operators raise errors of many kinds for a size that they do not take.
+    except Exception:
+        ranges.update(former)
+
+
+def _smallest(part: Tensor) -> Tensor:
+    """The smallest value of an input of the example: an image, or the size of its content."""
+    if part.ndim == 1:
+        return torch.full_like(part, _SMALLEST_SIDE)
+    numbers = torch.randn([_SMALLEST_SIDE if side in _EXAMPLE else side for side in part.shape],
+                          generator=torch.Generator().manual_seed(0))
+    return (numbers.sigmoid() * 255).to(part.dtype) if part.dtype == torch.uint8 else numbers
+
+
+def _open_sides(program: Any) -> list[Any]:
+    """The symbols of the image's sides in a program for any size."""
+    (image, *_) = (node for node in program.graph.nodes if node.name == 'image')
+    return [side.node.expr for side in image.meta['val'].shape
+            if isinstance(side, torch.SymInt) and side.node.expr in program.range_constraints]
 
 
 @torch.no_grad()
 def write(program: Any, inputs: Mapping[str, Tensor], card: Card, path: str | os.PathLike, *,
-          to: str, size: tuple[int, int] | None) -> None:
+          to: str, size: tuple[int, int] | None) -> Card:
     """Write what `trace` gave as a file of a format; see `export`."""
+    if size is None:
+        card = replace(card, smallest_side=max(
+            (int(program.range_constraints[side].lower) for side in _open_sides(program)),
+            default=1))
     with _exporting(), written_whole(path) as temporary:
         _WRITE[to](program, inputs, card, temporary, _at(size))
+    return card
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ thresholds      of detectors, else null: "score", below which the file gives no 
                 overlap (IoU) above which the file drops one of two boxes of a class; of instances
                 also "mask", the least probability of a pixel of the object
 max_per_image   of detectors: the file gives so many objects at most; else null
+smallest_side   of a file for any size: the model's input has at least so many pixels on each side,
+                after all steps; else null
 pre_and_post    true: the file takes pixels, and segmentors give labels
 int8            true: the file computes in 8 bits
 license         of the weights, as the person who exported them wrote it
@@ -61,6 +63,7 @@ class Card:
     threshold: float = 0.3
     thresholds: Mapping[str, float] | None = None
     max_per_image: int | None = None
+    smallest_side: int | None = None
     pre_and_post: bool = False
     int8: bool = False
     license: str = 'not stated'

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from visattn_dense.errors import UserError
+
 from .card import Card
 from .resizing import resize
 from .sources import Picture
@@ -64,9 +66,16 @@ class ExportedModel:
         """Load, resize, pad and normalise a picture.
 
         Raises:
-            UserError: the picture is no image, or is damaged.
+            UserError: the picture is no image, is damaged, or is too small for the file.
         """
-        return load(picture, self.card)
+        ready = load(picture, self.card)
+        sides = ready.inputs.shape[1:3] if self.card.pre_and_post else ready.inputs.shape[2:]
+        least = self.card.smallest_side
+        if least is not None and min(sides) < least:
+            raise UserError(f'{self.origin} computes inputs from {least}x{least} pixels on, and '
+                            f'{picture.title} leads to {sides[0]}x{sides[1]}: enlarge the picture, '
+                            'or export the model with --size HxW')
+        return ready
 
 
 def load(picture: Picture, card: Card) -> Ready:
