@@ -260,6 +260,22 @@ def test_a_file_for_any_size_states_its_smallest_side_and_refuses_smaller_pictur
     np.testing.assert_allclose(found, Graph(model, CARD)(image).detach(), atol=1e-5)
 
 
+def test_t2t_in_half_is_precise_beside_padding():
+    """The exponentials of the performer multiply the rounding of its input."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = SimpleNamespace(model=Last(MODELS.build(deepcopy(TINY['T2TViT']))).eval())
+    for parameter in model.model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel()**-0.5)
+    full, half = Graph(model, CARD), Graph(model, CARD, half=True)
+    for _ in range(4):
+        image = F.pad(torch.randn(1, 3, 96, 64), (0, 64))
+        with torch.no_grad():
+            expected, found = full(image), half(image)
+        assert (found - expected).abs().max() < 0.005 * expected.abs().max()
+
+
 def test_a_small_epsilon_stays_in_the_file(tmp_path):
     """The optimizer takes a term of at most 1e-8 for 0: then 0 / 0 where no key is positive."""
     class Normalised(nn.Module):

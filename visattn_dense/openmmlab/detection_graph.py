@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.compat.kernels import torchvision_ops
+from visattn_dense.openmmlab.half import compute_in_half
 from visattn_dense.predict.card import Card
 
 # A candidate that fills a level with fewer than `nms_pre` anchors; scores are 0 or more.
@@ -51,8 +52,9 @@ class DetectionGraph(nn.Module):
         if getattr(self.model, 'with_rpn', False):
             _without_batch_norms(self.model.roi_head)
         self.dtype = torch.float16 if half else torch.float32
-        self.model.backbone.to(self.dtype)
-        self.model.neck.to(self.dtype)
+        if half:
+            compute_in_half(self.model.backbone)
+            compute_in_half(self.model.neck)
         self.pre = card.pre_and_post
         self.register_buffer('mean', torch.tensor(card.mean)[:, None, None], persistent=False)
         self.register_buffer('std', torch.tensor(card.std)[:, None, None], persistent=False)

@@ -34,6 +34,7 @@ from visattn_dense.inference.detector import Detector
 from visattn_dense.inference.exported import without_guards
 from visattn_dense.inference.segmentor import Segmentor
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
+from visattn_dense.openmmlab.half import compute_in_half
 from visattn_dense.openmmlab.onnx_operators import translations
 from visattn_dense.ops.choose import use_implementation
 from visattn_dense.predict.card import Card, Step
@@ -175,7 +176,8 @@ class Graph(nn.Module):
         super().__init__()
         self.model = _traceable(deepcopy(segmentor.model).eval())
         self.dtype = torch.float16 if half else torch.float32
-        self.model.to(self.dtype)
+        if half:
+            compute_in_half(self.model)
         self.pre_and_post, self.threshold = card.pre_and_post, card.threshold
         self.label_dtype = torch.uint8 if len(card.classes) < 256 else torch.int32
         self.register_buffer('mean', torch.tensor(card.mean)[:, None, None], persistent=False)
