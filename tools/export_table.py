@@ -264,7 +264,8 @@ def table(results: dict[str, str]) -> str:
     return '\n'.join(['', *lines, '', *notes, *([''] if notes else []),
                       'UPerNet in other kinds of files, of 96x128: the share of equal labels, and '
                       'the largest difference over the\nlargest value, on ten inputs. `half` is '
-                      '`--to onnx --half`, `aoti` is `--to aoti`.\n', *kinds, '', ''])
+                      '`--to onnx --half`; the right halves of five of its inputs are zeros, as\n'
+                      'padding is. `aoti` is `--to aoti`.\n', *kinds, '', ''])
 
 
 def page(text: str, results: dict[str, str]) -> str:
