@@ -390,7 +390,7 @@ def test_a_file_in_8_bits_gives_nearly_the_same(folder, tmp_path):
 
 
 @needs_onnx
-def test_the_first_commands_of_the_page(folder, tmp_path):
+def test_the_first_commands_of_the_page(folder, tmp_path, capsys):
     page = (ROOT / 'docs/deployment.md').read_text(encoding='utf-8')
     block = page.split('```sh\n')[1].partition('```')[0]
     photo = folder / 'data/images/0.png'
@@ -406,6 +406,8 @@ def test_the_first_commands_of_the_page(folder, tmp_path):
         arguments = [named.get(each, each) for each in arguments]
         assert export(*arguments) == 0
         written.append(Predictor(arguments[arguments.index('--out') + 1]))
+    told = capsys.readouterr().out
+    assert 'inputs of 512x512' in told and 'inputs from 4x4 on' in told
     assert [next(iter(model(photo))).labels.shape for model in written] == [
         Image.open(photo).size[::-1]] * 2
 

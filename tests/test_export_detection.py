@@ -21,6 +21,8 @@ from tests.tiny_runs import ROOT, write_detection_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
+from visattn_dense.openmmlab.export import export as write_file
+from visattn_dense.openmmlab.export import make_card
 from visattn_dense.openmmlab.inference import open_detector
 from visattn_dense.openmmlab.parity_detection import compare_detectors
 from visattn_dense.predict.card import Card
@@ -230,7 +232,7 @@ test_dataloader['dataset']['metainfo'] = metainfo
             np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-def test_a_program_for_any_size_finds_the_objects_of_small_pictures(tmp_path, capsys):
+def test_a_program_for_any_size_finds_the_objects_of_small_pictures(tmp_path):
     """From the smallest size to which the config pads; the map of stride 128 has one place then."""
     config = write_detection_run(tmp_path, f"""
 model = {settings('retinanet_fpn', TINY['EfficientViT'])!r}
@@ -238,10 +240,12 @@ metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 
 test_dataloader['dataset']['metainfo'] = metainfo
 test_pipeline = [step for step in test_pipeline if step['type'] != 'Resize']
 """, images=2)
-    write_weights(config, tmp_path / 'epoch_1.pth')
-    assert export(tmp_path, '--to', 'torch-export', '--size', 'dynamic', '--out',
-                  tmp_path / 'm.pt2') == 0
-    assert 'inputs from 4x4 on' in capsys.readouterr().out
+    weights = write_weights(config, tmp_path / 'epoch_1.pth')
+    cfg = Config.fromfile(config)
+    detector = open_detector(cfg, weights)
+    card = write_file(detector, make_card(cfg, detector, size=None), tmp_path / 'm.pt2',
+                      to='torch-export', size=None)
+    assert card.smallest_side == 4
     picture = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
     (expected,), (found,) = (Predictor(model, device='cpu')(picture, conf=0.)
                              for model in (tmp_path, tmp_path / 'm.pt2'))
