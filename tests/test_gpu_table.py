@@ -15,7 +15,8 @@ def test_correctness_then_times_then_new_sizes():
     found = table(5)
     text = '\n'.join(found.run())
     right, forward, training, sizes = found.records
-    assert right['passed'] and right['outputs'] < 1e-4 and not found.failed
+    assert right['passed'] and not found.failed
+    assert right['outputs'] < 1e-4 and right['optimized'] < 1e-4
     for record, mode in ((forward, 'forward'), (training, 'training')):
         assert record['mode'] == mode
         assert all(record[who][part] > 0 for who in ('ours', 'naive')
