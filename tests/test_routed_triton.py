@@ -10,7 +10,7 @@ from visattn_dense.attention import (
     routed,
     routed_attention,
 )
-from visattn_dense.ops.choose import decisions
+from visattn_dense.ops import choose
 from visattn_dense.ops.group_attention import gpu
 from visattn_dense.ops.group_attention.triton_launch import Tile
 from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED, recorded
@@ -125,8 +125,9 @@ def test_a_new_size_compiles_nothing(operator):
     assert len(kinds) == len(found)
 
 
-def test_forms_on_a_gpu_that_is_not_there():
+def test_forms_on_a_gpu_that_is_not_there(monkeypatch):
     """Fake tensors on 'cuda' reach the Triton operators, forward and backward, without a GPU."""
+    monkeypatch.setattr(choose, '_decisions', {})       # without those of earlier tests
     with FakeTensorMode(), torch.device('cuda'):
         attn = CrossShapedWindowAttention(32, 2, stripe_width=7)
         assert attn(torch.empty(2, 20, 33, 32)).shape == (2, 20, 33, 32)
@@ -146,5 +147,5 @@ def test_forms_on_a_gpu_that_is_not_there():
         grads = torch.ops.visattn.group_attention_backward(out, q, k, v, None, None, out, lse,
                                                            *options)
         assert [g.shape for g in grads] == [q.shape, k.shape, v.shape, (0,)]
-    computed = {each.operator: each.form for each in decisions() if each.reason is None}
+    computed = {each.operator: each.form for each in choose.decisions() if each.reason is None}
     assert computed['window_attention'] == computed['region_attention'] == 'triton'
