@@ -50,6 +50,7 @@ class ReplayedForward:
     later passes are replayed. The outputs are copies, and belong to the caller. A pass runs as
     usual where a graph cannot serve: on a CPU, with gradients, while torch.compile traces, or
     inside another graph. If a recording fails, the log says why, and the module records no more.
+    One thread at a time may call the module: all calls of a shape share one input.
 
     Args:
         module: its class has the forward pass; the weights stay where they are.
