@@ -176,13 +176,23 @@ def cost(make: Callable[[], nn.Module], batch: int, size: Size,
 def counted(make: Callable[[], nn.Module], batch: int, size: Size,
             dtype: torch.dtype = torch.bfloat16) -> _Counting:
     """Like `cost`, with the launches of each operator by name."""
+    counting = _Counting()
+    run_on_shapes(make, batch, size, dtype, counting)
+    return counting
+
+
+def run_on_shapes(make: Callable[[], nn.Module], batch: int, size: Size, dtype: torch.dtype,
+                  watching: TorchDispatchMode) -> None:
+    """A forward pass of a backbone on fake tensors of a GPU; `watching` sees its operators.
+
+    The other arguments are those of `cost`.
+    """
     module = make().eval()
     with _fake_gpu(dtype), torch.no_grad():
         _put_on_gpu(module)
         x = torch.empty(batch, 3, *size, device='cuda')
-        with _Fused(), _Counting() as counting:
+        with _Fused(), watching:
             module(x)
-    return counting
 
 
 def table(names: list[str], sizes: dict[Size, int] = BATCHES) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import plan
+from benchmarks.options import Size
 from visattn_dense.layers import cuda_graphs, optimize_for_inference
 from visattn_dense.layers.cuda_graphs import ReplayedForward
 
@@ -136,12 +137,7 @@ class NothingOnTheCpu(TorchDispatchMode):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_no_pass_waits_for_the_gpu_or_copies_to_it(family, dtype):
     """On fake tensors: a value that the CPU reads, or a copy from the CPU, ends a recording."""
-    model = BACKBONES[family]().eval().requires_grad_(False)
-    with plan._fake_gpu(dtype), torch.no_grad():
-        plan._put_on_gpu(model)
-        x = torch.empty(2, 3, 97, 64, device='cuda')
-        with plan._Fused(), NothingOnTheCpu():
-            model(x)
+    plan.run_on_shapes(BACKBONES[family], 2, Size(97, 64), dtype, NothingOnTheCpu())
 
 
 @gpu
