@@ -1,5 +1,5 @@
-"""Prepare a model for inference on a CPU: folded norms, packed weights, fused activations, and the
-compiled kernels of its operators.
+"""Prepare a model for inference: folded norms, and on a CPU packed weights, fused activations and
+the compiled kernels of its operators; on a GPU, on request, CUDA graphs (`cuda_graphs`).
 
 A linear layer and the activation after the layer become one call of oneDNN; so do a convolution and
 its activation. Each block of the matrix product gets bias and activation while the block is in the
