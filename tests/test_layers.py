@@ -5,6 +5,7 @@ import pickle
 import platform
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from torch import nn
 from visattn_dense.layers import (
     DepthwiseConv,
     DropPath,
+    FusedMBConv,
     LayerNorm2d,
     Mlp,
     PackedConv2d,
     PackedLinear,
+    Residual,
+    TransformerBlock,
     crop,
     drop_path_rates,
     merge_windows,
@@ -24,6 +28,13 @@ from visattn_dense.layers import (
     pad_to_multiple,
     partition_windows,
 )
+from visattn_dense.layers.packed import (
+    NativeConv2d,
+    NativeFeedForward,
+    NativeFusedMBConv,
+    NativeLinear,
+)
+from visattn_dense.ops import native
 
 SIZES = [(1, 1), (5, 3), (7, 11), (13, 2), (31, 17)]
 
@@ -139,8 +150,60 @@ def test_packed_layers_compute_the_same(act, bias):
         assert model(x[:0]).shape == (0, 11, 13, 3)
         with torch.autocast('cpu', torch.bfloat16):
             assert model(x).dtype == torch.float32
-    assert [type(m) for m in model] == [PackedLinear, nn.Identity, PackedLinear]
-    assert [type(m) for m in convs] == [PackedConv2d, *[nn.Identity] * 2, PackedConv2d, nn.Identity]
+    linear, conv = ((NativeLinear, NativeConv2d) if native.available() else
+                    (PackedLinear, PackedConv2d))
+    assert [type(m) for m in model] == [linear, nn.Identity, linear]
+    assert [type(m) for m in convs] == [conv, *[nn.Identity] * 2, PackedConv2d, nn.Identity]
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """In evaluation mode, with all parameters and statistics random."""
+    for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+        nn.init.uniform_(tensor, .1, .6)
+    return module.eval()
+
+
+@pytest.mark.parametrize('act', [nn.GELU, partial(nn.GELU, 'tanh'), nn.ReLU, nn.Hardswish])
+def test_the_second_half_of_a_block_becomes_one_layer(act):
+    block = randomised(TransformerBlock(6, nn.Linear(6, 6), mlp_layer=partial(Mlp, act_layer=act),
+                                        norm_eps=.1))
+    plain, x = copy.deepcopy(block), torch.randn(2, 5, 7, 6)
+    optimize_for_inference(block)
+    if native.available():
+        assert type(block.mlp) is NativeFeedForward
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(copy.deepcopy(block)(x), plain(x), rtol=1e-5, atol=1e-5)
+        # In NCHW memory, as after a convolution; and no tokens.
+        turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        torch.testing.assert_close(block(turned), plain(x), rtol=1e-5, atol=1e-5)
+        assert block(x[:0]).shape == (0, 5, 7, 6)
+    with pytest.raises(RuntimeError, match='keep a copy'):
+        block.state_dict()
+
+
+def test_another_mlp_stays_apart():
+    class Halved(Mlp):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    block = randomised(TransformerBlock(6, nn.Identity(), mlp_layer=Halved))
+    plain, x = copy.deepcopy(block), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(optimize_for_inference(block)(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert type(block.mlp) is Halved
+
+
+@pytest.mark.parametrize(('dim', 'stride', 'shortcut'),
+                         [(5, 1, True), (5, 1, False), (7, 2, False)])
+def test_a_fused_mobile_block_becomes_one_layer(dim, stride, shortcut):
+    block = randomised(Residual(FusedMBConv(5, dim, stride=stride), shortcut=shortcut))
+    plain, x = copy.deepcopy(block), torch.randn(2, 5, 9, 6)
+    optimize_for_inference(block)
+    if native.available():
+        assert type(block.main) is NativeFusedMBConv
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-4)
 
 
 def test_what_cannot_be_packed_stays():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from visattn_dense.layers import Mlp, PackedLinear, optimize_for_inference, packed
-from visattn_dense.ops import measured
+from visattn_dense.layers import Mlp, TransformerBlock, optimize, optimize_for_inference
+from visattn_dense.ops import measured, native
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_a_choice_outlives_the_process(cache):
     measured._remembered.cache_clear()                      # as in another process
     assert choose(1, 20) == ('b', 0)
     file, = cache.iterdir()
-    assert json.loads(file.read_text()) == {'work': 'b'}
+    assert json.loads(file.read_text()) == {'work: a or b': 'b'}
     # A damaged file, or a name of another version: measured again.
-    for text in ('{"wor', '[]', '{"work": "gone"}'):
+    for text in ('{"wor', '[]', '{"work: a or b": "gone"}'):
         file.write_text(text)
         measured._remembered.cache_clear()
         assert choose(1, 20)[0] == 'a'
-        assert json.loads(file.read_text()) == {'work': 'a'}
+        assert json.loads(file.read_text()) == {'work: a or b': 'a'}
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(cache):
@@ -90,14 +90,15 @@ def test_a_layer_that_is_faster_plain_stays(monkeypatch, caplog):
         asked.append((what, [tuple(call().shape) for call in calls]))
         return 'plain' if 'in_features=6' in what else names[0]
 
-    monkeypatch.setattr(packed, 'fastest', fastest)
+    monkeypatch.setattr(optimize, 'fastest', fastest)
     with torch.no_grad(), caplog.at_level(logging.INFO, 'visattn_dense'):
         expected = model(x)
         optimize_for_inference(model)
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
-    assert type(model.fc1) is nn.Linear and type(model.fc2) is PackedLinear
+    form = 'NativeLinear' if native.available() else 'PackedLinear'
+    assert type(model.fc1) is nn.Linear and type(model.fc2).__name__ == form
     assert isinstance(model.act, nn.GELU)
-    assert '1 Linear' in caplog.text and '1 PackedLinear' in caplog.text
+    assert '1 Linear' in caplog.text and f'1 {form}' in caplog.text
     # Every form does the whole work: the layer with the activation after it.
     assert 'gelu' in asked[0][0] and 'float32' in asked[0][0]
     assert all(len(set(shapes)) == 1 for _, shapes in asked)
@@ -111,6 +112,26 @@ def test_measuring_changes_no_result(cache):
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(optimize_for_inference(model)(x), expected, rtol=1e-4, atol=1e-5)
-    names = {'PackedConv2d', 'PackedDepthwiseConv', 'PackedPointwiseConv', 'plain'}
+    names = {'NativeConv2d', 'PackedConv2d', 'PackedDepthwiseConv', 'PackedPointwiseConv', 'plain'}
     choices, = (json.loads(file.read_text()) for file in cache.glob('fastest-*.json'))
     assert len(choices) == 3 and set(choices.values()) <= names
+
+
+@pytest.mark.skipif(not native.available(), reason='no compiled kernels')
+@pytest.mark.parametrize('choice', ['fused', 'apart'])
+def test_layers_are_fused_where_this_is_faster(monkeypatch, choice):
+    asked = []
+
+    def fastest(what, names, calls):
+        if names != ['fused', 'apart']:
+            return names[0]
+        asked.append([call() for call in calls])
+        return choice
+
+    monkeypatch.setattr(optimize, 'fastest', fastest)
+    block = TransformerBlock(6, nn.Identity()).eval()
+    with torch.no_grad():
+        optimize_for_inference(block)
+    (fused, apart), = asked
+    torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
+    assert (type(block.mlp) is Mlp) == (choice == 'apart')

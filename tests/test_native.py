@@ -210,6 +210,85 @@ def test_bfloat16_is_rounded_to_the_nearest(kernels):
     assert out.flatten().isnan().tolist() == numbers.isnan().tolist()
 
 
+ACTIVATIONS = {
+    'none': lambda y: y, 'relu': F.relu, 'hardswish': F.hardswish, 'gelu': F.gelu,
+    'gelu_tanh': lambda y: F.gelu(y, approximate='tanh'),
+}
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize(('rows', 'inputs', 'outputs'), [
+    (1, 1, 1), (7, 3, 5), (130, 24, 48), (257, 130, 17), (300, 512, 260), (5, 1536, 33)])
+def test_linear_layers(kernels, activation, rows, inputs, outputs):
+    act = ACTIVATIONS[activation]
+    wide = random(2, rows, inputs + 3)
+    x, update = wide[..., 1:-2], random(2, rows, inputs, seed=1)
+    weight, back = random(outputs, inputs) / inputs**.5, random(inputs, outputs) / outputs**.5
+    bias, last = random(outputs, seed=2), random(inputs, seed=3)
+    addend = random(2, rows, outputs, seed=4)
+    first, second = native.Layer.of(weight, bias), native.Layer.of(back, last)
+
+    def exact(t: Tensor, addend: Tensor | float = 0.) -> Tensor:
+        return act(F.linear(t.double(), weight.double(), bias.double()) + addend)
+
+    def after(t: Tensor) -> Tensor:
+        return F.linear(t, back.double(), last.double())
+
+    def near(out: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-5)
+
+    near(native.linear(x, first, activation=activation), exact(x))
+    near(native.linear(x, first, activation=activation, addend=addend), exact(x, addend))
+    near(native.linear(x, native.Layer.of(weight, None)), x.double() @ weight.double().T)
+    near(native.chain(x, first, second, activation=activation), after(exact(x)))
+    near(native.chain(x, first, second, activation=activation, addend=update),
+         after(exact(x)) + update)
+    for more in (update, None):
+        total = x.double() if more is None else x.double() + more
+        normed = F.layer_norm(total, (inputs,), eps=1e-3)
+        near(native.chain(x, first, second, activation=activation, update=more, epsilon=1e-3),
+             total + after(exact(normed)))
+
+
+@pytest.mark.parametrize(('channels', 'outputs', 'kernel', 'stride', 'padding', 'size'), [
+    (3, 20, 7, 4, 2, (30, 37)), (8, 40, 3, 1, 1, (9, 5)), (17, 24, 3, 2, 1, (8, 8)),
+    (5, 96, 3, 1, 1, (1, 1)), (12, 7, 1, 2, 0, (6, 7))])
+def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, stride, padding, size):
+    x = random(2, *size, channels)
+    weight = random(outputs, channels, kernel, kernel) / (channels * kernel**2)**.5
+    bias, point = random(outputs, seed=1), random(6, outputs) / outputs**.5
+    layer = native.Layer.of(weight.permute(0, 2, 3, 1).flatten(1), bias)
+    patches = native.Patches(kernel, stride, padding)
+    expected = F.relu(F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(),
+                               stride, padding)).permute(0, 2, 3, 1)
+    out = native.linear(x, layer, activation='relu', patches=patches)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    out = native.chain(x, layer, native.Layer.of(point, None), activation='relu', patches=patches)
+    torch.testing.assert_close(out.double(), expected @ point.double().T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('activation', ['gelu', 'gelu_tanh'])
+def test_gelu_is_near_everywhere(kernels, activation):
+    x = torch.cat([torch.linspace(-30, 30, 60_001), random(40_000) * 3,
+                   torch.tensor([-5.5, 5.5, -0., float('inf'), float('-inf'), float('nan')])])
+    layer = native.Layer.of(torch.ones(1, 1), None)
+    out = native.linear(x[:, None], layer, activation=activation)[:, 0]
+    assert out[-1].isnan() and out[-3] == float('inf')
+    expected = ACTIVATIONS[activation](x.double())[:-3]
+    error = (out[:-3] - expected).abs() / expected.abs().clamp(min=1)
+    assert error.max() < 5e-7
+
+
+def test_linear_layers_take_maps_of_no_tokens_and_refuse_other_dtypes():
+    layer = native.Layer.of(torch.ones(3, 2), None)
+    assert native.linear(torch.ones(0, 4, 2), layer).shape == (0, 4, 3)
+    assert native.chain(torch.ones(4, 0, 2), layer, native.Layer.of(torch.ones(2, 3), None),
+                        activation='relu').shape == (4, 0, 2)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(RuntimeError, match='float32'):
+            native.linear(torch.ones(4, 2, dtype=dtype), layer)
+
+
 def test_what_is_no_rows_is_refused():
     groups, _ = window_groups(1, 4, 1, (4, 1), False)
     x = random(1, 4, 8)

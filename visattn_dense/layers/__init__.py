@@ -12,7 +12,8 @@ block      the pre-norm transformer block
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
 half_weights  inside autocast: casts all weights of a block in one launch
-packed     prepares a model for inference
+packed     layers for inference: packed weights, built-in activations, several layers in one
+optimize   prepares a model for inference: puts packed layers in place of the plain ones
 cuda_graphs  replays the launches of a module as one CUDA graph for each shape
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
@@ -36,7 +37,8 @@ from .mbconv import (
 )
 from .mlp import Mlp
 from .norm import AddNorm, LayerNorm2d, PreNorm
-from .packed import PackedConv2d, PackedLinear, optimize_for_inference
+from .optimize import optimize_for_inference
+from .packed import PackedConv2d, PackedLinear
 from .position import resize_position_grid, sinusoid_table
 
 __all__ = [

@@ -32,7 +32,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same shape."""
-        update = self.attn(self.norm1(x))
+        return self.feed_forward(x, self.attn(self.norm1(x)))
+
+    def feed_forward(self, x: Tensor, update: Tensor) -> Tensor:
+        """All that follows the attention, of which `update` is the result."""
         x, normed = self.norm2(x, update, self.drop_path.factor(update))
         del update                               # The MLP can have its memory.
         return x + self.drop_path(self.mlp(normed))

@@ -1,53 +1,39 @@
-"""Prepare a model for inference: folded norms, and on a CPU packed weights, fused activations and
-the compiled kernels of its operators; on a GPU, on request, CUDA graphs (`cuda_graphs`).
+"""Layers for inference on a CPU, with their weights packed once and their activations built in.
 
-A linear layer and the activation after the layer become one call of oneDNN; so do a convolution and
-its activation. Each block of the matrix product gets bias and activation while the block is in the
-caches. The weights of linear layers are reordered once, into oneDNN's blocks. torch's own compiler
-(inductor) uses the same operators for a frozen model.
+Packed...   by oneDNN; torch's own compiler (inductor) uses the same operators for a frozen model
+Native...   by the kernels of `visattn_dense.ops.native`, in float32
+
+Each block of a matrix product gets bias and activation while the block is in the caches.
+`visattn_dense.layers.optimize` puts these layers in the places of the plain ones.
 """
-import functools
-import logging
-import math
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.ops import UsesOperators, native
+from visattn_dense.ops import native
 from visattn_dense.ops.depthwise import depthwise
-from visattn_dense.ops.measured import fastest
 
-from .cuda_graphs import Replayable, ReplayedForward
-from .mbconv import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv, fold_batch_norm
 from .mlp import Mlp
 
 Activation = tuple[str, str]
 """An activation: oneDNN's name, and oneDNN's name of the algorithm."""
 
-_NONE: Activation = ('none', '')
-# The activations that the operator `depthwise` applies.
-_DEPTHWISE: tuple[Activation, ...] = (_NONE, ('relu', ''), ('hardswish', ''))
-# A layer is measured on _ROWS / channels² tokens: a pyramid halves its sides where it doubles its
-# channels, and an image of 512x512 has this many at the four stages.
-_ROWS = 2**26
+NO_ACTIVATION: Activation = ('none', '')
 _ERROR = ('optimize_for_inference has packed the weights of this model: packed weights can neither '
           'be saved nor loaded. Load the checkpoint before optimize_for_inference, and keep a copy '
           'of the model to save.')
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """The common part of the packed layers: an activation, and weights outside the parameters."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation) -> None:
+    def __init__(self, dtype: torch.dtype, activation: Activation) -> None:
         super().__init__()
+        self.dtype = dtype
         self.activation = activation
-        self.dtype = layer.weight.dtype
-        self.bias = None if layer.bias is None else layer.bias.detach()
 
-    def __deepcopy__(self, memo: dict) -> '_Packed':
+    def __deepcopy__(self, memo: dict) -> 'Packed':
         """The layer itself: a packed layer never changes, and packed tensors cannot be copied."""
         return self
 
@@ -61,7 +47,15 @@ class _Packed(nn.Module):
         raise RuntimeError(_ERROR)
 
 
-class PackedLinear(_Packed):
+class _OneDNN(Packed):
+    """A layer by oneDNN: the bias stays as it is."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation) -> None:
+        super().__init__(layer.weight.dtype, activation)
+        self.bias = None if layer.bias is None else layer.bias.detach()
+
+
+class PackedLinear(_OneDNN):
     """act(x Wᵀ + b), with W in oneDNN's own layout. For inference alone.
 
     Args:
@@ -69,7 +63,8 @@ class PackedLinear(_Packed):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation = _NONE) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d,
+                 activation: Activation = NO_ACTIVATION) -> None:
         super().__init__(layer, activation)
         weight = layer.weight.detach().flatten(1)
         self.out_features, self.in_features = weight.shape
@@ -92,7 +87,7 @@ class PackedPointwiseConv(PackedLinear):
         return super().forward(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(_OneDNN):
     """act(conv(x)) as one call. For inference alone.
 
     Args:
@@ -100,7 +95,7 @@ class PackedConv2d(_Packed):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = _NONE) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
@@ -113,7 +108,7 @@ class PackedConv2d(_Packed):
             x, self.kernel, self.bias, *self.geometry, name, [], algorithm)
 
 
-class PackedDepthwiseConv(_Packed):
+class PackedDepthwiseConv(_OneDNN):
     """act(conv(x)) of a depthwise convolution, by the operator `depthwise`. For inference alone.
 
     Args:
@@ -121,7 +116,7 @@ class PackedDepthwiseConv(_Packed):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = _NONE) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach()
 
@@ -132,141 +127,103 @@ class PackedDepthwiseConv(_Packed):
         return out.permute(0, 3, 1, 2)
 
 
-def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
-    """Whether the compiled kernel of depthwise convolution can compute the layer."""
-    side = layer.kernel_size[0]
-    return (layer.groups == layer.in_channels == layer.out_channels and side in (3, 5)
-            and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
-            and layer.stride == layer.dilation == (1, 1) and activation in _DEPTHWISE
-            and layer.weight.dtype in (torch.float32, torch.bfloat16) and native.available())
+def _native(activation: Activation) -> str:
+    """The name that the kernels have for an activation."""
+    name, algorithm = activation
+    return 'gelu_tanh' if algorithm == 'tanh' else name
 
 
-def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Module:
-    """Make a model fast for inference, in place.
-
-    On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
-    On a CPU with oneDNN, linear layers and 1×1 convolutions get packed weights, and each activation
-    becomes a part of the linear layer or convolution before it, where this is faster on this
-    machine: each distinct layer is measured once, and the result is kept for later processes
-    (`visattn_dense.ops.measured`; `VISATTN_MEASURE=0` packs every layer unmeasured). On a CPU with
-    a C++ compiler, kernels that are compiled for the processor compute the operators in float32 and
-    bfloat16 (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles
-    and measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
-    On a GPU, `cuda_graphs` lets one launch start a whole pass of a backbone
-    (`visattn_dense.layers.cuda_graphs`).
-
-    The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
-    load a checkpoint into the model, or move the model to another device. So load the checkpoint
-    first, and keep a copy if you need one. Packed layers compute in the dtype of their weights,
-    also inside autocast.
+class NativeLinear(Packed):
+    """act(x Wᵀ + b), in float32. For inference alone.
 
     Args:
-        model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
-        cuda_graphs: for how many shapes of its input each backbone keeps a CUDA graph. A shape is
-            recorded when it comes the second time. Each graph keeps the memory of its activations.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: the model is in training mode.
+        layer: the linear layer (or 1×1 convolution), on the CPU.
+        activation: applied to the result.
     """
-    if model.training:
-        raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
-    # Packed layers have no gradient. Gradients of the other layers alone would be wrong in silence.
-    fold_batch_norm(model).requires_grad_(False)
-    if any(parameter.device.type == 'cpu' for parameter in model.parameters()):
-        native.available()                       # compiles now, not during the first image
-    for module in list(model.modules()):
-        if isinstance(module, UsesOperators) and module.mode == 'auto':
-            module.mode = 'inference'
-        if cuda_graphs and isinstance(module, Replayable):
-            module.forward = ReplayedForward(module, cuda_graphs)
-    if not _has_onednn():
-        return model
-    taken: Counter[str] = Counter()
-    for parent in list(model.modules()):
-        children = [(name, child) for name, child in parent.named_children()
-                    if not isinstance(child, nn.Identity)]
-        # Only in these parents is the next child known to take the output of the layer.
-        in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
-        for i, (name, layer) in enumerate(children):
-            following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
-            activation = _activation(following[1])
-            forms = _packed_forms(layer, activation)
-            if not forms:
-                continue
-            packed = _fastest(layer, following[1] if activation != _NONE else None, forms)
-            taken[type(packed or layer).__name__] += 1
-            if packed is None:
-                continue
-            setattr(parent, name, packed)
-            if activation != _NONE:
-                setattr(parent, following[0], nn.Identity())
-    if taken:
-        logging.getLogger('visattn_dense').info(
-            'optimize_for_inference: the fastest forms of the layers on this processor are %s',
-            ', '.join(f'{count} {name}' for name, count in taken.most_common()))
-    return model
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d,
+                 activation: Activation = NO_ACTIVATION) -> None:
+        super().__init__(torch.float32, activation)
+        self.layer = native.Layer.of(layer.weight.flatten(1), layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features) float32."""
+        return native.linear(x.float(), self.layer, activation=_native(self.activation))
 
 
-def _fastest(layer: nn.Module, activation: nn.Module | None, forms: Sequence[_Packed]
-             ) -> _Packed | None:
-    """The packed form that is the fastest on this machine; None if the plain layer is."""
-    def plain(x: Tensor) -> Tensor:
-        return layer(x) if activation is None else activation(layer(x))
+class NativeConv2d(Packed):
+    """act(conv(x)), in float32: a linear layer of the patches. For inference alone.
 
-    linear = isinstance(layer, nn.Linear)
-    channels = ((layer.in_features, layer.out_features) if linear else
-                (layer.in_channels, layer.out_channels))
-    rows = min(max(_ROWS // min(channels)**2, 64), 4096)
+    Args:
+        layer: the convolution, with a square kernel, zero-padded, neither grouped nor dilated, on
+            the CPU.
+        activation: applied to the result.
+    """
 
-    @functools.cache                              # made only where something is measured
-    def sample() -> Tensor:
-        # Constant: random numbers would move the generator of the user.
-        if linear:
-            return torch.full((rows, channels[0]), .5, dtype=layer.weight.dtype)
-        side = math.isqrt(rows) * max(layer.stride)
-        image = torch.full((1, channels[0], side, side), .5, dtype=layer.weight.dtype)
-        return image.contiguous(memory_format=torch.channels_last)
+    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
+        super().__init__(torch.float32, activation)
+        self.layer, self.patches = _convolution(layer)
 
-    # The text of a layer names everything that its time depends on, but activation and dtype.
-    what = f'{layer}, {"".join(forms[0].activation)}, {layer.weight.dtype}'
-    name = fastest(what, [*(type(form).__name__ for form in forms), 'plain'],
-                   [lambda call=call: call(sample()) for call in (*forms, plain)])
-    return next((form for form in forms if type(form).__name__ == name), None)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        out = native.linear(x.float().permute(0, 2, 3, 1), self.layer, patches=self.patches,
+                            activation=_native(self.activation))
+        return out.permute(0, 3, 1, 2)
 
 
-def _has_onednn() -> bool:
-    return (torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-            and hasattr(torch.ops.mkldnn, '_convolution_pointwise'))
+class NativeFeedForward(Packed):
+    """The second half of a transformer block, s + mlp(norm(s)) with s = x + update, in float32.
+
+    For inference alone.
+
+    Args:
+        norm, mlp: the norm and the MLP, on the CPU.
+        activation: that of the MLP.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, mlp: Mlp, activation: Activation) -> None:
+        super().__init__(torch.float32, activation)
+        self.eps = norm.eps
+        weight = mlp.fc1.weight.double()
+        bias = weight @ norm.bias.double()
+        self.first = native.Layer.of(weight * norm.weight.double(),
+                                     bias if mlp.fc1.bias is None else bias + mlp.fc1.bias)
+        self.second = native.Layer.of(mlp.fc2.weight, mlp.fc2.bias)
+
+    def forward(self, x: Tensor, update: Tensor) -> Tensor:
+        """Two (..., C) to (..., C) float32."""
+        return native.chain(x.float(), self.first, self.second, update=update.float(),
+                            epsilon=self.eps, activation=_native(self.activation))
 
 
-def _activation(module: nn.Module | None) -> Activation:
-    if isinstance(module, nn.GELU):
-        return 'gelu', module.approximate
-    return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), _NONE)
+class NativeFusedMBConv(Packed):
+    """A convolution, its activation and a 1×1 convolution, in float32; with a shortcut, plus x.
+
+    For inference alone.
+
+    Args:
+        spatial, point: the convolutions; see `NativeConv2d`.
+        activation: between the two.
+        shortcut: whether x is added to the result.
+    """
+
+    def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: Activation, *,
+                 shortcut: bool) -> None:
+        super().__init__(torch.float32, activation)
+        self.first, self.patches = _convolution(spatial)
+        self.second = native.Layer.of(point.weight.flatten(1), point.bias)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        x = x.float().permute(0, 2, 3, 1)
+        out = native.chain(x, self.first, self.second, patches=self.patches,
+                           addend=x if self.shortcut else None,
+                           activation=_native(self.activation))
+        return out.permute(0, 3, 1, 2)
 
 
-def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Packed]:
-    """The packed forms that the layer and its activation can have, most likely first."""
-    # A subclass may compute something else, or other code may read its weights.
-    if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
-        return []
-    weight = layer.weight
-    if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
-        return []
-    if math.prod(weight.shape) == 0:
-        return []
-    if type(layer) is nn.Linear:
-        return [PackedLinear(layer, activation)]
-    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
-        return []
-    plain = layer.stride, layer.padding, layer.groups
-    if layer.kernel_size == (1, 1) and plain == ((1, 1), (0, 0), 1):
-        return [PackedPointwiseConv(layer, activation), PackedConv2d(layer, activation)]
-    if _suits_the_operator(layer, activation):
-        forms = [PackedDepthwiseConv(layer, activation), PackedConv2d(layer, activation)]
-        return forms if weight.dtype == torch.float32 else forms[::-1]
-    return [PackedConv2d(layer, activation)]
+def _convolution(layer: nn.Conv2d) -> tuple[native.Layer, native.Patches]:
+    kernel = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    patches = native.Patches(layer.kernel_size[0], layer.stride[0], layer.padding[0])
+    return native.Layer.of(kernel, layer.bias), patches

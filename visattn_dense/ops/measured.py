@@ -47,6 +47,7 @@ def fastest(what: str, names: Sequence[str], calls: Sequence[Callable[[], Any]])
     if os.environ.get('VISATTN_MEASURE') == '0':
         return names[0]
     path = _path(torch.get_num_threads())
+    what = f'{what}: {" or ".join(names)}'       # other forms: another measurement
     remembered = _remembered(path)
     known = remembered.get(what)
     if known in names:

@@ -1,8 +1,10 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
-kernels.cpp  the code: softmax and focused linear attention between groups of tokens, depthwise
-             convolution inside windows
-build        compiles kernels.cpp once for each processor, if there is a compiler
+kernels.cpp  softmax and focused linear attention between groups of tokens, depthwise convolution
+             inside windows
+linear.cpp   linear layers, one or two in a chain, of rows or of a convolution's patches
+vectors.h    what both share
+build        compiles the sources once for each processor, if there is a compiler
 operators    the kernels as operators of torch
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
@@ -10,6 +12,17 @@ operator. `visattn_dense.layers.optimize_for_inference` turns the kernels on. Tr
 the kernels.
 """
 from .build import available
-from .operators import Groups, attend, depthwise, focused, why_not
+from .operators import (
+    Groups,
+    Layer,
+    Patches,
+    attend,
+    chain,
+    depthwise,
+    focused,
+    linear,
+    why_not,
+)
 
-__all__ = ['Groups', 'attend', 'available', 'depthwise', 'focused', 'why_not']
+__all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
+           'linear', 'why_not']

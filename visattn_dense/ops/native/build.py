@@ -1,4 +1,4 @@
-"""Compile kernels.cpp for this processor and keep the library.
+"""Compile the kernels for this processor and keep the library.
 
 The library is a file in the cache folder, `$XDG_CACHE_HOME/visattn_dense` or
 `~/.cache/visattn_dense`. Its name depends on the source, the compiler and the processor. So several
@@ -17,16 +17,32 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch  # its OpenMP runtime is the one that the kernels use
 
-SOURCE = Path(__file__).with_name('kernels.cpp')
+_FOLDER = Path(__file__).parent
+SOURCES = [_FOLDER / name for name in ('kernels.cpp', 'linear.cpp')]
+_HEADER = _FOLDER / 'vectors.h'
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
 LINK_FLAGS = ['-shared']
 _SECONDS = 300
+
+
+_POINTER, _STRIDE, _INTEGER, _REAL = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
+                                      ctypes.c_float)
+
+
+class Source(ctypes.Structure):
+    """Where the rows of a linear layer come from, as in linear.cpp."""
+    _fields_ = [('x', _POINTER), ('update', _POINTER), ('stride', _STRIDE),
+                ('update_stride', _STRIDE), ('channels', _INTEGER), ('norm', _INTEGER),
+                ('epsilon', _REAL),
+                *((name, _INTEGER) for name in ('kernel', 'step', 'padding', 'height', 'width',
+                                                'out_height', 'out_width'))]
 
 
 class _Unavailable(Exception):
@@ -79,17 +95,23 @@ def _library() -> ctypes.CDLL:
 
 
 def _open(path: Path) -> ctypes.CDLL:
-    """The library, with the types of its functions as at the end of kernels.cpp."""
+    """The library, with the types of its functions as at the ends of the sources."""
     opened = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-    pointer, stride, integer, real = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
-                                      ctypes.c_float)
+    pointer, stride, integer, real = _POINTER, _STRIDE, _INTEGER, _REAL
+    source = ctypes.POINTER(Source)
     for name, result, arguments in (
             ('attention', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 2),
             ('focused', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('depthwise', integer,
-             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4)):
+             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4),
+            ('reordered', stride, [integer] * 2),
+            ('reorder', None, [pointer] * 2 + [integer] * 2 + [pointer]),
+            ('linear', None,
+             [source, pointer, integer] + [pointer, stride] * 2 + [stride] + [integer] * 2),
+            ('chain', None,
+             [source] + [pointer, integer] * 2 + [pointer, stride] * 2 + [stride] + [integer] * 2)):
         function = getattr(opened, f'visattn_{name}')
         function.restype, function.argtypes = result, arguments
     return opened
@@ -117,8 +139,8 @@ def cache_folder() -> Path:
 def _fingerprint(compiler: list[str]) -> str:
     """A hash of everything that the machine code depends on."""
     version = _output([*compiler, '--version']).partition('\n')[0]
-    parts = [SOURCE.read_text(encoding='utf-8'), *FLAGS, *LINK_FLAGS, version, processor(),
-             torch.__version__]
+    parts = [*(file.read_text(encoding='utf-8') for file in (*SOURCES, _HEADER)), *FLAGS,
+             *LINK_FLAGS, version, processor(), torch.__version__]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
 
 
@@ -133,9 +155,15 @@ def processor() -> str:
 
 
 def _compile(compiler: list[str], folder: Path) -> Path:
-    unlinked, linked = folder / 'kernels.o', folder / 'kernels.so'
-    _output([*compiler, *FLAGS, '-c', str(SOURCE), '-o', str(unlinked)])
-    _output([*compiler, *LINK_FLAGS, str(unlinked), '-o', str(linked)])
+    def unlinked(source: Path) -> str:
+        file = str(folder / f'{source.stem}.o')
+        _output([*compiler, *FLAGS, '-c', str(source), '-o', file])
+        return file
+
+    with ThreadPoolExecutor() as pool:
+        files = list(pool.map(unlinked, SOURCES))
+    linked = folder / 'kernels.so'
+    _output([*compiler, *LINK_FLAGS, *files, '-o', str(linked)])
     return linked
 
 

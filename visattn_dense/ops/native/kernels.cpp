@@ -6,161 +6,9 @@
 // A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
 // needs no sum across a vector, and the entries of k and v are taken one at a time, not transposed.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <vector>
+#include "vectors.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int W = 16, ROWS = 8;   // floats of a vector; rows of a block, of two vectors each
-#elif defined(__AVX__)
-constexpr int W = 8, ROWS = 6;
-#else
-constexpr int W = 4, ROWS = 6;
-#endif
-
-typedef float Vec __attribute__((vector_size(W * 4)));
-typedef int32_t Ints __attribute__((vector_size(W * 4)));
-typedef uint32_t Words __attribute__((vector_size(W * 4)));
-typedef uint16_t Halves __attribute__((vector_size(W * 2)));
-
-inline Vec splat(float x) { return x - Vec{}; }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-
-// A lane is a vector or, for channels that fill none, a float.
-template <typename Lane>
-struct Unaligned {
-  Lane x;
-} __attribute__((packed, may_alias));
-
-template <typename Lane = Vec>
-inline Lane load(const float* p) {
-  return reinterpret_cast<const Unaligned<Lane>*>(p)->x;
-}
-
-template <typename Lane>
-inline void store(float* p, Lane x) {
-  reinterpret_cast<Unaligned<Lane>*>(p)->x = x;
-}
-
-// A number of bfloat16: the upper half of a float.
-struct Bfloat16 {
-  uint16_t bits;
-};
-
-// The nearest bfloat16, the even one of two; NaN stays NaN.
-template <typename Bits>
-inline Bits rounded(Bits bits) {
-  const Bits magnitude = bits & 0x7fffffff;
-  const Bits nearest = bits + 0x7fff + (bits >> 16 & 1);
-  return (magnitude > 0x7f800000 ? bits | 0x400000 : nearest) >> 16;
-}
-
-template <typename Lane = Vec>
-inline Lane load(const Bfloat16* p) {
-  if constexpr (sizeof(Lane) == sizeof(float)) {
-    const uint32_t bits = uint32_t(p->bits) << 16;
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-  } else {
-    const Halves bits = reinterpret_cast<const Unaligned<Halves>*>(p)->x;
-    return (Lane)(__builtin_convertvector(bits, Words) << 16);
-  }
-}
-
-template <typename Lane>
-inline void store(Bfloat16* p, Lane x) {
-  if constexpr (sizeof(Lane) == sizeof(float)) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    p->bits = rounded(bits);
-  } else {
-    reinterpret_cast<Unaligned<Halves>*>(p)->x = __builtin_convertvector(rounded((Words)x), Halves);
-  }
-}
-
-// Copies n numbers of a map into a buffer of floats.
-inline void copy(float* to, const float* from, int n) { std::memcpy(to, from, sizeof(float) * n); }
-inline void copy(float* to, const Bfloat16* from, int n) {
-  int i = 0;
-  for (; i + W <= n; i += W) store(to + i, load(from + i));
-  for (; i < n; i++) to[i] = load<float>(from + i);
-}
-
-// 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
-// the least-squares fit of 2^f for the relative error, 2e-9 at most.
-inline Vec exp2(Vec x) {
-  x = x < splat(-126.f) ? splat(-126.f) : x;
-  const float magic = 12582912.f;               // 1.5 * 2^23: adding it rounds to a whole number
-  Vec shifted = x + magic;
-  Vec f = x - (shifted - magic);
-  Vec p = splat(1.5345807480e-4f);
-  p = p * f + 1.3399931182e-3f;
-  p = p * f + 9.6184889739e-3f;
-  p = p * f + 5.5503287771e-2f;
-  p = p * f + .24022646890f;
-  p = p * f + .69314720574f;
-  p = p * f + 1.f;
-  return (Vec)((Ints)p + ((Ints)shifted << 23));
-}
-
-// Row i and row i + W/2 interleaved, log2(W) times, is the transpose.
-inline void transpose(Vec (&x)[W]) {
-  Ints low, high;
-  for (int i = 0; i < W; i++) {
-    low[i] = i / 2 + i % 2 * W;
-    high[i] = low[i] + W / 2;
-  }
-  for (int step = 1; step < W; step *= 2) {
-    Vec y[W];
-    for (int i = 0; i < W / 2; i++) {
-      y[2 * i] = __builtin_shuffle(x[i], x[i + W / 2], low);
-      y[2 * i + 1] = __builtin_shuffle(x[i], x[i + W / 2], high);
-    }
-    for (int i = 0; i < W; i++) x[i] = y[i];
-  }
-}
-
-// acc[r][c] = sum over i < n of a[r * row + i * step] * b[i][c], b a matrix of C vectors a row.
-template <int R, int C>
-inline void product(const float* a, int64_t row, int64_t step, const float* b, int n,
-                    Vec (&acc)[R][C]) {
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) acc[r][c] = Vec{};
-  for (int i = 0; i < n; i++, a += step, b += C * W) {
-    Vec line[C];
-    for (int c = 0; c < C; c++) line[c] = load(b + c * W);
-    for (int r = 0; r < R; r++) {
-      const float x = a[r * row];
-      for (int c = 0; c < C; c++) acc[r][c] += x * line[c];
-    }
-  }
-}
-
-// Calls f(i, size) for blocks [i, i + size) of 0 .. n - 1: of R as long as there are so many, then of
-// R/2 and so on, each a constant to the compiler.
-template <int R, typename F>
-inline void in_blocks(int n, F&& f) {
-  int i = 0;
-  for (; i + R <= n; i += R) f(i, std::integral_constant<int, R>{});
-  if constexpr (R > 1)
-    if (i < n)
-      in_blocks<R / 2>(n - i, [&](int j, auto size) { f(i + j, size); });
-}
-
-// Calls f(Lane{}, c) for vectors of channels, then for the channels that fill none.
-template <typename F>
-inline void in_lanes(int channels, F&& f) {
-  int c = 0;
-  for (; c + W <= channels; c += W) f(Vec{}, c);
-  for (; c < channels; c++) f(float{}, c);
-}
 
 template <typename Number>
 struct Attention {
@@ -291,12 +139,6 @@ struct Focused {
   int columns() const { return (dim + 2 * W - 1) / (2 * W); }
 };
 
-inline float total(Vec x) {
-  float sum = 0;
-  for (int i = 0; i < W; i++) sum += x[i];
-  return sum;
-}
-
 inline float dot(const float* a, const float* b, int n) {
   Vec sum{};
   float rest = 0;
@@ -407,24 +249,6 @@ void distribute(const Focused<Number>& a, const int32_t* rows, int count, const 
     }
   }
 }
-
-enum Activation { kNone, kRelu, kHardswish };  // as in ops.py
-
-inline Vec activate(Vec x, Activation kind) {
-  const Vec zero{};
-  switch (kind) {
-    case kRelu: return x < zero ? zero : x;
-    case kHardswish: {
-      Vec gate = x + 3.f;
-      gate = gate < zero ? zero : gate;
-      gate = gate > 6.f ? splat(6.f) : gate;
-      return x * gate * (1 / 6.f);
-    }
-    default: return x;
-  }
-}
-
-inline float activate(float x, Activation kind) { return activate(splat(x), kind)[0]; }
 
 template <typename Number>
 struct Depthwise {

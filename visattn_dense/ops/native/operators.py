@@ -5,20 +5,21 @@ side by side in memory. The distance from one row to the next is constant, but m
 So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
 
 Maps are float32 or bfloat16, all maps of a call in one dtype. Everything else (weights, position,
-sums) is float32.
+sums) is float32. Linear layers (`linear`, `chain`) take float32 alone.
 """
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .build import library
+from .build import Source, library
 from .build import why_not as why_no_kernels
 
-ACTIVATIONS = 'none', 'relu', 'hardswish'
-"""The activations that `depthwise` can apply to its result."""
+ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
+"""The activations of linear layers. `depthwise` applies the first three."""
 
 _DTYPES = torch.float32, torch.bfloat16     # by their numbers in kernels.cpp
 
@@ -45,6 +46,36 @@ class Groups(NamedTuple):
     k_starts: Tensor
     absent: Tensor | None = None
     places: Tensor | None = None
+
+
+class Layer(NamedTuple):
+    """A linear layer, with its weights in the order in which the kernels take them.
+
+    Attributes:
+        packed: the weights and the bias; see linear.cpp.
+        inputs, outputs: numbers of a row, before and after the layer.
+    """
+    packed: Tensor
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Layer:
+        """The layer of a weight (outputs, inputs) and a bias (outputs,). Needs the kernels."""
+        outputs, inputs = weight.shape
+        weight, bias = (None if t is None else t.detach().float().contiguous()
+                        for t in (weight, bias))
+        packed = torch.empty(library().visattn_reordered(inputs, outputs))
+        library().visattn_reorder(_pointer(weight), _pointer(bias), inputs, outputs,
+                                  _pointer(packed))
+        return cls(packed, inputs, outputs)
+
+
+class Patches(NamedTuple):
+    """The geometry of a convolution, whose weights see each patch (y, x, channel) as a row."""
+    kernel: int
+    stride: int = 1
+    padding: int = 0
 
 
 def why_not(x: Tensor | None = None) -> str | None:
@@ -126,13 +157,61 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
         corner: how many rows of the first window lie above the map, and how many columns left of
             the map.
         accumulate: act(out + conv(x)), else act(conv(x)).
-        activation: one of `ACTIVATIONS`.
+        activation: one of the first three of `ACTIVATIONS`.
 
     Raises:
         RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
     _depthwise(x, out, weight.float(), None if bias is None else bias.float(),
                *(window or x.shape[1:3]), *corner, accumulate, ACTIVATIONS.index(activation))
+
+
+def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor | None = None,
+           patches: Patches | None = None) -> Tensor:
+    """act(x Wᵀ + b + addend).
+
+    Args:
+        x: (..., inputs). With `patches`, (B, H, W, C), and the inputs are those of a patch.
+        layer: W and b.
+        activation: one of `ACTIVATIONS`.
+        addend: like the result, or None.
+        patches: the layer is a convolution with this geometry, zero-padded.
+
+    Returns:
+        (..., outputs). With `patches`, (B, H', W', outputs).
+
+    Raises:
+        RuntimeError: a tensor is not float32.
+    """
+    return _linear(x, layer.packed, layer.outputs, addend, *(patches or (0, 1, 0)),
+                   ACTIVATIONS.index(activation))
+
+
+def chain(x: Tensor, first: Layer, second: Layer, *, activation: str, addend: Tensor | None = None,
+          update: Tensor | None = None, epsilon: float | None = None,
+          patches: Patches | None = None) -> Tensor:
+    """addend + second(act(first(x))); what lies between the two layers never leaves the cache.
+
+    With `epsilon`: s + second(act(first(norm(s)))), where s = x + update, and `norm` is LayerNorm
+    without its weight and bias. The first layer takes in the weight and the bias.
+
+    Args:
+        x: (..., C). With `patches`, (B, H, W, C), and the first layer is a convolution.
+        first, second: the layers.
+        activation: one of `ACTIVATIONS`.
+        addend: like the result, or None. Not beside `epsilon`.
+        update: like x, or None. Only beside `epsilon`.
+        epsilon: of the norm; None for no norm.
+        patches: the geometry of the convolution. Not beside `epsilon`.
+
+    Returns:
+        (..., outputs). With `patches`, (B, H', W', outputs).
+
+    Raises:
+        RuntimeError: a tensor is not float32.
+    """
+    return _chain(x, update, epsilon, first.packed, first.outputs, second.packed, second.outputs,
+                  addend, *(patches or (0, 1, 0)), ACTIVATIONS.index(activation))
 
 
 @torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
@@ -173,6 +252,80 @@ def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, heig
         raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
 
 
+@torch.library.custom_op('visattn::linear', mutates_args=(), device_types='cpu')
+def _linear(x: Tensor, packed: Tensor, outputs: int, addend: Tensor | None, kernel: int,
+            stride: int, padding: int, activation: int) -> Tensor:
+    x, addend, _ = _float_rows(x, addend, None)
+    out = _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation)
+    if out.numel():
+        library().visattn_linear(
+            ctypes.byref(_source(x, out, kernel, stride, padding)), _pointer(packed), outputs,
+            *_addend(addend), _pointer(out), outputs, out.numel() // outputs, activation,
+            torch.get_num_threads())
+    return out
+
+
+@torch.library.custom_op('visattn::chain', mutates_args=(), device_types='cpu')
+def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tensor, hidden: int,
+           second: Tensor, outputs: int, addend: Tensor | None, kernel: int, stride: int,
+           padding: int, activation: int) -> Tensor:
+    x, addend, update = _float_rows(x, addend, update)
+    out = _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+    if out.numel():
+        source = _source(x, out, kernel, stride, padding)
+        if epsilon is not None:
+            source.norm, source.epsilon = 1, epsilon
+            source.update, source.update_stride = _addend(update)
+        library().visattn_chain(
+            ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
+            *_addend(addend), _pointer(out), outputs, out.numel() // outputs, activation,
+            torch.get_num_threads())
+    return out
+
+
+@_linear.register_fake
+def _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation):
+    if not kernel:
+        return x.new_empty(*x.shape[:-1], outputs)
+    sides = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[1:3])
+    return x.new_empty(x.shape[0], *sides, outputs)
+
+
+@_chain.register_fake
+def _(x, update, epsilon, first, hidden, second, outputs, addend, kernel, stride, padding,
+      activation):
+    return _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+
+
+def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int) -> Source:
+    source = Source(x=x.data_ptr(), stride=_distance(x), channels=x.shape[-1], kernel=kernel)
+    if kernel:
+        source.step, source.padding = stride, padding
+        source.height, source.width = x.shape[1:3]
+        source.out_height, source.out_width = out.shape[1:3]
+    return source
+
+
+def _float_rows(*maps: Tensor | None) -> list[Tensor | None]:
+    """The maps in rows at one distance: copies where necessary."""
+    for x in maps:
+        if x is not None and x.dtype != torch.float32:
+            raise RuntimeError(f'a linear layer of the kernels takes float32, got {x.dtype}')
+    return [x if x is None or _is_rows(x) else x.contiguous() for x in maps]
+
+
+def _addend(x: Tensor | None) -> tuple[int | None, int]:
+    return (None, 0) if x is None else (x.data_ptr(), _distance(x))
+
+
+def _distance(x: Tensor) -> int:
+    """From one row to the next."""
+    if x.is_contiguous():
+        return x.shape[-1]
+    return next((stride for size, stride in zip(x.shape[-2::-1], x.stride()[-2::-1], strict=True)
+                 if size != 1), x.shape[-1])
+
+
 @_attend.register_fake
 def _(q, k, v, out, q_rows, q_starts, k_rows, k_starts, absent, routed, heads, scale):
     return None
@@ -190,6 +343,8 @@ def _(x, out, weight, bias, height, width, above, left, accumulate, activation):
 
 def _is_rows(x: Tensor) -> bool:
     """Whether (..., C) can be viewed as (rows, C) with the channels side by side."""
+    if x.is_contiguous():
+        return True
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         return False
     outer = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)

@@ -1,0 +1,274 @@
+"""Prepare a model for inference: folded norms, and on a CPU packed weights, fused layers and the
+compiled kernels of its operators; on a GPU, on request, CUDA graphs (`cuda_graphs`).
+
+A linear layer and the activation after the layer become one call; so do a convolution and its
+activation, a convolution and a 1×1 convolution (`FusedMBConv`), and all of a transformer block that
+follows the attention. `visattn_dense.layers.packed` holds what takes their places.
+"""
+import functools
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.ops import UsesOperators, native
+from visattn_dense.ops.measured import fastest
+
+from .block import TransformerBlock
+from .cuda_graphs import Replayable, ReplayedForward
+from .mbconv import (
+    ConvNormAct,
+    DepthwiseConv2d,
+    FusedMBConv,
+    GroupedPointwiseConv,
+    Residual,
+    fold_batch_norm,
+)
+from .mlp import Mlp
+from .norm import AddNorm
+from .packed import (
+    NO_ACTIVATION,
+    Activation,
+    NativeConv2d,
+    NativeFeedForward,
+    NativeFusedMBConv,
+    NativeLinear,
+    Packed,
+    PackedConv2d,
+    PackedDepthwiseConv,
+    PackedLinear,
+    PackedPointwiseConv,
+)
+
+# The activations that the operator `depthwise` applies.
+_DEPTHWISE: tuple[Activation, ...] = (NO_ACTIVATION, ('relu', ''), ('hardswish', ''))
+# A layer is measured on _ROWS / channels² tokens: a pyramid halves its sides where it doubles its
+# channels, and an image of 512x512 has this many at the four stages.
+_ROWS = 2**26
+
+
+def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Module:
+    """Make a model fast for inference, in place.
+
+    On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
+    On a CPU, linear layers and convolutions get packed weights (`visattn_dense.layers.packed`), and
+    each activation becomes a part of the layer before it; layers that follow each other become one,
+    where a kernel computes both. A layer changes only where this is faster on this machine: each
+    distinct layer is measured once, and the result is kept for later processes
+    (`visattn_dense.ops.measured`; `VISATTN_MEASURE=0` packs every layer unmeasured). On a CPU with
+    a C++ compiler, kernels that are compiled for the processor compute the operators in float32 and
+    bfloat16 (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles
+    and measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
+    On a GPU, `cuda_graphs` lets one launch start a whole pass of a backbone
+    (`visattn_dense.layers.cuda_graphs`).
+
+    The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
+    load a checkpoint into the model, or move the model to another device. So load the checkpoint
+    first, and keep a copy if you need one. Packed layers compute in the dtype of their weights,
+    also inside autocast.
+
+    Args:
+        model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
+        cuda_graphs: for how many shapes of its input each backbone keeps a CUDA graph. A shape is
+            recorded when it comes the second time. Each graph keeps the memory of its activations.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError('optimize_for_inference needs running statistics: call model.eval() first')
+    # Packed layers have no gradient. Gradients of the other layers alone would be wrong in silence.
+    fold_batch_norm(model).requires_grad_(False)
+    if any(parameter.device.type == 'cpu' for parameter in model.parameters()):
+        native.available()                       # compiles now, not during the first image
+    for module in list(model.modules()):
+        if isinstance(module, UsesOperators) and module.mode == 'auto':
+            module.mode = 'inference'
+        if cuda_graphs and isinstance(module, Replayable):
+            module.forward = ReplayedForward(module, cuda_graphs)
+    _pack(model)
+    taken = Counter(type(module).__name__ for module in model.modules()
+                    if isinstance(module, (Packed, nn.Linear, nn.Conv2d)))
+    if any(isinstance(module, Packed) for module in model.modules()):
+        logging.getLogger('visattn_dense').info(
+            'optimize_for_inference: the fastest forms of the layers on this processor are %s',
+            ', '.join(f'{count} {name}' for name, count in taken.most_common()))
+    return model
+
+
+def _pack(parent: nn.Module) -> None:
+    """Pack the layers below `parent`; then, where this is faster, several of them as one."""
+    fused = _fused(parent)                       # reads the plain weights
+    children = [(name, child) for name, child in parent.named_children()
+                if not isinstance(child, nn.Identity)]
+    # Only in these parents is the next child known to take the output of the layer.
+    in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
+    for i, (name, layer) in enumerate(children):
+        following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
+        activation = _activation(following[1])
+        forms = _packed_forms(layer, activation)
+        if not forms:
+            _pack(layer)
+            continue
+        packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None, forms)
+        if packed is None:
+            continue
+        setattr(parent, name, packed)
+        if activation != NO_ACTIVATION:
+            setattr(parent, following[0], nn.Identity())
+    if fused and fastest(fused.what, ['fused', 'apart'], [fused.call, fused.apart]) == 'fused':
+        fused.install()
+
+
+class _Fused(NamedTuple):
+    """One layer that can take the place of several.
+
+    Attributes:
+        what: the layers, for `fastest`.
+        call: computes a sample with the one layer.
+        apart: computes the sample with the layers of the model, as they are then.
+        install: puts the layer in their place.
+    """
+    what: str
+    call: Callable[[], Tensor]
+    apart: Callable[[], Tensor]
+    install: Callable[[], None]
+
+
+def _fused(parent: nn.Module) -> _Fused | None:
+    """What can take the place of several layers of `parent`, or None."""
+    weights = list(parent.parameters())
+    if not (isinstance(parent, (TransformerBlock, Residual)) and weights and native.available()
+            and all(w.device.type == 'cpu' and w.dtype == torch.float32 and w.numel()
+                    for w in weights)):
+        return None
+    if isinstance(parent, TransformerBlock):
+        mlp, norm = parent.mlp, parent.norm2
+        if type(mlp) is not Mlp or type(norm) is not AddNorm or (
+                activation := _activation(mlp.act)) == NO_ACTIVATION:
+            return None
+        packed = NativeFeedForward(norm, mlp, activation)
+        channels = norm.weight.numel()
+        tokens = torch.full((1, _rows(channels), channels), .5)
+
+        def install() -> None:
+            parent.norm2, parent.mlp = nn.Identity(), packed
+            parent.feed_forward = packed.forward
+
+        return _Fused(f'{norm}, {mlp}', lambda: packed(tokens, tokens),
+                      lambda: parent.feed_forward(tokens, tokens), install)
+    main = parent.main
+    if not (type(main) is FusedMBConv
+            and _is_matrix_product(main.spatial_conv.conv)
+            and _is_matrix_product(main.point_conv.conv)
+            and isinstance(main.spatial_conv.norm, nn.Identity)
+            and isinstance(main.point_conv.norm, nn.Identity)
+            and isinstance(main.point_conv.act, nn.Identity)
+            and main.point_conv.conv.kernel_size == (1, 1)):
+        return None
+    packed = NativeFusedMBConv(main.spatial_conv.conv, main.point_conv.conv,
+                               _activation(main.spatial_conv.act), shortcut=parent.shortcut)
+    image = _image(main.spatial_conv.conv)
+
+    def install() -> None:
+        parent.main, parent.shortcut = packed, False
+
+    what = f'{main}, {parent.shortcut}'
+    return _Fused(what, lambda: packed(image), lambda: parent(image), install)
+
+
+def _fastest_form(layer: nn.Module, activation: nn.Module | None, forms: Sequence[Packed]
+                  ) -> Packed | None:
+    """The packed form that is the fastest on this machine; None if the plain layer is."""
+    def plain(x: Tensor) -> Tensor:
+        return layer(x) if activation is None else activation(layer(x))
+
+    @functools.cache                              # made only where something is measured
+    def sample() -> Tensor:
+        if isinstance(layer, nn.Linear):
+            rows = _rows(min(layer.in_features, layer.out_features))
+            return torch.full((rows, layer.in_features), .5, dtype=layer.weight.dtype)
+        return _image(layer)
+
+    # The text of a layer names everything that its time depends on, but activation and dtype.
+    what = f'{layer}, {"".join(forms[0].activation)}, {layer.weight.dtype}'
+    name = fastest(what, [*(type(form).__name__ for form in forms), 'plain'],
+                   [lambda call=call: call(sample()) for call in (*forms, plain)])
+    return next((form for form in forms if type(form).__name__ == name), None)
+
+
+def _rows(channels: int) -> int:
+    """How many tokens of so many channels a sample has."""
+    return min(max(_ROWS // channels**2, 64), 4096)
+
+
+def _image(layer: nn.Conv2d) -> Tensor:
+    """A map for `layer`. Constant: random numbers would move the generator of the user."""
+    side = math.isqrt(_rows(min(layer.in_channels, layer.out_channels))) * max(layer.stride)
+    image = torch.full((1, layer.in_channels, side, side), .5, dtype=layer.weight.dtype)
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _has_onednn() -> bool:
+    return (torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+            and hasattr(torch.ops.mkldnn, '_convolution_pointwise'))
+
+
+def _activation(module: nn.Module | None) -> Activation:
+    if isinstance(module, nn.GELU):
+        return 'gelu', module.approximate
+    return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), NO_ACTIVATION)
+
+
+def _packed_forms(layer: nn.Module, activation: Activation) -> list[Packed]:
+    """The packed forms that the layer and its activation can have, most likely first."""
+    # A subclass may compute something else, or other code may read its weights.
+    if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
+        return []
+    weight = layer.weight
+    if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
+        return []
+    if math.prod(weight.shape) == 0:
+        return []
+    own = weight.dtype == torch.float32 and native.available()
+    if type(layer) is nn.Linear:
+        return [*([NativeLinear(layer, activation)] if own else []),
+                *([PackedLinear(layer, activation)] if _has_onednn() else [])]
+    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+        return []
+    forms: list[Packed] = []
+    if own and _is_matrix_product(layer):
+        forms.append(NativeConv2d(layer, activation))
+    if _has_onednn():
+        if layer.kernel_size == (1, 1) and _is_matrix_product(layer) and layer.stride == (1, 1):
+            forms.append(PackedPointwiseConv(layer, activation))
+        forms.append(PackedConv2d(layer, activation))
+    if _suits_the_operator(layer, activation):
+        depthwise = PackedDepthwiseConv(layer, activation)
+        forms.insert(0 if weight.dtype == torch.float32 else len(forms), depthwise)
+    return forms
+
+
+def _is_matrix_product(layer: nn.Module) -> bool:
+    """Whether the layer is a convolution that the compiled linear layers can compute."""
+    return (type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
+            and layer.padding_mode == 'zeros' and not isinstance(layer.padding, str)
+            and all(len(set(pair)) == 1
+                    for pair in (layer.kernel_size, layer.stride, layer.padding)))
+
+
+def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
+    """Whether the compiled kernel of depthwise convolution can compute the layer."""
+    side = layer.kernel_size[0]
+    return (layer.groups == layer.in_channels == layer.out_channels and side in (3, 5)
+            and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
+            and layer.stride == layer.dilation == (1, 1) and activation in _DEPTHWISE
+            and layer.weight.dtype in (torch.float32, torch.bfloat16) and native.available())

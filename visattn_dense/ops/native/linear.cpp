@@ -1,0 +1,318 @@
+// Linear layers of float32 rows, and two of them in a chain: compiled as kernels.cpp is.
+//
+// The rows are those of a matrix, or the patches that a convolution sees in an NHWC map. A few rows
+// at a time go through both layers of a chain, so what lies between the two layers stays in the
+// cache.
+
+#include "vectors.h"
+
+namespace {
+
+// The weights of a layer are cut in panels of at most WIDE vectors of outputs, and the entries of a
+// panel lie in the order in which `product` takes them. A block of a panel and of LINES rows fills
+// the registers.
+#if defined(__AVX512F__)
+constexpr int WIDE = 4, LINES[] = {0, 14, 12, 8, 6};
+#else
+constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
+#endif
+
+constexpr int BLOCK = 128;    // rows that go through a chain at a time
+constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
+constexpr int CACHE = 1 << 18;  // weights that stay in the cache
+
+// `packed`: the panels, then the bias, all outputs padded to whole vectors.
+struct Layer {
+  const float* packed;
+  int inputs, outputs;
+
+  int vectors() const { return (outputs + W - 1) / W; }
+  int panels() const { return (vectors() + WIDE - 1) / WIDE; }
+  // The first vector of panel p.
+  int first(int p) const { return vectors() * p / panels(); }
+  const float* bias() const { return packed + int64_t(inputs) * vectors() * W; }
+};
+
+inline Vec gelu(Vec x) {
+  // The normal distribution minus 1/2 is t P(t^2), for |t| <= 5.5, with P the Chebyshev interpolant
+  // of degree 15, in s = 2 t^2 / 5.5^2 - 1. Its error is 2e-8 at most, and that of gelu 5e-7.
+  constexpr float end = 5.5f;
+  constexpr float p[] = {1.285519295e-01f, -6.417232500e-02f, 4.773778316e-02f,
+                         -3.879340558e-02f, 3.206742816e-02f, -2.604036884e-02f,
+                         2.038357138e-02f, -1.504235102e-02f, 1.016775549e-02f,
+                         -6.700172242e-03f, 4.718356385e-03f, -2.593710551e-03f,
+                         6.437077840e-04f, -4.001957678e-04f, 6.551481797e-04f,
+                         -2.740660155e-04f};
+  Vec t = x < splat(-end) ? splat(-end) : x;
+  t = t > splat(end) ? splat(end) : t;
+  const Vec s = t * t * (2 / (end * end)) - 1.f;
+  Vec sum = splat(p[15]);
+#pragma GCC unroll 16
+  for (int i = 14; i >= 0; i--) sum = sum * s + p[i];
+  return x < splat(-end) ? Vec{} : x * (sum * t + .5f);
+}
+
+// x / (1 + e^-y) with y = 2 sqrt(2 / pi) (x + 0.044715 x^3), in powers of 2.
+inline Vec gelu_tanh(Vec x) {
+  const Vec y = x * (x * x * (2.302208198f * .044715f) + 2.302208198f);
+  const Vec power = exp2(y < Vec{} ? y : -y);
+  return x * (y < Vec{} ? power : splat(1.f)) / (power + 1.f);
+}
+
+inline Vec get(const float* x, int n) {
+  if (n >= W) return load(x);
+  float lanes[W] = {};
+  std::memcpy(lanes, x, sizeof(float) * n);
+  return load(lanes);
+}
+
+inline void put(float* to, Vec x, int n) {
+  if (n >= W) return store(to, x);
+  float lanes[W];
+  store(lanes, x);
+  std::memcpy(to, lanes, sizeof(float) * n);
+}
+
+// x = act(x), for rows of n numbers.
+void activate(float* x, int64_t stride, int rows, int n, Activation kind) {
+  const auto each = [&](auto act) {
+    for (int i = 0; i < rows; i++)
+      for (int c = 0; c < n; c += W)
+        put(x + i * stride + c, act(get(x + i * stride + c, n - c)), n - c);
+  };
+  switch (kind) {
+    case kGelu: return each([](Vec y) { return gelu(y); });
+    case kGeluTanh: return each([](Vec y) { return gelu_tanh(y); });
+    default: return each([&](Vec y) { return activate(y, kind); });
+  }
+}
+
+// What is added to a product, beside the bias: rows of numbers, or nothing.
+struct Addend {
+  const float* x;
+  int64_t stride;
+};
+
+// out = a W^T + bias + addend, for R rows and a panel of C vectors.
+template <int R, int C>
+void tile(const float* a, int64_t pitch, const float* panel, int n, const float* bias,
+          Addend addend, float* out, int64_t stride) {
+  Vec acc[R][C];
+  UNROLL for (int c = 0; c < C; c++) {
+    const Vec b = bias ? load(bias + c * W) : Vec{};
+    UNROLL for (int r = 0; r < R; r++) acc[r][c] = b;
+  }
+  if (addend.x)
+    UNROLL for (int r = 0; r < R; r++)
+      UNROLL for (int c = 0; c < C; c++) acc[r][c] += load(addend.x + r * addend.stride + c * W);
+  accumulate<R, C>(a, pitch, 1, panel, n, acc);
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < C; c++) store(out + r * stride + c * W, acc[r][c]);
+}
+
+// The same, where the panel has fewer columns than its vectors have.
+template <int R, int C>
+void narrow_tile(const float* a, int64_t pitch, const float* panel, int n, const float* bias,
+                 Addend addend, float* out, int64_t stride, int columns) {
+  constexpr int whole = C * W;
+  float more[R * whole] = {}, result[R * whole];
+  if (addend.x)
+    for (int r = 0; r < R; r++) copy(more + r * whole, addend.x + r * addend.stride, columns);
+  tile<R, C>(a, pitch, panel, n, bias, {more, whole}, result, whole);
+  for (int r = 0; r < R; r++) copy(out + r * stride, result + r * whole, columns);
+}
+
+// out = act(a W^T + bias + addend), for the panels [from, to) and the inputs [k, k + n) of a layer.
+// Column 0 of `out` and of `addend` is the first output of panel `from`.
+void multiply(const float* a, int64_t pitch, int rows, const Layer& layer, int from, int to, int k,
+              int n, bool bias, Addend addend, float* out, int64_t stride, Activation kind) {
+  for (int p = from; p < to; p++) {
+    const int first = layer.first(p) * W, column = first - layer.first(from) * W;
+    const int columns = std::min(layer.outputs, layer.first(p + 1) * W) - first;
+    const auto run = [&](auto vectors) {
+      constexpr int C = decltype(vectors)::value;
+      const float* panel = layer.packed + int64_t(first) * layer.inputs + int64_t(k) * C * W;
+      const float* biases = bias ? layer.bias() + first : nullptr;
+      in_blocks<LINES[C]>(rows, [&](int i, auto size) {
+        constexpr int R = decltype(size)::value;
+        float* to = out + i * stride + column;
+        Addend here = addend;
+        if (here.x) here.x += i * here.stride + column;
+        if (columns == C * W)
+          tile<R, C>(a + i * pitch, pitch, panel, n, biases, here, to, stride);
+        else
+          narrow_tile<R, C>(a + i * pitch, pitch, panel, n, biases, here, to, stride, columns);
+        if (kind != kNone) activate(to, stride, R, columns, kind);
+      });
+    };
+    switch (layer.first(p + 1) - layer.first(p)) {
+      case 1: run(std::integral_constant<int, 1>{}); break;
+      case 2: run(std::integral_constant<int, 2>{}); break;
+      case 3: run(std::integral_constant<int, 3>{}); break;
+      default: run(std::integral_constant<int, WIDE>{});
+    }
+  }
+}
+
+// Where the rows of a layer come from.
+struct Source {
+  const float *x, *update;           // rows: of x, or of x + update
+  int64_t stride, update_stride;     // from row to row
+  int channels;                      // of a row
+  int norm;                          // whether the rows are normalised, as in LayerNorm
+  float epsilon;                     // of the norm
+  int kernel;                        // rows are patches of kernel^2 positions of a map; 0: as they are
+  int step, padding, height, width;  // of the convolution and of its map
+  int out_height, out_width;
+
+  int inputs() const { return channels * std::max(1, kernel * kernel); }
+};
+
+// One patch of the map, zero beyond the border.
+void patch(const Source& from, int64_t row, float* to) {
+  const int column = row % from.out_width, line = row / from.out_width % from.out_height;
+  const int64_t image = row / from.out_width / from.out_height * from.height;
+  for (int ky = 0; ky < from.kernel; ky++)
+    for (int kx = 0; kx < from.kernel; kx++, to += from.channels) {
+      const int y = line * from.step - from.padding + ky, x = column * from.step - from.padding + kx;
+      if (y < 0 || y >= from.height || x < 0 || x >= from.width)
+        std::fill(to, to + from.channels, 0.f);
+      else
+        copy(to, from.x + ((image + y) * from.width + x) * from.stride, from.channels);
+    }
+}
+
+// sum = x + update of one row, and `to` = (sum - mean) / standard deviation.
+void normalise(const Source& from, int64_t row, float* sum, float* to) {
+  const float *x = from.x + row * from.stride, *update = from.update + row * from.update_stride;
+  const int n = from.channels;
+  Vec total_{}, squares{};
+  for (int c = 0; c < n; c += W) {
+    Vec value = get(x + c, n - c);
+    if (from.update) value += get(update + c, n - c);
+    put(sum + c, value, n - c);
+    total_ += value;
+  }
+  const float mean = total(total_) / n;
+  for (int c = 0; c < n; c += W) {
+    const Vec value = get(sum + c, n - c) - mean;
+    put(to + c, value, n - c);
+    squares += n - c >= W ? value * value : Vec{};
+  }
+  float rest = 0;
+  for (int c = n / W * W; c < n; c++) rest += to[c] * to[c];
+  const float inverse = 1 / std::sqrt((total(squares) + rest) / n + from.epsilon);
+  for (int c = 0; c < n; c += W) put(to + c, get(to + c, n - c) * inverse, n - c);
+}
+
+// From one row of a thread's buffer to the next.
+inline int64_t apart(int n) { return (n + W - 1) / W * W + 16; }
+
+void linear(const Source& from, const Layer& layer, Addend addend, float* out, int64_t stride,
+            int64_t rows, Activation kind, int threads) {
+  const int inputs = from.inputs();
+  // Weights that leave the cache are read anew for each block.
+  const int most = int64_t(inputs) * layer.outputs > CACHE ? 256 : 96;
+  const int blocks = (rows + most - 1) / most;
+  const int parts = std::min(layer.panels(), std::max(1, 4 * threads / blocks));
+  // Rows at such distances share few places of the cache: copied apart, they stay there.
+  const bool gather = from.kernel || (inputs % 512 == 0 && layer.panels() > parts);
+  const int64_t pitch = gather ? apart(inputs) : from.stride;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> buffer(gather ? most * pitch : 0);
+#pragma omp for schedule(dynamic, 1)
+    for (int item = 0; item < blocks * parts; item++) {
+      const int block = item / parts, part = item % parts;
+      const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+      const float* a = from.x + first * from.stride;
+      if (gather) {
+        for (int64_t i = first; i < last; i++) {
+          float* to = buffer.data() + (i - first) * pitch;
+          if (from.kernel) patch(from, i, to);
+          else copy(to, from.x + i * from.stride, inputs);
+        }
+        a = buffer.data();
+      }
+      const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
+      Addend here{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
+      multiply(a, pitch, last - first, layer, panel, layer.panels() * (part + 1) / parts, 0, inputs,
+               true, here, out + first * stride + column, stride, kind);
+    }
+  }
+}
+
+// out = addend + second(act(first(rows))). With a norm, the sum x + update is the addend.
+void chain(const Source& from, const Layer& first, const Layer& second, Addend addend, float* out,
+           int64_t stride, int64_t rows, Activation kind, int threads) {
+  const int inputs = from.inputs(), group = std::max(1, HIDDEN / (WIDE * W));
+  // As many blocks for each thread.
+  const int64_t rounds = (rows + int64_t(BLOCK) * threads - 1) / (int64_t(BLOCK) * threads);
+  const int blocks = std::min(rows, rounds * threads);
+  const int64_t pitch = apart(inputs), between = apart(group * WIDE * W);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> buffer(BLOCK * (pitch + between));
+    float* hidden = buffer.data() + BLOCK * pitch;
+#pragma omp for schedule(dynamic, 1)
+    for (int block = 0; block < blocks; block++) {
+      const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
+      float* to = out + begin * stride;
+      for (int64_t i = begin; i < end; i++) {
+        float* row = buffer.data() + (i - begin) * pitch;
+        if (from.norm) normalise(from, i, out + i * stride, row);
+        else if (from.kernel) patch(from, i, row);
+        else copy(row, from.x + i * from.stride, inputs);
+      }
+      Addend so_far = from.norm ? Addend{to, stride} : addend;
+      if (!from.norm && so_far.x) so_far.x += begin * addend.stride;
+      for (int p = 0; p < first.panels(); p += group) {
+        const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
+        const int n = std::min(first.outputs, first.first(q) * W) - k;
+        multiply(buffer.data(), pitch, end - begin, first, p, q, 0, inputs, true, {}, hidden,
+                 between, kind);
+        multiply(hidden, between, end - begin, second, 0, second.panels(), k, n, p == 0, so_far, to,
+                 stride, kNone);
+        so_far = {to, stride};
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// How many numbers `visattn_reorder` writes.
+int64_t visattn_reordered(int inputs, int outputs) {
+  return int64_t(inputs + 1) * Layer{nullptr, inputs, outputs}.vectors() * W;
+}
+
+// The weights (outputs, inputs) and the bias, which may be null, as a Layer has them.
+void visattn_reorder(const float* weight, const float* bias, int inputs, int outputs,
+                     float* packed) {
+  const Layer layer{packed, inputs, outputs};
+  for (int p = 0; p < layer.panels(); p++) {
+    const int first = layer.first(p) * W, end = layer.first(p + 1) * W;
+    for (int k = 0; k < inputs; k++)
+      for (int c = first; c < end; c++)
+        *packed++ = c < outputs ? weight[int64_t(c) * inputs + k] : 0.f;
+  }
+  for (int c = 0; c < layer.vectors() * W; c++) *packed++ = bias && c < outputs ? bias[c] : 0.f;
+}
+
+void visattn_linear(const Source* source, const float* packed, int outputs, const float* addend,
+                    int64_t addend_stride, float* out, int64_t stride, int64_t rows, int activation,
+                    int threads) {
+  linear(*source, {packed, source->inputs(), outputs}, {addend, addend_stride}, out, stride, rows,
+         Activation(activation), threads);
+}
+
+void visattn_chain(const Source* source, const float* first, int hidden, const float* second,
+                   int outputs, const float* addend, int64_t addend_stride, float* out,
+                   int64_t stride, int64_t rows, int activation, int threads) {
+  chain(*source, {first, source->inputs(), hidden}, {second, hidden, outputs},
+        {addend, addend_stride}, out, stride, rows, Activation(activation), threads);
+}
+
+}  // extern "C"
