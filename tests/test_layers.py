@@ -15,6 +15,7 @@ from visattn_dense.layers import (
     DepthwiseConv,
     DropPath,
     FusedMBConv,
+    Handover,
     LayerNorm2d,
     Mlp,
     PackedConv2d,
@@ -174,6 +175,9 @@ def test_the_second_half_of_a_block_becomes_one_layer(act):
     with torch.no_grad():
         torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(copy.deepcopy(block)(x), plain(x), rtol=1e-5, atol=1e-5)
+        handover = Handover(following=plain.norm1)
+        torch.testing.assert_close(block(x, handover), plain(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(handover.normed, plain.norm1(plain(x)), rtol=1e-4, atol=1e-4)
         # In NCHW memory, as after a convolution; and no tokens.
         turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
         torch.testing.assert_close(block(turned), plain(x), rtol=1e-5, atol=1e-5)

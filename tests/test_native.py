@@ -246,8 +246,13 @@ def test_linear_layers(kernels, activation, rows, inputs, outputs):
     for more in (update, None):
         total = x.double() if more is None else x.double() + more
         normed = F.layer_norm(total, (inputs,), eps=1e-3)
+        total = total + after(exact(normed))
         near(native.chain(x, first, second, activation=activation, update=more, epsilon=1e-3),
-             total + after(exact(normed)))
+             total)
+        out, normed = native.chain(x, first, second, activation=activation, update=more,
+                                   epsilon=1e-3, following=(last, last + 1, .1))
+        near(out, total)
+        near(normed, F.layer_norm(total, (inputs,), last.double(), last.double() + 1, eps=.1))
 
 
 @pytest.mark.parametrize(('channels', 'outputs', 'kernel', 'stride', 'padding', 'size'), [

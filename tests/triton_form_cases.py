@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.layers import TransformerBlock
+from visattn_dense.layers import Handover, TransformerBlock
 from visattn_dense.ops import use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
@@ -149,18 +149,26 @@ def test_one_result_without_a_gradient(unused):
 
 
 @pytest.mark.parametrize('training', [False, True])
-def test_block_with_stochastic_depth(training):
-    """The block draws the same samples, and its parameters get the same gradients."""
-    block = TransformerBlock(6, torch.nn.Linear(6, 6), drop_path=.5).to(DEVICE).train(training)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_blocks_with_stochastic_depth(training, dtype):
+    """Blocks in a row draw the same samples, and their parameters get the same gradients."""
+    blocks = torch.nn.ModuleList(
+        TransformerBlock(6, torch.nn.Linear(6, 6), drop_path=.5) for _ in range(3))
+    blocks.to(DEVICE).train(training)
     found = []
     for form in ('triton', 'torch'):
         torch.manual_seed(3)
-        x = random(8, 3, 6).requires_grad_()
-        with use_implementation(form, operator='add_norm'):
-            out = block(x)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *block.parameters()])])
+        x, handover = random(8, 3, 6).requires_grad_(), Handover()
+        out = x
+        with use_implementation(form, operator='add_norm'), torch.autocast(
+                DEVICE, dtype, enabled=dtype != torch.float32):
+            for block, following in zip(blocks, [blocks[1].norm1, blocks[2].norm1, None],
+                                        strict=True):
+                handover.following = following
+                out = block(out, handover)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *blocks.parameters()])])
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert (a - b).norm() < TOLERANCE[dtype] * b.norm()
 
 
 MAPS = {

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense.layers import AddNorm, Mlp, PreNorm
+from visattn_dense.layers import Mlp, PreNorm
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import full_attention
 from visattn_dense.ops.linear_attention import performer_attention
@@ -55,7 +55,7 @@ class TokenPerformer(UsesOperators, nn.Module):
         self.norm1 = PreNorm(dim)
         self.kqv = nn.Linear(dim, 3 * token_dim)
         self.proj = nn.Linear(token_dim, token_dim)
-        self.norm2 = AddNorm(token_dim)
+        self.norm2 = PreNorm(token_dim)
         self.mlp = Mlp(token_dim, token_dim)
         self.dropout = nn.Dropout(dropout)
         features = int(token_dim * kernel_ratio)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
+from visattn_dense.layers.block import Handover, accepts_handover
 from visattn_dense.layers.cuda_graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 
@@ -165,12 +166,31 @@ class DenseBackbone(nn.Module, Replayable):
     def on_loaded(self, report: MatchReport) -> None:
         """Called after `load_pretrained`, to set what the checkpoint implies without a tensor."""
 
-    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        """block(x), with its weights cast in one launch inside autocast. With `with_cp`, backward
-        computes the activations again."""
+    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """One block after another, each by `run_block`.
+
+        Where a `TransformerBlock` follows another, the last sum of the first and norm1 of the
+        second are one operator (`Handover`). They stay two where backward computes each block again
+        by itself, and while torch.compile traces: its graphs need not watch for hooks.
+        """
+        blocks = list(blocks)
+        apart = torch.compiler.is_compiling() or self.with_cp and self.training
+        norms = [None if apart or not accepts_handover(block) else block.norm1 for block in blocks]
+        handover = Handover()
+        for block, norm1, following in zip(blocks, norms, [*norms, None][1:], strict=True):
+            handover.following = following
+            # A block without an entry in `norms` knows x alone.
+            x = self.run_block(block, x, *(() if norm1 is None else (handover,)))
+        return x
+
+    def run_block(self, block: nn.Module, x: Tensor, *more: Any) -> Tensor:
+        """block(x, *more), with its weights cast in one launch inside autocast.
+
+        With `with_cp`, backward computes the activations again; then `more` is empty.
+        """
         def run(x: Tensor) -> Tensor:
             with half_weights(block, x):
-                return block(x)
+                return block(x, *more)
 
         if not (self.with_cp and self.training):
             return run(x)

@@ -19,6 +19,7 @@ from visattn_dense.checkpoints import rename
 from visattn_dense.errors import UserError
 from visattn_dense.layers import (
     DepthwiseConv,
+    Handover,
     TransformerBlock,
     drop_path_rates,
     init_vit_weights,
@@ -56,17 +57,19 @@ class BiFormerBlock(TransformerBlock):
     """A transformer block after a positional convolution. (B, H, W, C) in and out.
 
     Args:
-        dim, attn, mlp_ratio, drop_path: see `TransformerBlock`.
-        pos_embed: whether there is the positional convolution.
+        dim: channels.
+        attn, options: see `TransformerBlock`.
     """
 
-    def __init__(self, dim: int, attn: nn.Module, *, mlp_ratio: float, drop_path: float,
-                 pos_embed: bool) -> None:
-        super().__init__(dim, attn, mlp_ratio=mlp_ratio, drop_path=drop_path, norm_eps=EPS)
-        self.pos_embed = DepthwiseConv(dim) if pos_embed else None
+    def __init__(self, dim: int, attn: nn.Module, **options: Any) -> None:
+        super().__init__(dim, attn, **options)
+        self.pos_embed = DepthwiseConv(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if self.pos_embed is None else self.pos_embed.add_to(x))
+        # `finish` takes the only reference to this map, and frees it before the MLP.
+        stream = [self.pos_embed.add_to(x)]
+        return self.finish(update=self.attn(self.norm1(stream[0])), x=stream.pop(),
+                           handover=Handover())
 
 
 @BACKBONES.register_module()
@@ -138,10 +141,10 @@ class BiFormer(DenseBackbone):
                 auto_pad=auto_pad)
             self.downsample_layers.append(
                 _downsample(previous, width, stem=i == 0, overlapping=dims['overlapping']))
+            block = BiFormerBlock if dims['overlapping'] else TransformerBlock
             self.stages.append(nn.Sequential(*(
-                BiFormerBlock(width, _attention(width, qk_dim // head_dim, options),
-                              mlp_ratio=dims['mlp_ratio'], drop_path=rate,
-                              pos_embed=dims['overlapping'])
+                block(width, _attention(width, qk_dim // head_dim, options),
+                      mlp_ratio=dims['mlp_ratio'], drop_path=rate, norm_eps=EPS)
                 for rate in rates[i])))
             if i in self.out_indices:
                 self.extra_norms[str(i)] = nn.LayerNorm(width, eps=EPS)
@@ -166,13 +169,11 @@ class BiFormer(DenseBackbone):
         for i, (downsample, stage) in enumerate(
                 zip(self.downsample_layers, self.stages, strict=True)):
             # An image smaller than a patch of Swin would give no token.
-            x = downsample(pad_to_minimum(x, 4 if i == 0 else 2))
+            x = pad_to_minimum(x, 4 if i == 0 else 2)
             # A sum gets the strides of its first operand. The convolution's result is NCHW in
             # memory: without contiguous(), all residual sums of the stage would be NCHW too, and
             # every norm would copy its input.
-            x = x.permute(0, 2, 3, 1).contiguous()
-            for block in stage:
-                x = self.run_block(block, x)
+            x = self.run_blocks(stage, downsample(x).permute(0, 2, 3, 1).contiguous())
             if i in self.out_indices:
                 outs[i] = self.extra_norms[str(i)](x).permute(0, 3, 1, 2)
             x = x.permute(0, 3, 1, 2)

@@ -127,9 +127,7 @@ class CrossShapedBackbone(DenseBackbone):
         x = pad_to_minimum(x, 3)
         outs = {}
         for i, stage in enumerate(self.stages):
-            x = stage.embed(x)                                      # (B, H/s, W/s, C)
-            for block in stage.blocks:
-                x = self.run_block(block, x)
+            x = self.run_blocks(stage.blocks, stage.embed(x))       # (B, H/s, W/s, C)
             if stage.norm is not None:
                 outs[i] = stage.norm(x).permute(0, 3, 1, 2)
             x = x.permute(0, 3, 1, 2)

@@ -251,14 +251,12 @@ class T2TViT(DenseBackbone):
 
         C is the level's own in T2T-ViT-dense.
         """
-        size = tokens.shape[1:3]
-        x = self.embed(tokens)
-        maps = {}
-        for n, block in enumerate(self.blocks, start=1):
-            x = self.run_block(block, x)
-            for i in self.out_indices:
-                if self.level_depths[i] == n:
-                    maps[i] = x[:, 1:].unflatten(1, size)
+        x, start, maps = self.embed(tokens), 0, {}
+        for i in sorted(self.out_indices):
+            if end := self.level_depths[i]:
+                x = self.run_blocks(self.blocks[start:end], x)
+                start = end
+                maps[i] = x[:, 1:].unflatten(1, tokens.shape[1:3])
         return maps
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -272,9 +270,7 @@ class T2TViT(DenseBackbone):
         """(B, C, H, W) to the tokens after the last block, without a norm: (B, 1 + N, C)."""
         check_image(x)
         x = self.embed(self.tokens_to_token(pad_to_minimum(x, 3), self.run_block)[-1])
-        for block in self.blocks:
-            x = self.run_block(block, x)
-        return x
+        return self.run_blocks(self.blocks, x)
 
     def level_map(self, index: int, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """(B, C, ·, ·) taken to level `index`; `sizes` are those of the levels 0, 1 and 2."""

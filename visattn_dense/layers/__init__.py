@@ -8,7 +8,7 @@ lepe       locally-enhanced positional encoding: a depthwise convolution on the 
 mbconv     convolution + BatchNorm + activation, mobile blocks, folding of BatchNorm
 mlp        the two-layer perceptron of a transformer block
 drop       stochastic depth
-block      the pre-norm transformer block
+block      the pre-norm transformer block, and what it hands to the next block
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
 half_weights  inside autocast: casts all weights of a block in one launch
@@ -20,7 +20,7 @@ from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast
 from visattn_dense.ops.windows import merge_windows, partition_windows
 
-from .block import TransformerBlock
+from .block import Handover, TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
 from .lepe import DepthwiseConv
@@ -36,14 +36,14 @@ from .mbconv import (
     fold_batch_norm,
 )
 from .mlp import Mlp
-from .norm import AddNorm, LayerNorm2d, PreNorm
+from .norm import LayerNorm2d, PreNorm
 from .optimize import optimize_for_inference
 from .packed import PackedConv2d, PackedLinear
 from .position import resize_position_grid, sinusoid_table
 
 __all__ = [
-    'AddNorm', 'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d',
-    'DepthwiseSeparableConv', 'DropPath', 'FusedMBConv', 'GroupedPointwiseConv', 'LayerNorm2d',
+    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d', 'DepthwiseSeparableConv',
+    'DropPath', 'FusedMBConv', 'GroupedPointwiseConv', 'Handover', 'LayerNorm2d',
     'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'Residual', 'TransformerBlock',
     'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
     'optimize_for_inference', 'pad_to_multiple', 'partition_windows', 'resize_position_grid',

@@ -1,15 +1,37 @@
-"""The pre-norm transformer block."""
+"""The pre-norm transformer block, and what it hands to the block after it."""
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from .drop import DropPath
 from .mlp import Mlp
-from .norm import AddNorm, PreNorm
+from .norm import PreNorm
+
+
+@dataclass
+class Handover:
+    """From a block to the next one: norm1 of the next block, computed with the block's last sum.
+
+    A block may leave `normed` empty: then the next block computes its norm1.
+
+    Attributes:
+        following: norm1 of the next block, or None.
+        normed: `following` of the block's result, until the next block takes it; else None.
+    """
+    following: PreNorm | None = None
+    normed: Tensor | None = None
+
+    def take(self, norm1: PreNorm, x: Tensor) -> Tensor:
+        """norm1(x), from the block before or computed now. The handover keeps no reference."""
+        normed, self.normed = self.normed, None
+        return norm1(x) if normed is None else normed
 
 
 class TransformerBlock(nn.Module):
     """x += DropPath(attn(norm1(x)));  x += DropPath(mlp(norm2(x))).
 
-    The first sum and the norm of the sum are one operator.
+    The first sum and norm2 are one operator. With a `Handover`, so are the last sum and norm1 of
+    the next block.
 
     Args:
         dim: channels, the last dimension of x.
@@ -26,16 +48,47 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = PreNorm(dim, eps=norm_eps)
         self.attn = attn
-        self.norm2 = AddNorm(dim, eps=norm_eps)
+        self.norm2 = PreNorm(dim, eps=norm_eps)
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same shape."""
-        return self.feed_forward(x, self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, handover: Handover | None = None) -> Tensor:
+        """(B, ..., C) to the same shape. A `handover` is for a block that `accepts_handover`."""
+        handover = handover or Handover()
+        return self.finish(x, self.attn(handover.take(self.norm1, x)), handover)
 
-    def feed_forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """All that follows the attention, of which `update` is the result."""
+    def finish(self, x: Tensor, update: Tensor, handover: Handover) -> Tensor:
+        """The block after its attention.
+
+        Args:
+            x: (B, ..., C), the block's input.
+            update: like x, the result of the attention.
+            handover: gets `normed` if there is a `following` norm.
+
+        Returns:
+            The block's result, like x.
+        """
         x, normed = self.norm2(x, update, self.drop_path.factor(update))
         del update                               # The MLP can have its memory.
-        return x + self.drop_path(self.mlp(normed))
+        update = self.mlp(normed)
+        if handover.following is None:
+            return x + self.drop_path(update)
+        x, handover.normed = handover.following(x, update, self.drop_path.factor(update))
+        return x
+
+
+def accepts_handover(block: nn.Module) -> bool:
+    """Whether `block` can be called with a `Handover`, and the block before may compute its norm1.
+
+    False if something can watch or change what goes in or out of the block or of norm1: a hook, or
+    another forward, of a subclass or set by hand. False for a block that torch.compile has
+    compiled: the first, the middle and the last block of a stage would need a graph each.
+    """
+    return (type(block).forward is TransformerBlock.forward and isinstance(block.norm1, PreNorm)
+            and _is_called_plainly(block) and _is_called_plainly(block.norm1))
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks
+                or module._compiled_call_impl is not None or 'forward' in vars(module))

@@ -7,34 +7,26 @@ from visattn_dense.ops.precision import product_dtype
 
 
 class PreNorm(UsesOperators, nn.LayerNorm):
-    """LayerNorm before a linear layer or a convolution.
+    """LayerNorm before a linear layer or a convolution, alone or after the sum with a branch.
 
-    Inside autocast the result has autocast's dtype, to which the next layer would cast it anyway.
+    Inside autocast the norm has autocast's dtype, to which the next layer would cast it anyway.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same shape."""
-        return add_norm(x, None, self.weight, self.bias, eps=self.eps, dtype=product_dtype(x),
-                        mode=self.mode)[1]
-
-
-class AddNorm(UsesOperators, nn.LayerNorm):
-    """The sum of the residual stream and a branch, and LayerNorm of the sum for the next branch."""
-
-    def forward(self, x: Tensor, update: Tensor,
-                scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Add and normalise.
+    def forward(self, x: Tensor, update: Tensor | None = None,
+                scale: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise x, or add and normalise.
 
         Args:
             x: (B, ..., C), the residual stream.
-            update: like x, the result of the branch.
+            update: like x, the result of a branch; None adds nothing.
             scale: (B, 1, ..., 1), the factor of `update` for each sample; None for 1.
 
         Returns:
-            x + scale · update, and its norm, of which the dtype is that of `PreNorm`.
+            The norm of x, like x. With `update`: x + scale · update, and the norm of this sum.
         """
-        return add_norm(x, update, self.weight, self.bias, eps=self.eps, scale=scale,
-                        dtype=product_dtype(x), mode=self.mode)
+        total, normed = add_norm(x, update, self.weight, self.bias, eps=self.eps, scale=scale,
+                                 dtype=product_dtype(x), mode=self.mode)
+        return normed if update is None else (total, normed)
 
 
 class LayerNorm2d(nn.LayerNorm):

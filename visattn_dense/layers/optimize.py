@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from visattn_dense.ops import UsesOperators, native
 from visattn_dense.ops.measured import fastest
 
-from .block import TransformerBlock
+from .block import Handover, TransformerBlock
 from .cuda_graphs import Replayable, ReplayedForward
 from .mbconv import (
     ConvNormAct,
@@ -29,7 +29,7 @@ from .mbconv import (
     fold_batch_norm,
 )
 from .mlp import Mlp
-from .norm import AddNorm
+from .norm import PreNorm
 from .packed import (
     NO_ACTIVATION,
     Activation,
@@ -151,7 +151,7 @@ def _fused(parent: nn.Module) -> _Fused | None:
         return None
     if isinstance(parent, TransformerBlock):
         mlp, norm = parent.mlp, parent.norm2
-        if type(mlp) is not Mlp or type(norm) is not AddNorm or (
+        if type(mlp) is not Mlp or type(norm) is not PreNorm or (
                 activation := _activation(mlp.act)) == NO_ACTIVATION:
             return None
         packed = NativeFeedForward(norm, mlp, activation)
@@ -160,10 +160,10 @@ def _fused(parent: nn.Module) -> _Fused | None:
 
         def install() -> None:
             parent.norm2, parent.mlp = nn.Identity(), packed
-            parent.feed_forward = packed.forward
+            parent.finish = packed.forward
 
         return _Fused(f'{norm}, {mlp}', lambda: packed(tokens, tokens),
-                      lambda: parent.feed_forward(tokens, tokens), install)
+                      lambda: parent.finish(tokens, tokens, Handover()), install)
     main = parent.main
     if not (type(main) is FusedMBConv
             and _is_matrix_product(main.spatial_conv.conv)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visattn_dense.ops import native
 from visattn_dense.ops.depthwise import depthwise
 
+from .block import Handover
 from .mlp import Mlp
 
 Activation = tuple[str, str]
@@ -190,10 +191,17 @@ class NativeFeedForward(Packed):
                                      bias if mlp.fc1.bias is None else bias + mlp.fc1.bias)
         self.second = native.Layer.of(mlp.fc2.weight, mlp.fc2.bias)
 
-    def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """Two (..., C) to (..., C) float32."""
-        return native.chain(x.float(), self.first, self.second, update=update.float(),
-                            epsilon=self.eps, activation=_native(self.activation))
+    def forward(self, x: Tensor, update: Tensor, handover: Handover | None = None) -> Tensor:
+        """Two (..., C) to (..., C) float32; see `TransformerBlock.finish`."""
+        following = handover.following if handover else None
+        out = native.chain(x.float(), self.first, self.second, update=update.float(),
+                           epsilon=self.eps, activation=_native(self.activation),
+                           following=None if following is None else
+                           (following.weight, following.bias, following.eps))
+        if following is None:
+            return out
+        out, handover.normed = out
+        return out
 
 
 class NativeFusedMBConv(Packed):

@@ -111,7 +111,8 @@ def _open(path: Path) -> ctypes.CDLL:
             ('linear', None,
              [source, pointer, integer] + [pointer, stride] * 2 + [stride] + [integer] * 2),
             ('chain', None,
-             [source] + [pointer, integer] * 2 + [pointer, stride] * 2 + [stride] + [integer] * 2)):
+             [source] + [pointer, integer] * 2 + [pointer, stride] * 2 + [stride, integer]
+             + [pointer] * 3 + [real, integer])):
         function = getattr(opened, f'visattn_{name}')
         function.restype, function.argtypes = result, arguments
     return opened

@@ -182,28 +182,28 @@ void patch(const Source& from, int64_t row, float* to) {
     }
 }
 
-// sum = x + update of one row, and `to` = (sum - mean) / standard deviation.
-void normalise(const Source& from, int64_t row, float* sum, float* to) {
-  const float *x = from.x + row * from.stride, *update = from.update + row * from.update_stride;
-  const int n = from.channels;
-  Vec total_{}, squares{};
-  for (int c = 0; c < n; c += W) {
-    Vec value = get(x + c, n - c);
-    if (from.update) value += get(update + c, n - c);
-    put(sum + c, value, n - c);
-    total_ += value;
+// LayerNorm of a row of n numbers; weight and bias may be null.
+struct Norm {
+  const float *weight, *bias;
+  float epsilon;
+
+  void operator()(const float* x, int n, float* to) const {
+    Vec sum{}, squares{};
+    for (int c = 0; c < n; c += W) sum += get(x + c, n - c);
+    const float mean = total(sum) / n;
+    for (int c = 0; c < n; c += W) {
+      float centred[W] = {};
+      put(centred, get(x + c, n - c) - mean, n - c);
+      squares += load(centred) * load(centred);
+    }
+    const float inverse = 1 / std::sqrt(total(squares) / n + epsilon);
+    for (int c = 0; c < n; c += W) {
+      Vec y = (get(x + c, n - c) - mean) * inverse;
+      if (weight) y = y * get(weight + c, n - c) + get(bias + c, n - c);
+      put(to + c, y, n - c);
+    }
   }
-  const float mean = total(total_) / n;
-  for (int c = 0; c < n; c += W) {
-    const Vec value = get(sum + c, n - c) - mean;
-    put(to + c, value, n - c);
-    squares += n - c >= W ? value * value : Vec{};
-  }
-  float rest = 0;
-  for (int c = n / W * W; c < n; c++) rest += to[c] * to[c];
-  const float inverse = 1 / std::sqrt((total(squares) + rest) / n + from.epsilon);
-  for (int c = 0; c < n; c += W) put(to + c, get(to + c, n - c) * inverse, n - c);
-}
+};
 
 // From one row of a thread's buffer to the next.
 inline int64_t apart(int n) { return (n + W - 1) / W * W + 16; }
@@ -242,9 +242,11 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   }
 }
 
-// out = addend + second(act(first(rows))). With a norm, the sum x + update is the addend.
+// out = addend + second(act(first(rows))). With a norm, the sum x + update is the addend. `normed`,
+// which may be null, gets the `following` norm of `out`.
 void chain(const Source& from, const Layer& first, const Layer& second, Addend addend, float* out,
-           int64_t stride, int64_t rows, Activation kind, int threads) {
+           int64_t stride, int64_t rows, Activation kind, float* normed, const Norm& following,
+           int threads) {
   const int inputs = from.inputs(), group = std::max(1, HIDDEN / (WIDE * W));
   // As many blocks for each thread.
   const int64_t rounds = (rows + int64_t(BLOCK) * threads - 1) / (int64_t(BLOCK) * threads);
@@ -260,7 +262,15 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       float* to = out + begin * stride;
       for (int64_t i = begin; i < end; i++) {
         float* row = buffer.data() + (i - begin) * pitch;
-        if (from.norm) normalise(from, i, out + i * stride, row);
+        if (from.norm) {
+          float* sum = out + i * stride;
+          copy(sum, from.x + i * from.stride, inputs);
+          if (from.update)
+            for (int c = 0; c < inputs; c += W)
+              put(sum + c, get(sum + c, inputs - c) + get(from.update + i * from.update_stride + c,
+                                                          inputs - c), inputs - c);
+          Norm{nullptr, nullptr, from.epsilon}(sum, inputs, row);
+        }
         else if (from.kernel) patch(from, i, row);
         else copy(row, from.x + i * from.stride, inputs);
       }
@@ -275,6 +285,9 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
                  stride, kNone);
         so_far = {to, stride};
       }
+      if (normed)
+        for (int64_t i = begin; i < end; i++)
+          following(out + i * stride, second.outputs, normed + i * second.outputs);
     }
   }
 }
@@ -310,9 +323,11 @@ void visattn_linear(const Source* source, const float* packed, int outputs, cons
 
 void visattn_chain(const Source* source, const float* first, int hidden, const float* second,
                    int outputs, const float* addend, int64_t addend_stride, float* out,
-                   int64_t stride, int64_t rows, int activation, int threads) {
+                   int64_t stride, int64_t rows, int activation, float* normed,
+                   const float* weight, const float* bias, float epsilon, int threads) {
   chain(*source, {first, source->inputs(), hidden}, {second, hidden, outputs},
-        {addend, addend_stride}, out, stride, rows, Activation(activation), threads);
+        {addend, addend_stride}, out, stride, rows, Activation(activation), normed,
+        {weight, bias, epsilon}, threads);
 }
 
 }  // extern "C"

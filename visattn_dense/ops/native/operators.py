@@ -189,7 +189,8 @@ def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor 
 
 def chain(x: Tensor, first: Layer, second: Layer, *, activation: str, addend: Tensor | None = None,
           update: Tensor | None = None, epsilon: float | None = None,
-          patches: Patches | None = None) -> Tensor:
+          patches: Patches | None = None,
+          following: tuple[Tensor, Tensor, float] | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """addend + second(act(first(x))); what lies between the two layers never leaves the cache.
 
     With `epsilon`: s + second(act(first(norm(s)))), where s = x + update, and `norm` is LayerNorm
@@ -203,15 +204,19 @@ def chain(x: Tensor, first: Layer, second: Layer, *, activation: str, addend: Te
         update: like x, or None. Only beside `epsilon`.
         epsilon: of the norm; None for no norm.
         patches: the geometry of the convolution. Not beside `epsilon`.
+        following: weight and bias (outputs,) float32, and eps of the LayerNorm that takes the
+            result; or None.
 
     Returns:
-        (..., outputs). With `patches`, (B, H', W', outputs).
+        (..., outputs). With `patches`, (B, H', W', outputs). With `following`, this and its norm.
 
     Raises:
         RuntimeError: a tensor is not float32.
     """
-    return _chain(x, update, epsilon, first.packed, first.outputs, second.packed, second.outputs,
-                  addend, *(patches or (0, 1, 0)), ACTIVATIONS.index(activation))
+    out, normed = _chain(
+        x, update, epsilon, first.packed, first.outputs, second.packed, second.outputs, addend,
+        *(patches or (0, 1, 0)), ACTIVATIONS.index(activation), *(following or (None, None, 0.)))
+    return out if following is None else (out, normed)
 
 
 @torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
@@ -268,9 +273,11 @@ def _linear(x: Tensor, packed: Tensor, outputs: int, addend: Tensor | None, kern
 @torch.library.custom_op('visattn::chain', mutates_args=(), device_types='cpu')
 def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tensor, hidden: int,
            second: Tensor, outputs: int, addend: Tensor | None, kernel: int, stride: int,
-           padding: int, activation: int) -> Tensor:
+           padding: int, activation: int, weight: Tensor | None, bias: Tensor | None,
+           eps: float) -> tuple[Tensor, Tensor]:
     x, addend, update = _float_rows(x, addend, update)
-    out = _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+    out, normed = _fake_chain(x, update, epsilon, first, hidden, second, outputs, addend, kernel,
+                              stride, padding, activation, weight, bias, eps)
     if out.numel():
         source = _source(x, out, kernel, stride, padding)
         if epsilon is not None:
@@ -279,8 +286,9 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
         library().visattn_chain(
             ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
             *_addend(addend), _pointer(out), outputs, out.numel() // outputs, activation,
+            None if weight is None else _pointer(normed), _pointer(weight), _pointer(bias), eps,
             torch.get_num_threads())
-    return out
+    return out, normed
 
 
 @_linear.register_fake
@@ -292,9 +300,10 @@ def _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation
 
 
 @_chain.register_fake
-def _(x, update, epsilon, first, hidden, second, outputs, addend, kernel, stride, padding,
-      activation):
-    return _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+def _fake_chain(x, update, epsilon, first, hidden, second, outputs, addend, kernel, stride, padding,
+                activation, weight, bias, eps):
+    out = _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+    return out, x.new_empty(0) if weight is None else torch.empty_like(out)
 
 
 def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int) -> Source:
