@@ -17,6 +17,7 @@ constexpr int WIDE = 4, LINES[] = {0, 14, 12, 8, 6};
 constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
 #endif
 
+constexpr int PART = 8192 / (WIDE * W);  // inputs at a time: their part of a panel stays in the L1 cache
 constexpr int BLOCK = 128;    // rows that go through a chain at a time
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
@@ -132,18 +133,22 @@ void multiply(const float* a, int64_t pitch, int rows, const Layer& layer, int f
     const auto run = [&](auto vectors) {
       constexpr int C = decltype(vectors)::value;
       const float* panel = layer.packed + int64_t(first) * layer.inputs + int64_t(k) * C * W;
-      const float* biases = bias ? layer.bias() + first : nullptr;
-      in_blocks<LINES[C]>(rows, [&](int i, auto size) {
-        constexpr int R = decltype(size)::value;
-        float* to = out + i * stride + column;
-        Addend here = addend;
-        if (here.x) here.x += i * here.stride + column;
-        if (columns == C * W)
-          tile<R, C>(a + i * pitch, pitch, panel, n, biases, here, to, stride);
-        else
-          narrow_tile<R, C>(a + i * pitch, pitch, panel, n, biases, here, to, stride, columns);
-        if (kind != kNone) activate(to, stride, R, columns, kind);
-      });
+      for (int done = 0; done < n; done += PART) {
+        const int now = std::min(PART, n - done);
+        in_blocks<LINES[C]>(rows, [&](int i, auto size) {
+          constexpr int R = decltype(size)::value;
+          const float *row = a + i * pitch + done, *part = panel + int64_t(done) * C * W;
+          float* to = out + i * stride + column;
+          Addend so_far = done ? Addend{to, stride} : addend;
+          if (!done && so_far.x) so_far.x += i * addend.stride + column;
+          const float* biases = bias && !done ? layer.bias() + first : nullptr;
+          if (columns == C * W)
+            tile<R, C>(row, pitch, part, now, biases, so_far, to, stride);
+          else
+            narrow_tile<R, C>(row, pitch, part, now, biases, so_far, to, stride, columns);
+          if (kind != kNone && done + now == n) activate(to, stride, R, columns, kind);
+        });
+      }
     };
     switch (layer.first(p + 1) - layer.first(p)) {
       case 1: run(std::integral_constant<int, 1>{}); break;

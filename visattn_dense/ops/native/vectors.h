@@ -10,6 +10,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -90,9 +94,9 @@ inline void store(Bfloat16* p, Lane x) {
   }
 }
 
-// Copies n numbers of a map into a buffer of floats.
-inline void copy(float* to, const float* from, int n) { std::memcpy(to, from, sizeof(float) * n); }
-inline void copy(float* to, const Bfloat16* from, int n) {
+// Copies n numbers of a map into a buffer of floats. memcpy would be a call for each few numbers.
+template <typename Number>
+inline void copy(float* to, const Number* from, int n) {
   int i = 0;
   for (; i + W <= n; i += W) store(to + i, load(from + i));
   for (; i < n; i++) to[i] = load<float>(from + i);
@@ -101,10 +105,15 @@ inline void copy(float* to, const Bfloat16* from, int n) {
 // 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
 // the least-squares fit of 2^f for the relative error, 2e-9 at most.
 inline Vec exp2(Vec x) {
+#if defined(__AVX512F__)
+  const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, 0);
+  const Vec f = x - whole;
+#else
   x = x < splat(-126.f) ? splat(-126.f) : x;
   const float magic = 12582912.f;               // 1.5 * 2^23: adding it rounds to a whole number
-  Vec shifted = x + magic;
-  Vec f = x - (shifted - magic);
+  const Vec shifted = x + magic;
+  const Vec f = x - (shifted - magic);
+#endif
   Vec p = splat(1.5345807480e-4f);
   p = p * f + 1.3399931182e-3f;
   p = p * f + 9.6184889739e-3f;
@@ -112,7 +121,11 @@ inline Vec exp2(Vec x) {
   p = p * f + .24022646890f;
   p = p * f + .69314720574f;
   p = p * f + 1.f;
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
   return (Vec)((Ints)p + ((Ints)shifted << 23));
+#endif
 }
 
 // Row i and row i + W/2 interleaved, log2(W) times, is the transpose.
