@@ -17,6 +17,7 @@ from visattn_dense.layers import (
     FusedMBConv,
     Handover,
     LayerNorm2d,
+    MBConv,
     Mlp,
     PackedConv2d,
     PackedLinear,
@@ -34,6 +35,7 @@ from visattn_dense.layers.packed import (
     NativeFeedForward,
     NativeFusedMBConv,
     NativeLinear,
+    NativeMBConv,
 )
 from visattn_dense.ops import native
 
@@ -198,14 +200,16 @@ def test_another_mlp_stays_apart():
     assert type(block.mlp) is Halved
 
 
+@pytest.mark.parametrize(('branch', 'form'), [(MBConv, NativeMBConv),
+                                              (FusedMBConv, NativeFusedMBConv)])
 @pytest.mark.parametrize(('dim', 'stride', 'shortcut'),
                          [(5, 1, True), (5, 1, False), (7, 2, False)])
-def test_a_fused_mobile_block_becomes_one_layer(dim, stride, shortcut):
-    block = randomised(Residual(FusedMBConv(5, dim, stride=stride), shortcut=shortcut))
+def test_a_mobile_block_becomes_one_layer(branch, form, dim, stride, shortcut):
+    block = randomised(Residual(branch(5, dim, stride=stride), shortcut=shortcut))
     plain, x = copy.deepcopy(block), torch.randn(2, 5, 9, 6)
     optimize_for_inference(block)
     if native.available():
-        assert type(block.main) is NativeFusedMBConv
+        assert type(block.main) is form
     with torch.no_grad():
         torch.testing.assert_close(block(x), plain(x), rtol=1e-5, atol=1e-4)
 

@@ -272,6 +272,27 @@ def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, strid
     torch.testing.assert_close(out.double(), expected @ point.double().T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('activation', ['hardswish', 'gelu_tanh'])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize(('size', 'channels', 'hidden', 'outputs'), [
+    ((1, 1), 3, 5, 3), ((9, 5), 20, 35, 20), ((2, 31), 16, 64, 8), ((37, 3), 5, 17, 12),
+    ((20, 130), 4, 32, 4)])
+def test_mobile_convolutions(kernels, size, channels, hidden, outputs, stride, activation):
+    act, x = ACTIVATIONS[activation], random(3, *size, channels)
+    weight, back = random(hidden, channels), random(outputs, hidden) / hidden**.5
+    depth, bias, last = random(hidden, 1, 3, 3), random(hidden, seed=1), random(outputs, seed=2)
+    y = act(x.double() @ weight.double().T + bias).permute(0, 3, 1, 2)
+    y = act(F.conv2d(y, depth.double(), bias.double(), stride, 1, groups=hidden))
+    expected = F.linear(y.permute(0, 2, 3, 1), back.double(), last.double())
+    addend = random(*expected.shape, seed=5)
+    layers = (native.Layer.of(weight, bias), torch.cat([depth.flatten(1).T, bias[None]]),
+              native.Layer.of(back, last))
+    for more in (None, addend):
+        out = native.mobile(x, *layers, stride=stride, activation=activation, addend=more)
+        torch.testing.assert_close(out.double(), expected if more is None else expected + more,
+                                   rtol=1e-5, atol=5e-5)
+
+
 @pytest.mark.parametrize('activation', ['gelu', 'gelu_tanh'])
 def test_gelu_is_near_everywhere(kernels, activation):
     x = torch.cat([torch.linspace(-30, 30, 60_001), random(40_000) * 3,

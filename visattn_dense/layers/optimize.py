@@ -25,6 +25,7 @@ from .mbconv import (
     DepthwiseConv2d,
     FusedMBConv,
     GroupedPointwiseConv,
+    MBConv,
     Residual,
     fold_batch_norm,
 )
@@ -37,6 +38,7 @@ from .packed import (
     NativeFeedForward,
     NativeFusedMBConv,
     NativeLinear,
+    NativeMBConv,
     Packed,
     PackedConv2d,
     PackedDepthwiseConv,
@@ -151,8 +153,9 @@ def _fused(parent: nn.Module) -> _Fused | None:
         return None
     if isinstance(parent, TransformerBlock):
         mlp, norm = parent.mlp, parent.norm2
-        if type(mlp) is not Mlp or type(norm) is not PreNorm or (
-                activation := _activation(mlp.act)) == NO_ACTIVATION:
+        if (type(parent).finish is not TransformerBlock.finish or type(norm) is not PreNorm
+                or type(mlp) is not Mlp
+                or (activation := _activation(mlp.act)) == NO_ACTIVATION):
             return None
         packed = NativeFeedForward(norm, mlp, activation)
         channels = norm.weight.numel()
@@ -164,24 +167,38 @@ def _fused(parent: nn.Module) -> _Fused | None:
 
         return _Fused(f'{norm}, {mlp}', lambda: packed(tokens, tokens),
                       lambda: parent.finish(tokens, tokens, Handover()), install)
-    main = parent.main
-    if not (type(main) is FusedMBConv
-            and _is_matrix_product(main.spatial_conv.conv)
-            and _is_matrix_product(main.point_conv.conv)
-            and isinstance(main.spatial_conv.norm, nn.Identity)
-            and isinstance(main.point_conv.norm, nn.Identity)
-            and isinstance(main.point_conv.act, nn.Identity)
-            and main.point_conv.conv.kernel_size == (1, 1)):
+    main, packed = parent.main, _fused_branch(parent.main, parent.shortcut)
+    if packed is None:
         return None
-    packed = NativeFusedMBConv(main.spatial_conv.conv, main.point_conv.conv,
-                               _activation(main.spatial_conv.act), shortcut=parent.shortcut)
-    image = _image(main.spatial_conv.conv)
+    image = _image(next(layer for layer in main.modules() if isinstance(layer, nn.Conv2d)),
+                   max(layer.stride[0] for layer in main.modules() if isinstance(layer, nn.Conv2d)))
 
     def install() -> None:
         parent.main, parent.shortcut = packed, False
 
     what = f'{main}, {parent.shortcut}'
     return _Fused(what, lambda: packed(image), lambda: parent(image), install)
+
+
+def _fused_branch(branch: nn.Module, shortcut: bool) -> Packed | None:
+    """One layer in place of a mobile block, or None."""
+    if type(branch) not in (FusedMBConv, MBConv):
+        return None
+    parts = list(branch.children())              # in the order of the class
+    convs = [part.conv for part in parts]
+    activations = [_activation(part.act) for part in parts[:-1]]
+    if (any(type(part.norm) is not nn.Identity for part in parts) or len(set(activations)) > 1
+            or type(parts[-1].act) is not nn.Identity
+            or not _is_matrix_product(convs[0]) or not _is_pointwise(convs[-1])):
+        return None
+    if type(branch) is FusedMBConv:
+        return NativeFusedMBConv(*convs, activations[0], shortcut=shortcut)
+    expand, depth, project = convs
+    if not (_is_pointwise(expand) and type(depth) is DepthwiseConv2d
+            and depth.kernel_size == (3, 3) and depth.padding == depth.dilation == (1, 1)
+            and depth.stride in ((1, 1), (2, 2)) and depth.padding_mode == 'zeros'):
+        return None
+    return NativeMBConv(expand, depth, project, activations[0], shortcut=shortcut)
 
 
 def _fastest_form(layer: nn.Module, activation: nn.Module | None, forms: Sequence[Packed]
@@ -195,7 +212,7 @@ def _fastest_form(layer: nn.Module, activation: nn.Module | None, forms: Sequenc
         if isinstance(layer, nn.Linear):
             rows = _rows(min(layer.in_features, layer.out_features))
             return torch.full((rows, layer.in_features), .5, dtype=layer.weight.dtype)
-        return _image(layer)
+        return _image(layer, max(layer.stride))
 
     # The text of a layer names everything that its time depends on, but activation and dtype.
     what = f'{layer}, {"".join(forms[0].activation)}, {layer.weight.dtype}'
@@ -209,9 +226,9 @@ def _rows(channels: int) -> int:
     return min(max(_ROWS // channels**2, 64), 4096)
 
 
-def _image(layer: nn.Conv2d) -> Tensor:
+def _image(layer: nn.Conv2d, stride: int) -> Tensor:
     """A map for `layer`. Constant: random numbers would move the generator of the user."""
-    side = math.isqrt(_rows(min(layer.in_channels, layer.out_channels))) * max(layer.stride)
+    side = math.isqrt(_rows(min(layer.in_channels, layer.out_channels))) * stride
     image = torch.full((1, layer.in_channels, side, side), .5, dtype=layer.weight.dtype)
     return image.contiguous(memory_format=torch.channels_last)
 
@@ -248,7 +265,7 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[Packed]:
     if own and _is_matrix_product(layer):
         forms.append(NativeConv2d(layer, activation))
     if _has_onednn():
-        if layer.kernel_size == (1, 1) and _is_matrix_product(layer) and layer.stride == (1, 1):
+        if _is_pointwise(layer):
             forms.append(PackedPointwiseConv(layer, activation))
         forms.append(PackedConv2d(layer, activation))
     if _suits_the_operator(layer, activation):
@@ -263,6 +280,12 @@ def _is_matrix_product(layer: nn.Module) -> bool:
             and layer.padding_mode == 'zeros' and not isinstance(layer.padding, str)
             and all(len(set(pair)) == 1
                     for pair in (layer.kernel_size, layer.stride, layer.padding)))
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether the layer is a linear layer of the channels."""
+    return (_is_matrix_product(layer) and layer.kernel_size == layer.stride == (1, 1)
+            and layer.padding == (0, 0))
 
 
 def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:

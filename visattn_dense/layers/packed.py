@@ -231,6 +231,36 @@ class NativeFusedMBConv(Packed):
         return out.permute(0, 3, 1, 2)
 
 
+class NativeMBConv(Packed):
+    """1×1 expansion, depthwise 3×3, 1×1 projection, in float32; with a shortcut, plus x.
+
+    For inference alone.
+
+    Args:
+        expand, depth, project: the convolutions, the second of stride 1 or 2, on the CPU.
+        activation: after the first and after the second.
+        shortcut: whether x is added to the result.
+    """
+
+    def __init__(self, expand: nn.Conv2d, depth: nn.Conv2d, project: nn.Conv2d,
+                 activation: Activation, *, shortcut: bool) -> None:
+        super().__init__(torch.float32, activation)
+        self.expand, _ = _convolution(expand)
+        self.project, _ = _convolution(project)
+        weight = depth.weight.detach().flatten(1).T
+        bias = weight.new_zeros(weight.shape[1]) if depth.bias is None else depth.bias.detach()
+        self.kernel = torch.cat([weight, bias[None]])
+        self.stride, self.shortcut = depth.stride[0], shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        x = x.float().permute(0, 2, 3, 1)
+        out = native.mobile(x, self.expand, self.kernel, self.project, stride=self.stride,
+                            addend=x if self.shortcut else None,
+                            activation=_native(self.activation))
+        return out.permute(0, 3, 1, 2)
+
+
 def _convolution(layer: nn.Conv2d) -> tuple[native.Layer, native.Patches]:
     kernel = layer.weight.permute(0, 2, 3, 1).flatten(1)
     patches = native.Patches(layer.kernel_size[0], layer.stride[0], layer.padding[0])

@@ -2,7 +2,8 @@
 
 kernels.cpp  softmax and focused linear attention between groups of tokens, depthwise convolution
              inside windows
-linear.cpp   linear layers, one or two in a chain, of rows or of a convolution's patches
+linear.cpp   linear layers, one or two in a chain, of rows or of a convolution's patches; two with a
+             depthwise convolution between
 vectors.h    what both share
 build        compiles the sources once for each processor, if there is a compiler
 operators    the kernels as operators of torch
@@ -21,8 +22,9 @@ from .operators import (
     depthwise,
     focused,
     linear,
+    mobile,
     why_not,
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'linear', 'why_not']
+           'linear', 'mobile', 'why_not']

@@ -112,7 +112,10 @@ def _open(path: Path) -> ctypes.CDLL:
              [source, pointer, integer] + [pointer, stride] * 2 + [stride] + [integer] * 2),
             ('chain', None,
              [source] + [pointer, integer] * 2 + [pointer, stride] * 2 + [stride, integer]
-             + [pointer] * 3 + [real, integer])):
+             + [pointer] * 3 + [real, integer]),
+            ('mobile', None,
+             [source, pointer, integer, pointer, pointer, integer] + [pointer, stride] * 2
+             + [integer] * 3)):
         function = getattr(opened, f'visattn_{name}')
         function.restype, function.argtypes = result, arguments
     return opened

@@ -1,8 +1,8 @@
-// Linear layers of float32 rows, and two of them in a chain: compiled as kernels.cpp is.
+// Linear layers of float32 rows, two of them in a chain, and two with a depthwise convolution
+// between: compiled as kernels.cpp is.
 //
 // The rows are those of a matrix, or the patches that a convolution sees in an NHWC map. A few rows
-// at a time go through both layers of a chain, so what lies between the two layers stays in the
-// cache.
+// at a time go through all layers, so what lies between the layers stays in the cache.
 
 #include "vectors.h"
 
@@ -297,6 +297,94 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   }
 }
 
+// T neighbours from column x on, one vector of their channels: a 3x3 depthwise convolution of step S.
+// A line beyond the map is null. `Inside`: no column lies beyond the map.
+template <int S, int T, bool Inside>
+inline void depth_tile(const float* const (&lines)[3], int64_t pitch, int width, int x,
+                       const Vec (&weight)[9], Vec bias, float* out) {
+  Vec acc[T];
+  UNROLL for (int t = 0; t < T; t++) acc[t] = bias;
+  UNROLL for (int ky = 0; ky < 3; ky++) {
+    if (!lines[ky]) continue;
+    UNROLL for (int i = 0; i < (T - 1) * S + 3; i++) {
+      const int column = x * S - 1 + i;
+      if (!Inside && (column < 0 || column >= width)) continue;
+      const Vec value = load(lines[ky] + column * pitch);
+      UNROLL for (int t = 0; t < T; t++)
+        if (i >= t * S && i < t * S + 3) acc[t] += value * weight[ky * 3 + i - t * S];
+    }
+  }
+  UNROLL for (int t = 0; t < T; t++) store(out + t * pitch, acc[t]);
+}
+
+template <int S>
+void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int channels,
+                const float* weights, float* out) {
+  for (int c = 0; c < channels; c += W) {
+    Vec weight[9];
+    for (int i = 0; i < 9; i++) weight[i] = get(weights + i * channels + c, channels - c);
+    const Vec bias = get(weights + 9 * channels + c, channels - c);
+    const float* here[3];
+    for (int i = 0; i < 3; i++) here[i] = lines[i] ? lines[i] + c : nullptr;
+    in_blocks<4>(from.out_width, [&](int x, auto size) {
+      constexpr int T = decltype(size)::value;
+      float* to = out + x * pitch + c;
+      if (x > 0 && (x + T - 1) * S + 1 < from.width)
+        depth_tile<S, T, true>(here, pitch, from.width, x, weight, bias, to);
+      else
+        depth_tile<S, T, false>(here, pitch, from.width, x, weight, bias, to);
+    });
+  }
+}
+
+// out = addend + project(act(depthwise(act(expand(x))))), the depthwise convolution 3x3 with
+// padding 1: `weights` are its 9 rows of channels and its bias.
+void mobile(const Source& from, const Layer& expand, const float* weights, const Layer& project,
+            Addend addend, float* out, int64_t stride, int batch, Activation kind, int threads) {
+  const int height = from.height, width = from.width, step = from.step, hidden = expand.outputs;
+  // Lines of the result at a time, and the places for the lines that they are made of.
+  const int most = std::max(1, BLOCK / from.out_width), places = (most - 1) * step + 3;
+  const int parts = std::min((from.out_height + most - 1) / most, (4 * threads + batch - 1) / batch);
+  const int64_t pitch = apart(hidden), line = width * pitch;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> buffer(places * line + most * from.out_width * pitch);
+    float* between = buffer.data() + places * line;
+#pragma omp for schedule(dynamic, 1)
+    for (int item = 0; item < batch * parts; item++) {
+      const int part = item % parts;
+      const int64_t image = item / parts;
+      const int begin = from.out_height * part / parts, end = from.out_height * (part + 1) / parts;
+      int known = std::max(0, begin * step - 1);  // lines before it are in their places, or not needed
+      for (int y = begin; y < end; y += most) {
+        const int last = std::min(end, y + most), needed = std::min(height, (last - 1) * step + 2);
+        while (known < needed) {
+          const int place = known % places, lines = std::min(needed - known, places - place);
+          multiply(from.x + (image * height + known) * width * from.stride, from.stride,
+                   lines * width, expand, 0, expand.panels(), 0, from.channels, true, {},
+                   buffer.data() + place * line, pitch, kind);
+          known += lines;
+        }
+        for (int i = y; i < last; i++) {
+          const float* lines[3];
+          for (int k = 0; k < 3; k++) {
+            const int at = i * step - 1 + k;
+            lines[k] = at < 0 || at >= height ? nullptr : buffer.data() + at % places * line;
+          }
+          float* to = between + (i - y) * from.out_width * pitch;
+          if (step == 1) depth_line<1>(lines, pitch, from, hidden, weights, to);
+          else depth_line<2>(lines, pitch, from, hidden, weights, to);
+          activate(to, pitch, from.out_width, hidden, kind);
+        }
+        const int64_t row = (image * from.out_height + y) * from.out_width;
+        multiply(between, pitch, (last - y) * from.out_width, project, 0, project.panels(), 0,
+                 hidden, true, {addend.x ? addend.x + row * addend.stride : nullptr, addend.stride},
+                 out + row * stride, stride, kNone);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -333,6 +421,13 @@ void visattn_chain(const Source* source, const float* first, int hidden, const f
   chain(*source, {first, source->inputs(), hidden}, {second, hidden, outputs},
         {addend, addend_stride}, out, stride, rows, Activation(activation), normed,
         {weight, bias, epsilon}, threads);
+}
+
+void visattn_mobile(const Source* source, const float* expand, int hidden, const float* depthwise,
+                    const float* project, int outputs, const float* addend, int64_t addend_stride,
+                    float* out, int64_t stride, int batch, int activation, int threads) {
+  mobile(*source, {expand, source->channels, hidden}, depthwise, {project, hidden, outputs},
+         {addend, addend_stride}, out, stride, batch, Activation(activation), threads);
 }
 
 }  // extern "C"

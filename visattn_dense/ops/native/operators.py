@@ -219,6 +219,30 @@ def chain(x: Tensor, first: Layer, second: Layer, *, activation: str, addend: Te
     return out if following is None else (out, normed)
 
 
+def mobile(x: Tensor, expand: Layer, kernel: Tensor, project: Layer, *, stride: int,
+           activation: str, addend: Tensor | None = None) -> Tensor:
+    """addend + project(act(conv(act(expand(x))))); what lies between never leaves the cache.
+
+    Args:
+        x: (B, H, W, C).
+        expand: from C to M channels.
+        kernel: (10, M): the 9 weights of a 3×3 depthwise convolution, zero-padded by 1, and its
+            bias.
+        project: from M channels.
+        stride: of the depthwise convolution, 1 or 2.
+        activation: one of `ACTIVATIONS`.
+        addend: like the result, or None.
+
+    Returns:
+        (B, H', W', outputs).
+
+    Raises:
+        RuntimeError: a tensor is not float32.
+    """
+    return _mobile(x, expand.packed, expand.outputs, kernel, project.packed, project.outputs,
+                   stride, addend, ACTIVATIONS.index(activation))
+
+
 @torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_starts: Tensor,
             k_rows: Tensor, k_starts: Tensor, absent: Tensor | None, routed: Tensor | None,
@@ -289,6 +313,24 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
             None if weight is None else _pointer(normed), _pointer(weight), _pointer(bias), eps,
             torch.get_num_threads())
     return out, normed
+
+
+@torch.library.custom_op('visattn::mobile', mutates_args=(), device_types='cpu')
+def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Tensor, outputs: int,
+            stride: int, addend: Tensor | None, activation: int) -> Tensor:
+    x, addend, kernel = _float_rows(x, addend, kernel)
+    out = _fake_linear(x, project, outputs, addend, 3, stride, 1, activation)
+    if out.numel():
+        library().visattn_mobile(
+            ctypes.byref(_source(x, out, 3, stride, 1)), _pointer(expand), hidden, _pointer(kernel),
+            _pointer(project), outputs, *_addend(addend), _pointer(out), outputs, x.shape[0],
+            activation, torch.get_num_threads())
+    return out
+
+
+@_mobile.register_fake
+def _(x, expand, hidden, kernel, project, outputs, stride, addend, activation):
+    return _fake_linear(x, project, outputs, addend, 3, stride, 1, activation)
 
 
 @_linear.register_fake
