@@ -69,6 +69,16 @@ def test_blocks_are_compiled_where_they_stand():
     assert counter.frame_count == 4
 
 
+@pytest.mark.parametrize('options', [
+    {}, dict(options={'layout_optimization': True}), dict(mode='reduce-overhead'),
+    dict(backend='aot_eager')], ids=str)
+def test_inductor_knows_the_options_of_the_blocks(options: dict):
+    """torch.compile raises on unknown options, and on options beside a mode."""
+    model = CSWin(dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4),
+                       stripe_widths=(1, 2, 7, 7)))
+    model.compile_blocks(**options)
+
+
 def test_the_first_size_has_graphs_of_fixed_sizes():
     """Graphs with symbols take long to trace: a training at one size never waits for them."""
     model = CSWin(dict(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 4, 4),

@@ -6,6 +6,7 @@ OpenMMLab only builds the module through the registry, and the module also works
 """
 import copy
 import inspect
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -214,8 +215,12 @@ class DenseBackbone(nn.Module, Replayable):
         size.
 
         Args:
-            options: of `torch.compile`.
+            options: of `torch.compile`. On a CPU, inductor's `options` that are left out are those
+                of `_cpu_options`, unless there is a `mode`.
         """
+        if (options.get('backend', 'inductor') == 'inductor' and not options.get('mode')
+                and all(weight.device.type == 'cpu' for weight in self.parameters())):
+            options['options'] = _cpu_options() | (options.get('options') or {})
         # Stages, widths, image sizes, training and evaluation have a graph each.
         limit = 'recompile_limit' if hasattr(torch._dynamo.config, 'recompile_limit') else (
             'cache_size_limit')
@@ -267,6 +272,17 @@ class DenseBackbone(nn.Module, Replayable):
         for cfg in pretrained:
             load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
         self.is_init = True
+
+
+def _cpu_options() -> dict[str, Any]:
+    """Options of inductor that make the compilation for a CPU shorter."""
+    import torch._inductor.config as config
+    if config.cpp.vec_isa_ok is None and platform.machine() in ('x86_64', 'AMD64'):
+        # Inductor compiles a test program for each vector unit of the processor, one after another,
+        # to find a compiler from before AVX-512. A compiler for torch's C++17 is newer. The tests
+        # of still newer instructions (bfloat16, AMX) stay.
+        return {'cpp.vec_isa_ok': True}
+    return {}
 
 
 def _call(block: nn.Module, *args: Any) -> Any:
