@@ -257,7 +257,8 @@ def test_linear_layers(kernels, activation, rows, inputs, outputs):
 
 @pytest.mark.parametrize(('channels', 'outputs', 'kernel', 'stride', 'padding', 'size'), [
     (3, 20, 7, 4, 2, (30, 37)), (8, 40, 3, 1, 1, (9, 5)), (17, 24, 3, 2, 1, (8, 8)),
-    (5, 96, 3, 1, 1, (1, 1)), (12, 7, 1, 2, 0, (6, 7))])
+    (5, 96, 3, 1, 1, (1, 1)), (12, 7, 1, 2, 0, (6, 7)), (200, 9, 3, 2, 1, (5, 4)),
+    (600, 20, 3, 1, 1, (3, 4))])
 def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, stride, padding, size):
     x = random(2, *size, channels)
     weight = random(outputs, channels, kernel, kernel) / (channels * kernel**2)**.5

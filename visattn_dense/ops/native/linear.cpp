@@ -21,6 +21,7 @@ constexpr int PART = 8192 / (WIDE * W);  // inputs at a time: their part of a pa
 constexpr int BLOCK = 128;    // rows that go through a chain at a time
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
+constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
 // `packed`: the panels, then the bias, all outputs padded to whole vectors.
 struct Layer {
@@ -173,18 +174,18 @@ struct Source {
   int inputs() const { return channels * std::max(1, kernel * kernel); }
 };
 
-// One patch of the map, zero beyond the border.
-void patch(const Source& from, int64_t row, float* to) {
+// The positions [first, last) of one patch of the map, zero beyond the border.
+void patch(const Source& from, int64_t row, int first, int last, float* to) {
   const int column = row % from.out_width, line = row / from.out_width % from.out_height;
   const int64_t image = row / from.out_width / from.out_height * from.height;
-  for (int ky = 0; ky < from.kernel; ky++)
-    for (int kx = 0; kx < from.kernel; kx++, to += from.channels) {
-      const int y = line * from.step - from.padding + ky, x = column * from.step - from.padding + kx;
-      if (y < 0 || y >= from.height || x < 0 || x >= from.width)
-        std::fill(to, to + from.channels, 0.f);
-      else
-        copy(to, from.x + ((image + y) * from.width + x) * from.stride, from.channels);
-    }
+  for (int i = first; i < last; i++, to += from.channels) {
+    const int y = line * from.step - from.padding + i / from.kernel;
+    const int x = column * from.step - from.padding + i % from.kernel;
+    if (y < 0 || y >= from.height || x < 0 || x >= from.width)
+      std::fill(to, to + from.channels, 0.f);
+    else
+      copy(to, from.x + ((image + y) * from.width + x) * from.stride, from.channels);
+  }
 }
 
 // LayerNorm of a row of n numbers; weight and bias may be null.
@@ -222,7 +223,10 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   const int parts = std::min(layer.panels(), std::max(1, 4 * threads / blocks));
   // Rows at such distances share few places of the cache: copied apart, they stay there.
   const bool gather = from.kernel || (inputs % 512 == 0 && layer.panels() > parts);
-  const int64_t pitch = gather ? apart(inputs) : from.stride;
+  // Of wide patches, some positions at a time.
+  const int positions = std::max(1, from.kernel * from.kernel);
+  const int together = gather ? std::min(positions, std::max(1, WIDTH / from.channels)) : positions;
+  const int64_t pitch = gather ? apart(together * from.channels) : from.stride;
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> buffer(gather ? most * pitch : 0);
@@ -230,19 +234,23 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
     for (int item = 0; item < blocks * parts; item++) {
       const int block = item / parts, part = item % parts;
       const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
-      const float* a = from.x + first * from.stride;
-      if (gather) {
-        for (int64_t i = first; i < last; i++) {
-          float* to = buffer.data() + (i - first) * pitch;
-          if (from.kernel) patch(from, i, to);
-          else copy(to, from.x + i * from.stride, inputs);
-        }
-        a = buffer.data();
-      }
       const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
-      Addend here{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
-      multiply(a, pitch, last - first, layer, panel, layer.panels() * (part + 1) / parts, 0, inputs,
-               true, here, out + first * stride + column, stride, kind);
+      float* to = out + first * stride + column;
+      Addend so_far{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
+      for (int p = 0; p < positions; p += together) {
+        const int end = std::min(positions, p + together);
+        if (gather)
+          for (int64_t i = first; i < last; i++) {
+            float* row = buffer.data() + (i - first) * pitch;
+            if (from.kernel) patch(from, i, p, end, row);
+            else copy(row, from.x + i * from.stride, inputs);
+          }
+        multiply(gather ? buffer.data() : from.x + first * from.stride, pitch, last - first, layer,
+                 panel, layer.panels() * (part + 1) / parts, p * from.channels,
+                 (end - p) * from.channels, p == 0, so_far, to, stride,
+                 end == positions ? kind : kNone);
+        so_far = {to, stride};
+      }
     }
   }
 }
@@ -276,7 +284,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
                                                           inputs - c), inputs - c);
           Norm{nullptr, nullptr, from.epsilon}(sum, inputs, row);
         }
-        else if (from.kernel) patch(from, i, row);
+        else if (from.kernel) patch(from, i, 0, from.kernel * from.kernel, row);
         else copy(row, from.x + i * from.stride, inputs);
       }
       Addend so_far = from.norm ? Addend{to, stride} : addend;
