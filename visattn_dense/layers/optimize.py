@@ -119,7 +119,8 @@ def _pack(parent: nn.Module) -> None:
         if not forms:
             _pack(layer)
             continue
-        packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None, forms)
+        packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None,
+                               activation, forms)
         if packed is None:
             continue
         setattr(parent, name, packed)
@@ -201,11 +202,18 @@ def _fused_branch(branch: nn.Module, shortcut: bool) -> Packed | None:
     return NativeMBConv(expand, depth, project, activations[0], shortcut=shortcut)
 
 
-def _fastest_form(layer: nn.Module, activation: nn.Module | None, forms: Sequence[Packed]
-                  ) -> Packed | None:
-    """The packed form that is the fastest on this machine; None if the plain layer is."""
+def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Activation,
+                  forms: Sequence[type[Packed]]) -> Packed | None:
+    """The packed form that is the fastest on this machine; None if the plain layer is.
+
+    Weights are packed only for a form that is measured or taken.
+    """
+    @functools.cache
+    def packed(form: type[Packed]) -> Packed:
+        return form(layer, activation)
+
     def plain(x: Tensor) -> Tensor:
-        return layer(x) if activation is None else activation(layer(x))
+        return layer(x) if following is None else following(layer(x))
 
     @functools.cache                              # made only where something is measured
     def sample() -> Tensor:
@@ -215,10 +223,11 @@ def _fastest_form(layer: nn.Module, activation: nn.Module | None, forms: Sequenc
         return _image(layer, max(layer.stride))
 
     # The text of a layer names everything that its time depends on, but activation and dtype.
-    what = f'{layer}, {"".join(forms[0].activation)}, {layer.weight.dtype}'
-    name = fastest(what, [*(type(form).__name__ for form in forms), 'plain'],
-                   [lambda call=call: call(sample()) for call in (*forms, plain)])
-    return next((form for form in forms if type(form).__name__ == name), None)
+    what = f'{layer}, {"".join(activation)}, {layer.weight.dtype}'
+    name = fastest(what, [*(form.__name__ for form in forms), 'plain'],
+                   [*(lambda form=form: packed(form)(sample()) for form in forms),
+                    lambda: plain(sample())])
+    return next((packed(form) for form in forms if form.__name__ == name), None)
 
 
 def _rows(channels: int) -> int:
@@ -245,7 +254,7 @@ def _activation(module: nn.Module | None) -> Activation:
     return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), NO_ACTIVATION)
 
 
-def _packed_forms(layer: nn.Module, activation: Activation) -> list[Packed]:
+def _packed_forms(layer: nn.Module, activation: Activation) -> list[type[Packed]]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
@@ -257,20 +266,18 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[Packed]:
         return []
     own = weight.dtype == torch.float32 and native.available()
     if type(layer) is nn.Linear:
-        return [*([NativeLinear(layer, activation)] if own else []),
-                *([PackedLinear(layer, activation)] if _has_onednn() else [])]
+        return [*([NativeLinear] if own else []), *([PackedLinear] if _has_onednn() else [])]
     if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
-    forms: list[Packed] = []
+    forms: list[type[Packed]] = []
     if own and _is_matrix_product(layer):
-        forms.append(NativeConv2d(layer, activation))
+        forms.append(NativeConv2d)
     if _has_onednn():
         if _is_pointwise(layer):
-            forms.append(PackedPointwiseConv(layer, activation))
-        forms.append(PackedConv2d(layer, activation))
+            forms.append(PackedPointwiseConv)
+        forms.append(PackedConv2d)
     if _suits_the_operator(layer, activation):
-        depthwise = PackedDepthwiseConv(layer, activation)
-        forms.insert(0 if weight.dtype == torch.float32 else len(forms), depthwise)
+        forms.insert(0 if weight.dtype == torch.float32 else len(forms), PackedDepthwiseConv)
     return forms
 
 

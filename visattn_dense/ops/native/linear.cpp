@@ -9,7 +9,7 @@
 namespace {
 
 // The weights of a layer are cut in panels of at most WIDE vectors of outputs, and the entries of a
-// panel lie in the order in which `product` takes them. A block of a panel and of LINES rows fills
+// panel lie in the order in which `accumulate` takes them. A block of a panel and of LINES rows fills
 // the registers.
 #if defined(__AVX512F__)
 constexpr int WIDE = 4, LINES[] = {0, 14, 12, 8, 6};
@@ -49,8 +49,7 @@ inline Vec gelu(Vec x) {
   t = t > splat(end) ? splat(end) : t;
   const Vec s = t * t * (2 / (end * end)) - 1.f;
   Vec sum = splat(p[15]);
-#pragma GCC unroll 16
-  for (int i = 14; i >= 0; i--) sum = sum * s + p[i];
+  UNROLL for (int i = 14; i >= 0; i--) sum = sum * s + p[i];
   return x < splat(-end) ? Vec{} : x * (sum * t + .5f);
 }
 
