@@ -28,19 +28,23 @@ from visattn_dense.ops.native import operators as ops
 compiler = shutil.which(os.environ.get('CXX', 'g++'))
 pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
 
-# Vectors of 16, 8 and 4 floats, where the processor has them.
-PROCESSORS = ['native', 'x86-64-v3', 'x86-64'] if os.uname().machine == 'x86_64' else ['native']
+# Tiles, and vectors of 16, 8 and 4 floats, where the processor has them.
+PROCESSORS = ['native', *(['native, vectors'] if build.tiles() else []),
+              *(['x86-64-v3', 'x86-64'] if os.uname().machine == 'x86_64' else [])]
 
 
 @pytest.fixture(scope='module', params=PROCESSORS)
 def kernels(request, tmp_path_factory):
     """The operators with kernels compiled for a kind of processor."""
-    flags = [f'-march={request.param}' if f.startswith('-march') else f for f in build.FLAGS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, 'FLAGS', flags)
-        path = build._compile(build._compiler(), tmp_path_factory.mktemp(request.param))
-        found = build._open(path)
-        patch.setattr(ops, 'library', lambda: found)
+        patch.setattr(ops, 'tiles', lambda: request.param == 'native' and build.tiles())
+        patch.setattr(ops, '_LEAST_IN_TILES', 0)
+        if request.param.startswith('x86'):
+            flags = [f for f in build.FLAGS if not f.startswith('-march')]
+            patch.setattr(build, 'FLAGS', [*flags, f'-march={request.param}'])
+            path = build._compile(build._compiler(), tmp_path_factory.mktemp(request.param))
+            found = build._open(path)
+            patch.setattr(ops, 'library', lambda: found)
         yield
 
 
@@ -258,7 +262,7 @@ def test_linear_layers(kernels, activation, rows, inputs, outputs):
 @pytest.mark.parametrize(('channels', 'outputs', 'kernel', 'stride', 'padding', 'size'), [
     (3, 20, 7, 4, 2, (30, 37)), (8, 40, 3, 1, 1, (9, 5)), (17, 24, 3, 2, 1, (8, 8)),
     (5, 96, 3, 1, 1, (1, 1)), (12, 7, 1, 2, 0, (6, 7)), (200, 9, 3, 2, 1, (5, 4)),
-    (600, 20, 3, 1, 1, (3, 4))])
+    (32, 64, 3, 1, 1, (12, 11)), (160, 80, 3, 1, 1, (9, 8)), (600, 20, 3, 1, 1, (3, 4))])
 def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, stride, padding, size):
     x = random(2, *size, channels)
     weight = random(outputs, channels, kernel, kernel) / (channels * kernel**2)**.5
@@ -294,13 +298,65 @@ def test_mobile_convolutions(kernels, size, channels, hidden, outputs, stride, a
                                    rtol=1e-5, atol=5e-5)
 
 
+@pytest.fixture
+def in_tiles(monkeypatch):
+    """Says which of the next layers are in tiles, on a processor that has tiles."""
+    if not build.tiles():
+        pytest.skip('a processor with AMX is needed')
+    monkeypatch.setattr(ops, 'library', build.library)
+    monkeypatch.setattr(ops, '_LEAST_IN_TILES', 0)
+    return lambda value: monkeypatch.setattr(ops, 'tiles', lambda: value)
+
+
+@pytest.mark.parametrize('scale', [1e-15, 1., 1e15])
+@pytest.mark.parametrize(('inputs', 'outputs'), [(32, 64), (300, 96), (2048, 128)])
+def test_tiles_are_as_near_as_float32(in_tiles, inputs, outputs, scale):
+    x, weight = random(200, inputs) * scale, random(outputs, inputs, seed=1) * scale
+    in_tiles(True)
+    layer = native.Layer.of(weight, None)
+    exact = x.double() @ weight.double().T
+    # Of the sum of the products' magnitudes: cancellation is no fault of a product.
+    size = x.double().abs() @ weight.double().abs().T
+    ours, torchs = ((out.double() - exact).abs().div(size).max()
+                    for out in (native.linear(x, layer), x @ weight.T))
+    assert ours < max(1.5 * torchs, 2**-23)
+
+
+@pytest.mark.parametrize('hidden', [40, 464])
+@pytest.mark.parametrize('first_in_tiles', [False, True])
+def test_only_one_of_two_layers_in_tiles(in_tiles, hidden, first_in_tiles):
+    x, first, second = random(3, 7, 5, 20), random(hidden, 20), random(33, hidden) / hidden**.5
+    depth = random(10, hidden)
+
+    def layer(weight: Tensor, tiles: bool) -> native.Layer:
+        in_tiles(tiles)
+        return native.Layer.of(weight, None)
+
+    plain = layer(first, False), layer(second, False)
+    mixed = layer(first, first_in_tiles), layer(second, not first_in_tiles)
+    torch.testing.assert_close(*(native.chain(x, *layers, activation='gelu')
+                                 for layers in (mixed, plain)), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(*(native.mobile(x, one, depth, two, stride=2, activation='relu')
+                                 for one, two in (mixed, plain)), rtol=1e-5, atol=2e-4)
+
+
+def test_tiles_can_be_refused(tmp_path):
+    say = ('import torch; from visattn_dense.ops import native\n'
+           'print(native.Layer.of(torch.ones(200, 200), None).packed.dtype)')
+    assert run(say, tmp_path, VISATTN_AMX='0') == 'torch.float32'
+    expected = 'torch.bfloat16' if build.tiles() else 'torch.float32'
+    assert run(say, tmp_path) == expected
+
+
 @pytest.mark.parametrize('activation', ['gelu', 'gelu_tanh'])
 def test_gelu_is_near_everywhere(kernels, activation):
     x = torch.cat([torch.linspace(-30, 30, 60_001), random(40_000) * 3,
                    torch.tensor([-5.5, 5.5, -0., float('inf'), float('-inf'), float('nan')])])
     layer = native.Layer.of(torch.ones(1, 1), None)
     out = native.linear(x[:, None], layer, activation=activation)[:, 0]
-    assert out[-1].isnan() and out[-3] == float('inf')
+    assert out[-1].isnan()
+    # The parts of an infinite number are no numbers.
+    assert out[-3].isnan() if layer.packed.dtype == torch.bfloat16 else out[-3] == float('inf')
     expected = ACTIVATIONS[activation](x.double())[:-3]
     error = (out[:-3] - expected).abs() / expected.abs().clamp(min=1)
     assert error.max() < 5e-7

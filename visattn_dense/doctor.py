@@ -237,7 +237,8 @@ def _examine_native(report: Report) -> None:
     from visattn_dense.ops import native
 
     reason = native.why_not()
-    report.native = ('compiled for this processor' if reason is None
+    tiles = ', with its tile registers (AMX)' if native.tiles() else ''
+    report.native = (f'compiled for this processor{tiles}' if reason is None
                      else f"none, torch's operators serve: {reason}")
 
 

@@ -1,8 +1,8 @@
 """Which of several forms is the fastest on this machine: measured once, then remembered.
 
 The memory is a JSON file beside the compiled kernels (see `native.build`). Its name depends on the
-processor, on torch, and on the number of threads. With `VISATTN_MEASURE=0` nothing is measured: the
-first form is taken, and every machine takes the same one.
+processor, on the kernels, on torch, and on the number of threads. With `VISATTN_MEASURE=0` nothing
+is measured: the first form is taken, and every machine takes the same one.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from visattn_dense.atomic import write_text_whole
 
-from .native.build import cache_folder, processor
+from .native.build import cache_folder, processor, sources
 
 _ROUNDS = 3, 20
 """The least and the most rounds of a measurement."""
@@ -28,8 +28,8 @@ _AGREE = 1.03
 _GAIN = 0.95
 """Another form is taken if it needs less than this share of the first form's time."""
 
-# Variables that change which instructions oneDNN and torch take.
-_LIMITS = 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA', 'MKL_ENABLE_INSTRUCTIONS'
+# Variables that change which instructions oneDNN, torch and the kernels take.
+_LIMITS = 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA', 'MKL_ENABLE_INSTRUCTIONS', 'VISATTN_AMX'
 
 
 def fastest(what: str, names: Sequence[str], calls: Sequence[Callable[[], Any]]) -> str:
@@ -82,8 +82,8 @@ def _seconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
 
 
 def _path(threads: int) -> Path:
-    parts = [processor(), torch.__version__, torch.backends.cpu.get_cpu_capability(), str(threads),
-             *(os.environ.get(name, '') for name in _LIMITS)]
+    parts = [processor(), sources(), torch.__version__, torch.backends.cpu.get_cpu_capability(),
+             str(threads), *(os.environ.get(name, '') for name in _LIMITS)]
     name = hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
     return cache_folder() / f'fastest-{name}.json'
 

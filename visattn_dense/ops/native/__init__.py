@@ -5,14 +5,15 @@ kernels.cpp  softmax and focused linear attention between groups of tokens, dept
 linear.cpp   linear layers, one or two in a chain, of rows or of a convolution's patches; two with a
              depthwise convolution between
 vectors.h    what both share
+tiles.h      float32 products in the tile registers of a processor with AMX
 build        compiles the sources once for each processor, if there is a compiler
 operators    the kernels as operators of torch
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
-operator. `visattn_dense.layers.optimize_for_inference` turns the kernels on. Training never uses
-the kernels.
+operator. With `VISATTN_AMX=0` the kernels use no tile registers.
+`visattn_dense.layers.optimize_for_inference` turns the kernels on. Training never uses the kernels.
 """
-from .build import available
+from .build import available, tiles
 from .operators import (
     Groups,
     Layer,
@@ -27,4 +28,4 @@ from .operators import (
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'linear', 'mobile', 'why_not']
+           'linear', 'mobile', 'tiles', 'why_not']

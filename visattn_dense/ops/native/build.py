@@ -24,7 +24,7 @@ import torch  # its OpenMP runtime is the one that the kernels use
 
 _FOLDER = Path(__file__).parent
 SOURCES = [_FOLDER / name for name in ('kernels.cpp', 'linear.cpp')]
-_HEADER = _FOLDER / 'vectors.h'
+_HEADERS = [_FOLDER / name for name in ('vectors.h', 'tiles.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
@@ -72,6 +72,13 @@ def why_not() -> str | None:
     return _load()[1]
 
 
+@functools.cache
+def tiles() -> bool:
+    """Whether linear layers use the tile registers of the processor (AMX); see tiles.h."""
+    return (os.environ.get('VISATTN_AMX') != '0' and available()
+            and bool(library().visattn_tiles()))
+
+
 def _library() -> ctypes.CDLL:
     if os.environ.get('VISATTN_NATIVE') == '0':
         raise _Unavailable('VISATTN_NATIVE=0 is set')
@@ -106,15 +113,16 @@ def _open(path: Path) -> ctypes.CDLL:
              [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('depthwise', integer,
              [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4),
-            ('reordered', stride, [integer] * 2),
-            ('reorder', None, [pointer] * 2 + [integer] * 2 + [pointer]),
+            ('tiles', integer, []),
+            ('reordered', stride, [integer] * 3),
+            ('reorder', None, [pointer] * 2 + [integer] * 3 + [pointer]),
             ('linear', None,
-             [source, pointer, integer] + [pointer, stride] * 2 + [stride] + [integer] * 2),
+             [source, pointer] + [integer] * 2 + [pointer, stride] * 2 + [stride] + [integer] * 2),
             ('chain', None,
-             [source] + [pointer, integer] * 2 + [pointer, stride] * 2 + [stride, integer]
-             + [pointer] * 3 + [real, integer]),
+             [source] + [pointer, integer] * 2 + [integer] * 2 + [pointer, stride] * 2
+             + [stride, integer] + [pointer] * 3 + [real, integer]),
             ('mobile', None,
-             [source, pointer, integer, pointer, pointer, integer] + [pointer, stride] * 2
+             [source, pointer, integer, pointer, pointer] + [integer] * 3 + [pointer, stride] * 2
              + [integer] * 3)):
         function = getattr(opened, f'visattn_{name}')
         function.restype, function.argtypes = result, arguments
@@ -143,9 +151,14 @@ def cache_folder() -> Path:
 def _fingerprint(compiler: list[str]) -> str:
     """A hash of everything that the machine code depends on."""
     version = _output([*compiler, '--version']).partition('\n')[0]
-    parts = [*(file.read_text(encoding='utf-8') for file in (*SOURCES, _HEADER)), *FLAGS,
-             *LINK_FLAGS, version, processor(), torch.__version__]
+    parts = [sources(), *FLAGS, *LINK_FLAGS, version, processor(), torch.__version__]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def sources() -> str:
+    """The text of the kernels."""
+    return '\0'.join(file.read_text(encoding='utf-8') for file in (*SOURCES, *_HEADERS))
 
 
 def processor() -> str:

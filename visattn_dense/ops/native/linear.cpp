@@ -4,7 +4,9 @@
 // The rows are those of a matrix, or the patches that a convolution sees in an NHWC map. A few rows
 // at a time go through all layers, so what lies between the layers stays in the cache.
 
-#include "vectors.h"
+#include "tiles.h"
+
+#include <memory>
 
 namespace {
 
@@ -23,35 +25,118 @@ constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a t
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
 constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
-// `packed`: the panels, then the bias, all outputs padded to whole vectors.
+// `packed`: the panels, then the bias, all outputs padded to whole vectors. In tiles, a row of a tile
+// has two inputs of SIDE outputs, and a panel is one or two vectors of outputs.
 struct Layer {
   const float* packed;
   int inputs, outputs;
+  bool tiles;
 
   int vectors() const { return (outputs + W - 1) / W; }
-  int panels() const { return (vectors() + WIDE - 1) / WIDE; }
+  int wide() const { return tiles ? BOTH / W : WIDE; }
+  int panels() const { return (vectors() + wide() - 1) / wide(); }
   // The first vector of panel p.
-  int first(int p) const { return vectors() * p / panels(); }
-  const float* bias() const { return packed + int64_t(inputs) * vectors() * W; }
+  int first(int p) const {
+    return tiles ? std::min(vectors(), p * wide()) : vectors() * p / panels();
+  }
+  Tiles weights() const { return {reinterpret_cast<const Line*>(packed), steps_of(inputs)}; }
+  // How many floats the panels are.
+  int64_t size() const {
+    return tiles ? int64_t(vectors()) * steps_of(inputs) * STEP * (sizeof(Line) / sizeof(float))
+                 : int64_t(inputs) * vectors() * W;
+  }
+  const float* bias() const { return packed + size(); }
 };
 
+alignas(64) constexpr float zeros[BOTH] = {};
+
+// Rows of numbers, as they are or, for a layer in tiles, as tiles.
+struct Rows {
+  int count;
+  const float* x;
+  int64_t pitch;
+  Tiles tiles;
+};
+
+// What a thread needs for layers in tiles: its registers, and places for `count` rows of n numbers.
+struct Splitter {
+  Registers registers;
+  std::unique_ptr<Line[]> lines;
+
+  Splitter(bool use, int count, int n)
+      : registers(use),
+        lines(use ? new Line[int64_t(count + SIDE - 1) / SIDE * steps_of(n) * STEP] : nullptr) {}
+
+  // Rows of n numbers in the form that the layer takes.
+  Rows operator()(const float* x, int64_t pitch, int count, int n) const {
+    if (lines) split(x, pitch, count, n, lines.get());
+    return {count, x, pitch, {lines.get(), steps_of(n)}};
+  }
+};
+
+// x N(x), with N the normal distribution. N - 1/2 is odd, and 1/2 from 5.5 on, up to 2e-8.
+constexpr float TAIL = 5.5f;
+
+#if defined(__AVX512F__)
+
+// N - 1/2 on [0, TAIL] in 31 parts, and two halves of parts: cubic polynomials through the function
+// at the Chebyshev nodes. Their error is 2e-7 at most.
+struct Cubics {
+  alignas(64) float factor[4][2 * W];
+
+  Cubics() {
+    for (int i = 0; i < 2 * W; i++) {
+      double node[4], f[4], power[4] = {};
+      for (int j = 0; j < 4; j++) {
+        node[j] = .5 * std::cos((2 * j + 1) * std::acos(-1.) / 8);
+        f[j] = .5 * std::erf((i + node[j]) * (TAIL / (2 * W - 1)) * std::sqrt(.5));
+      }
+      for (int step = 1; step < 4; step++)  // divided differences, of Newton's interpolation
+        for (int j = 3; j >= step; j--) f[j] = (f[j] - f[j - 1]) / (node[j] - node[j - step]);
+      for (int j = 3; j >= 0; j--) {
+        for (int k = 3; k > 0; k--) power[k] = power[k - 1] - node[j] * power[k];
+        power[0] = f[j] - node[j] * power[0];
+      }
+      for (int j = 0; j < 4; j++) factor[j][i] = power[j];
+    }
+    factor[0][2 * W - 1] = .5f;  // so gelu is 0 or x from TAIL on
+  }
+};
+const Cubics CUBICS;
+
 inline Vec gelu(Vec x) {
-  // The normal distribution minus 1/2 is t P(t^2), for |t| <= 5.5, with P the Chebyshev interpolant
-  // of degree 15, in s = 2 t^2 / 5.5^2 - 1. Its error is 2e-8 at most, and that of gelu 5e-7.
-  constexpr float end = 5.5f;
+  const Vec size = (Vec)((Words)x & 0x7fffffffu);
+  const Vec u = (Vec)_mm512_min_ps((__m512)(size * ((2 * W - 1) / TAIL)), (__m512)splat(2 * W - 1));
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vec nearest = u + magic, rest = u - (nearest - magic);
+  const auto factor = [&](int j) {
+    return (Vec)_mm512_permutex2var_ps(_mm512_load_ps(CUBICS.factor[j]), (__m512i)nearest,
+                                       _mm512_load_ps(CUBICS.factor[j] + W));
+  };
+  const Vec half = ((factor(3) * rest + factor(2)) * rest + factor(1)) * rest + factor(0);
+  return x * .5f + size * half;
+}
+
+#else
+
+inline Vec gelu(Vec x) {
+  // t P(t^2), for |t| <= TAIL, with P the Chebyshev interpolant of degree 15, in
+  // s = 2 t^2 / TAIL^2 - 1. The error of gelu is 5e-7 at most.
   constexpr float p[] = {1.285519295e-01f, -6.417232500e-02f, 4.773778316e-02f,
                          -3.879340558e-02f, 3.206742816e-02f, -2.604036884e-02f,
                          2.038357138e-02f, -1.504235102e-02f, 1.016775549e-02f,
                          -6.700172242e-03f, 4.718356385e-03f, -2.593710551e-03f,
                          6.437077840e-04f, -4.001957678e-04f, 6.551481797e-04f,
                          -2.740660155e-04f};
-  Vec t = x < splat(-end) ? splat(-end) : x;
-  t = t > splat(end) ? splat(end) : t;
-  const Vec s = t * t * (2 / (end * end)) - 1.f;
+  Vec t = x < splat(-TAIL) ? splat(-TAIL) : x;
+  t = t > splat(TAIL) ? splat(TAIL) : t;
+  const Vec s = t * t * (2 / (TAIL * TAIL)) - 1.f;
   Vec sum = splat(p[15]);
   UNROLL for (int i = 14; i >= 0; i--) sum = sum * s + p[i];
-  return x < splat(-end) ? Vec{} : x * (sum * t + .5f);
+  return x < splat(-TAIL) ? Vec{} : x * (sum * t + .5f);
 }
+
+#endif
 
 // x / (1 + e^-y) with y = 2 sqrt(2 / pi) (x + 0.044715 x^3), in powers of 2.
 inline Vec gelu_tanh(Vec x) {
@@ -74,18 +159,32 @@ inline void put(float* to, Vec x, int n) {
   std::memcpy(to, lanes, sizeof(float) * n);
 }
 
+// to = a + b, for n numbers; b may be null.
+void add(const float* a, const float* b, int n, float* to) {
+  for (int c = 0; c < n; c += W) {
+    Vec x = get(a + c, n - c);
+    if (b) x += get(b + c, n - c);
+    put(to + c, x, n - c);
+  }
+}
+
+// Calls f with the activation, a function of a vector.
+template <typename F>
+void with(Activation kind, F&& f) {
+  switch (kind) {
+    case kGelu: return f([](Vec y) { return gelu(y); });
+    case kGeluTanh: return f([](Vec y) { return gelu_tanh(y); });
+    default: return f([=](Vec y) { return activate(y, kind); });
+  }
+}
+
 // x = act(x), for rows of n numbers.
 void activate(float* x, int64_t stride, int rows, int n, Activation kind) {
-  const auto each = [&](auto act) {
+  with(kind, [&](auto act) {
     for (int i = 0; i < rows; i++)
       for (int c = 0; c < n; c += W)
         put(x + i * stride + c, act(get(x + i * stride + c, n - c)), n - c);
-  };
-  switch (kind) {
-    case kGelu: return each([](Vec y) { return gelu(y); });
-    case kGeluTanh: return each([](Vec y) { return gelu_tanh(y); });
-    default: return each([&](Vec y) { return activate(y, kind); });
-  }
+  });
 }
 
 // What is added to a product, beside the bias: rows of numbers, or nothing.
@@ -123,24 +222,102 @@ void narrow_tile(const float* a, int64_t pitch, const float* panel, int n, const
   for (int r = 0; r < R; r++) copy(out + r * stride, result + r * whole, columns);
 }
 
-// out = act(a W^T + bias + addend), for the panels [from, to) and the inputs [k, k + n) of a layer.
+// Where a block of sums starts from, and where it goes to.
+struct Place {
+  const float* start;
+  int64_t start_stride;
+  float* to;
+  int64_t stride;
+};
+
+// Products of rows and of a layer in tiles, for the panels [from, to) and the inputs from k on. Calls
+// f(p, i, sums) with the sums of row i and panel p. Where the block of BOTH rows from row i on has
+// its place in memory, place(p, i, count) gives this place, and f is not called.
+template <typename P, typename F>
+void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, bool bias, P&& place,
+              F&& f) {
+  alignas(64) float sums[2][BOTH * BOTH];
+  const Tiles weights = layer.weights();
+  const int steps = rows.tiles.steps;
+  // The block whose sums are given to f while the next product is computed.
+  struct {
+    int panel, row, count, done, share;
+    const float* sums;
+  } last{};
+  const auto give = [&](int count) __attribute__((noinline)) {
+    for (const int end = std::min(last.count, last.done + count); last.done < end; last.done++)
+      f(last.panel, last.row + last.done, last.sums + last.done * BOTH);
+  };
+  const auto meanwhile = [&] { give(last.share); };
+  for (int p = from, block = 0; p < to; p++) {
+    const int first = layer.first(p) * W;
+    const Line *left = weights.at(first, k / DEPTH), *right = weights.at(first + W, k / DEPTH);
+    const bool both = layer.first(p + 1) * W > first + W;
+    for (int i = 0; i < rows.count; i += BOTH, block ^= 1) {
+      const int count = std::min(BOTH, rows.count - i);
+      const Line *a = rows.tiles.at(i, 0), *below = rows.tiles.at(i + SIDE, 0);
+      const auto run = [&](const float* start, int64_t start_stride, float* to, int64_t stride) {
+        const auto sized = [&](auto r, auto c) {
+          product<r(), c()>(a, below, left, right, steps, start, start_stride, to, stride, meanwhile);
+        };
+        constexpr std::integral_constant<int, 1> one;
+        constexpr std::integral_constant<int, 2> two;
+        if (count > SIDE) both ? sized(two, two) : sized(two, one);
+        else both ? sized(one, two) : sized(one, one);
+      };
+      if (const auto [start, start_stride, to, stride] = place(p, i, count); to) {
+        for (int r = 0; r < count; r++)
+          for (int c = 0; c < (both ? 2 : 1); c++) __builtin_prefetch(to + r * stride + c * W, 1);
+        run(start, start_stride, to, stride);
+        continue;
+      }
+      run(bias ? layer.bias() + first : zeros, 0, sums[block], BOTH);
+      give(BOTH);
+      last = {p, i, count, 0, (count - 1) / (6 * steps) + 1, sums[block]};
+    }
+  }
+  give(BOTH);
+}
+
+// out = act(a W^T + bias + addend), for the panels [from, to) and n inputs from k on of a layer.
 // Column 0 of `out` and of `addend` is the first output of panel `from`.
-void multiply(const float* a, int64_t pitch, int rows, const Layer& layer, int from, int to, int k,
-              int n, bool bias, Addend addend, float* out, int64_t stride, Activation kind) {
+void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int n, bool bias,
+              Addend addend, float* out, int64_t stride, Activation kind) {
+  const auto column = [&](int p) { return (layer.first(p) - layer.first(from)) * W; };
+  if (layer.tiles)
+    return with(kind, [&](auto act) {
+      const auto place = [&](int p, int i, int count) -> Place {
+        const int first = layer.first(p) * W, end = layer.first(p + 1) * W;
+        if (kind != kNone || (bias && addend.x) || count % SIDE || end > layer.outputs) return {};
+        float* to = out + i * stride + column(p);
+        if (addend.x) return {addend.x + i * addend.stride + column(p), addend.stride, to, stride};
+        return {bias ? layer.bias() + first : zeros, 0, to, stride};
+      };
+      in_tiles(rows, layer, from, to, k, bias, place, [&](int p, int i, const float* sums) {
+        const int columns = std::min(BOTH, layer.outputs - layer.first(p) * W);
+        float* to = out + i * stride + column(p);
+        for (int c = 0; c < columns; c += W) {
+          Vec y = load(sums + c);
+          if (addend.x) y += get(addend.x + i * addend.stride + column(p) + c, columns - c);
+          put(to + c, act(y), columns - c);
+        }
+      });
+    });
   for (int p = from; p < to; p++) {
-    const int first = layer.first(p) * W, column = first - layer.first(from) * W;
+    const int first = layer.first(p) * W;
     const int columns = std::min(layer.outputs, layer.first(p + 1) * W) - first;
     const auto run = [&](auto vectors) {
       constexpr int C = decltype(vectors)::value;
       const float* panel = layer.packed + int64_t(first) * layer.inputs + int64_t(k) * C * W;
       for (int done = 0; done < n; done += PART) {
         const int now = std::min(PART, n - done);
-        in_blocks<LINES[C]>(rows, [&](int i, auto size) {
+        in_blocks<LINES[C]>(rows.count, [&](int i, auto size) {
           constexpr int R = decltype(size)::value;
-          const float *row = a + i * pitch + done, *part = panel + int64_t(done) * C * W;
-          float* to = out + i * stride + column;
+          const int64_t pitch = rows.pitch;
+          const float *row = rows.x + i * pitch + done, *part = panel + int64_t(done) * C * W;
+          float* to = out + i * stride + column(p);
           Addend so_far = done ? Addend{to, stride} : addend;
-          if (!done && so_far.x) so_far.x += i * addend.stride + column;
+          if (!done && so_far.x) so_far.x += i * addend.stride + column(p);
           const float* biases = bias && !done ? layer.bias() + first : nullptr;
           if (columns == C * W)
             tile<R, C>(row, pitch, part, now, biases, so_far, to, stride);
@@ -217,17 +394,21 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             int64_t rows, Activation kind, int threads) {
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
-  const int most = int64_t(inputs) * layer.outputs > CACHE ? 256 : 96;
+  const int most = layer.tiles || int64_t(inputs) * layer.outputs > CACHE ? 256 : 96;
   const int blocks = (rows + most - 1) / most;
   const int parts = std::min(layer.panels(), std::max(1, 4 * threads / blocks));
   // Rows at such distances share few places of the cache: copied apart, they stay there.
-  const bool gather = from.kernel || (inputs % 512 == 0 && layer.panels() > parts);
-  // Of wide patches, some positions at a time.
+  const bool gather = from.kernel || (!layer.tiles && inputs % 512 == 0 && layer.panels() > parts);
+  // Of wide patches, some positions at a time. Tiles begin at a multiple of DEPTH inputs.
   const int positions = std::max(1, from.kernel * from.kernel);
-  const int together = gather ? std::min(positions, std::max(1, WIDTH / from.channels)) : positions;
-  const int64_t pitch = gather ? apart(together * from.channels) : from.stride;
+  int together = positions;
+  if (from.kernel && inputs > WIDTH && (!layer.tiles || from.channels % DEPTH == 0))
+    together = std::max(1, WIDTH / from.channels);
+  const int width = from.kernel ? together * from.channels : inputs;
+  const int64_t pitch = gather ? apart(width) : from.stride;
 #pragma omp parallel num_threads(threads)
   {
+    const Splitter rows_of(layer.tiles, most, width);
     std::vector<float> buffer(gather ? most * pitch : 0);
 #pragma omp for schedule(dynamic, 1)
     for (int item = 0; item < blocks * parts; item++) {
@@ -244,14 +425,28 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             if (from.kernel) patch(from, i, p, end, row);
             else copy(row, from.x + i * from.stride, inputs);
           }
-        multiply(gather ? buffer.data() : from.x + first * from.stride, pitch, last - first, layer,
-                 panel, layer.panels() * (part + 1) / parts, p * from.channels,
-                 (end - p) * from.channels, p == 0, so_far, to, stride,
-                 end == positions ? kind : kNone);
+        const int n = (end - p) * from.channels;
+        multiply(rows_of(gather ? buffer.data() : from.x + first * from.stride, pitch, last - first, n),
+                 layer, panel, layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0,
+                 so_far, to, stride, end == positions ? kind : kNone);
         so_far = {to, stride};
       }
     }
   }
+}
+
+// lines = act(a W^T + bias), for the panels [from, to) of a layer in tiles, as tiles: a panel is a
+// step.
+void split_product(const Rows& rows, const Layer& layer, int from, int to, Activation kind,
+                   Line* lines) {
+  const auto place = [](int, int, int) { return Place{}; };
+  with(kind, [&](auto act) {
+    in_tiles(rows, layer, from, to, 0, true, place, [&](int p, int i, const float* sums) {
+      const bool both = layer.first(p + 1) - layer.first(p) > 1;
+      const int64_t step = int64_t(i / SIDE) * (to - from) + p - from;
+      split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, lines + step * STEP + i % SIDE);
+    });
+  });
 }
 
 // out = addend + second(act(first(rows))). With a norm, the sum x + update is the addend. `normed`,
@@ -259,43 +454,49 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
 void chain(const Source& from, const Layer& first, const Layer& second, Addend addend, float* out,
            int64_t stride, int64_t rows, Activation kind, float* normed, const Norm& following,
            int threads) {
-  const int inputs = from.inputs(), group = std::max(1, HIDDEN / (WIDE * W));
+  const int inputs = from.inputs();
+  // Panels of vectors need not end at a whole tile: then the second layer takes all at once.
+  const int group = second.tiles && !first.tiles ? first.panels()
+                                                 : std::max(1, HIDDEN / (first.wide() * W));
   // As many blocks for each thread.
   const int64_t rounds = (rows + int64_t(BLOCK) * threads - 1) / (int64_t(BLOCK) * threads);
   const int blocks = std::min(rows, rounds * threads);
-  const int64_t pitch = apart(inputs), between = apart(group * WIDE * W);
+  const int64_t pitch = apart(inputs), between = apart(group * first.wide() * W);
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> buffer(BLOCK * (pitch + between));
     float* hidden = buffer.data() + BLOCK * pitch;
+    const Splitter rows_of(first.tiles, BLOCK, inputs);
+    const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
 #pragma omp for schedule(dynamic, 1)
     for (int block = 0; block < blocks; block++) {
       const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
       float* to = out + begin * stride;
       for (int64_t i = begin; i < end; i++) {
         float* row = buffer.data() + (i - begin) * pitch;
+        float* sum = out + i * stride;
+        const float* other = addend.x ? addend.x + i * addend.stride : nullptr;
         if (from.norm) {
-          float* sum = out + i * stride;
-          copy(sum, from.x + i * from.stride, inputs);
-          if (from.update)
-            for (int c = 0; c < inputs; c += W)
-              put(sum + c, get(sum + c, inputs - c) + get(from.update + i * from.update_stride + c,
-                                                          inputs - c), inputs - c);
+          const float* update = from.update ? from.update + i * from.update_stride : nullptr;
+          add(from.x + i * from.stride, update, inputs, sum);
           Norm{nullptr, nullptr, from.epsilon}(sum, inputs, row);
+          other = sum;
         }
         else if (from.kernel) patch(from, i, 0, from.kernel * from.kernel, row);
         else copy(row, from.x + i * from.stride, inputs);
+        add(second.bias(), other, second.outputs, sum);
       }
-      Addend so_far = from.norm ? Addend{to, stride} : addend;
-      if (!from.norm && so_far.x) so_far.x += begin * addend.stride;
+      const Rows rows = rows_of(buffer.data(), pitch, end - begin, inputs);
       for (int p = 0; p < first.panels(); p += group) {
         const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
         const int n = std::min(first.outputs, first.first(q) * W) - k;
-        multiply(buffer.data(), pitch, end - begin, first, p, q, 0, inputs, true, {}, hidden,
-                 between, kind);
-        multiply(hidden, between, end - begin, second, 0, second.panels(), k, n, p == 0, so_far, to,
-                 stride, kNone);
-        so_far = {to, stride};
+        Rows after{rows.count, hidden, between, {hidden_of.lines.get(), q - p}};
+        if (first.tiles && second.tiles) split_product(rows, first, p, q, kind, hidden_of.lines.get());
+        else {
+          multiply(rows, first, p, q, 0, inputs, true, {}, hidden, between, kind);
+          after = hidden_of(hidden, between, rows.count, n);
+        }
+        multiply(after, second, 0, second.panels(), k, n, false, {to, stride}, to, stride, kNone);
       }
       if (normed)
         for (int64_t i = begin; i < end; i++)
@@ -355,6 +556,8 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
   const int64_t pitch = apart(hidden), line = width * pitch;
 #pragma omp parallel num_threads(threads)
   {
+    const Splitter rows_of(expand.tiles, places * width, from.channels);
+    const Splitter between_of(project.tiles, most * from.out_width, hidden);
     std::vector<float> buffer(places * line + most * from.out_width * pitch);
     float* between = buffer.data() + places * line;
 #pragma omp for schedule(dynamic, 1)
@@ -367,8 +570,9 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
         const int last = std::min(end, y + most), needed = std::min(height, (last - 1) * step + 2);
         while (known < needed) {
           const int place = known % places, lines = std::min(needed - known, places - place);
-          multiply(from.x + (image * height + known) * width * from.stride, from.stride,
-                   lines * width, expand, 0, expand.panels(), 0, from.channels, true, {},
+          multiply(rows_of(from.x + (image * height + known) * width * from.stride, from.stride,
+                           lines * width, from.channels),
+                   expand, 0, expand.panels(), 0, from.channels, true, {},
                    buffer.data() + place * line, pitch, kind);
           known += lines;
         }
@@ -384,8 +588,8 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
           activate(to, pitch, from.out_width, hidden, kind);
         }
         const int64_t row = (image * from.out_height + y) * from.out_width;
-        multiply(between, pitch, (last - y) * from.out_width, project, 0, project.panels(), 0,
-                 hidden, true, {addend.x ? addend.x + row * addend.stride : nullptr, addend.stride},
+        multiply(between_of(between, pitch, (last - y) * from.out_width, hidden), project, 0,
+                 project.panels(), 0, hidden, true, {addend.x ? addend.x + row * addend.stride : nullptr, addend.stride},
                  out + row * stride, stride, kNone);
       }
     }
@@ -396,45 +600,67 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
 
 extern "C" {
 
-// How many numbers `visattn_reorder` writes.
-int64_t visattn_reordered(int inputs, int outputs) {
-  return int64_t(inputs + 1) * Layer{nullptr, inputs, outputs}.vectors() * W;
+// Whether layers may be in tiles.
+int visattn_tiles() { return may_use_tiles(); }
+
+// How many floats `visattn_reorder` writes.
+int64_t visattn_reordered(int inputs, int outputs, int tiles) {
+  const Layer layer{nullptr, inputs, outputs, tiles != 0};
+  return layer.size() + layer.vectors() * W;
 }
 
 // The weights (outputs, inputs) and the bias, which may be null, as a Layer has them.
-void visattn_reorder(const float* weight, const float* bias, int inputs, int outputs,
+void visattn_reorder(const float* weight, const float* bias, int inputs, int outputs, int tiles,
                      float* packed) {
-  const Layer layer{packed, inputs, outputs};
-  for (int p = 0; p < layer.panels(); p++) {
-    const int first = layer.first(p) * W, end = layer.first(p + 1) * W;
-    for (int k = 0; k < inputs; k++)
-      for (int c = first; c < end; c++)
-        *packed++ = c < outputs ? weight[int64_t(c) * inputs + k] : 0.f;
-  }
-  for (int c = 0; c < layer.vectors() * W; c++) *packed++ = bias && c < outputs ? bias[c] : 0.f;
+  const Layer layer{packed, inputs, outputs, tiles != 0};
+  const auto at = [&](int c, int k) {
+    return c < outputs && k < inputs ? weight[int64_t(c) * inputs + k] : 0.f;
+  };
+  if (tiles)
+    for (int c = 0; c < layer.vectors() * W; c++)
+      for (int k = 0; k < steps_of(inputs) * DEPTH; k++) {
+        float rest = at(c, k);
+        Line* line = reinterpret_cast<Line*>(packed)
+                     + (layer.weights().at(c, k / DEPTH) - layer.weights().lines) + k % DEPTH / 2;
+        for (int part = 0; part < PARTS; part++, line += SIDE) {
+          Bfloat16 nearest;
+          store(&nearest, rest);
+          line->number[c % SIDE * 2 + k % 2] = nearest.bits;
+          rest -= load<float>(&nearest);
+        }
+      }
+  else
+    for (int p = 0; p < layer.panels(); p++)
+      for (int k = 0; k < inputs; k++)
+        for (int c = layer.first(p) * W; c < layer.first(p + 1) * W; c++) *packed++ = at(c, k);
+  float* to = const_cast<float*>(layer.bias());
+  for (int c = 0; c < layer.vectors() * W; c++) to[c] = bias && c < outputs ? bias[c] : 0.f;
 }
 
-void visattn_linear(const Source* source, const float* packed, int outputs, const float* addend,
-                    int64_t addend_stride, float* out, int64_t stride, int64_t rows, int activation,
-                    int threads) {
-  linear(*source, {packed, source->inputs(), outputs}, {addend, addend_stride}, out, stride, rows,
-         Activation(activation), threads);
+void visattn_linear(const Source* source, const float* packed, int outputs, int tiles,
+                    const float* addend, int64_t addend_stride, float* out, int64_t stride,
+                    int64_t rows, int activation, int threads) {
+  linear(*source, {packed, source->inputs(), outputs, tiles != 0}, {addend, addend_stride}, out,
+         stride, rows, Activation(activation), threads);
 }
 
 void visattn_chain(const Source* source, const float* first, int hidden, const float* second,
-                   int outputs, const float* addend, int64_t addend_stride, float* out,
-                   int64_t stride, int64_t rows, int activation, float* normed,
-                   const float* weight, const float* bias, float epsilon, int threads) {
-  chain(*source, {first, source->inputs(), hidden}, {second, hidden, outputs},
-        {addend, addend_stride}, out, stride, rows, Activation(activation), normed,
-        {weight, bias, epsilon}, threads);
+                   int outputs, int first_tiles, int second_tiles, const float* addend,
+                   int64_t addend_stride, float* out, int64_t stride, int64_t rows, int activation,
+                   float* normed, const float* weight, const float* bias, float epsilon,
+                   int threads) {
+  chain(*source, {first, source->inputs(), hidden, first_tiles != 0},
+        {second, hidden, outputs, second_tiles != 0}, {addend, addend_stride}, out, stride, rows,
+        Activation(activation), normed, {weight, bias, epsilon}, threads);
 }
 
 void visattn_mobile(const Source* source, const float* expand, int hidden, const float* depthwise,
-                    const float* project, int outputs, const float* addend, int64_t addend_stride,
-                    float* out, int64_t stride, int batch, int activation, int threads) {
-  mobile(*source, {expand, source->channels, hidden}, depthwise, {project, hidden, outputs},
-         {addend, addend_stride}, out, stride, batch, Activation(activation), threads);
+                    const float* project, int outputs, int expand_tiles, int project_tiles,
+                    const float* addend, int64_t addend_stride, float* out, int64_t stride,
+                    int batch, int activation, int threads) {
+  mobile(*source, {expand, source->channels, hidden, expand_tiles != 0}, depthwise,
+         {project, hidden, outputs, project_tiles != 0}, {addend, addend_stride}, out, stride, batch,
+         Activation(activation), threads);
 }
 
 }  // extern "C"

@@ -15,13 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .build import Source, library
+from .build import Source, library, tiles
 from .build import why_not as why_no_kernels
 
 ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
 """The activations of linear layers. `depthwise` applies the first three."""
 
 _DTYPES = torch.float32, torch.bfloat16     # by their numbers in kernels.cpp
+# A layer of fewer weights than this is faster as vectors: it gives too few products for each number
+# that is split.
+_LEAST_IN_TILES = 12_000
 
 
 class Groups(NamedTuple):
@@ -52,7 +55,7 @@ class Layer(NamedTuple):
     """A linear layer, with its weights in the order in which the kernels take them.
 
     Attributes:
-        packed: the weights and the bias; see linear.cpp.
+        packed: the weights and the bias, float32; in tiles (see tiles.h), their bits as bfloat16.
         inputs, outputs: numbers of a row, before and after the layer.
     """
     packed: Tensor
@@ -65,10 +68,11 @@ class Layer(NamedTuple):
         outputs, inputs = weight.shape
         weight, bias = (None if t is None else t.detach().float().contiguous()
                         for t in (weight, bias))
-        packed = torch.empty(library().visattn_reordered(inputs, outputs))
-        library().visattn_reorder(_pointer(weight), _pointer(bias), inputs, outputs,
+        in_tiles = tiles() and inputs * outputs >= _LEAST_IN_TILES
+        packed = torch.empty(library().visattn_reordered(inputs, outputs, in_tiles))
+        library().visattn_reorder(_pointer(weight), _pointer(bias), inputs, outputs, in_tiles,
                                   _pointer(packed))
-        return cls(packed, inputs, outputs)
+        return cls(packed.view(torch.bfloat16) if in_tiles else packed, inputs, outputs)
 
 
 class Patches(NamedTuple):
@@ -289,8 +293,8 @@ def _linear(x: Tensor, packed: Tensor, outputs: int, addend: Tensor | None, kern
     if out.numel():
         library().visattn_linear(
             ctypes.byref(_source(x, out, kernel, stride, padding)), _pointer(packed), outputs,
-            *_addend(addend), _pointer(out), outputs, out.numel() // outputs, activation,
-            torch.get_num_threads())
+            _in_tiles(packed), *_addend(addend), _pointer(out), outputs, out.numel() // outputs,
+            activation, torch.get_num_threads())
     return out
 
 
@@ -309,7 +313,8 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
             source.update, source.update_stride = _addend(update)
         library().visattn_chain(
             ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
-            *_addend(addend), _pointer(out), outputs, out.numel() // outputs, activation,
+            _in_tiles(first), _in_tiles(second), *_addend(addend), _pointer(out), outputs,
+            out.numel() // outputs, activation,
             None if weight is None else _pointer(normed), _pointer(weight), _pointer(bias), eps,
             torch.get_num_threads())
     return out, normed
@@ -323,8 +328,8 @@ def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Ten
     if out.numel():
         library().visattn_mobile(
             ctypes.byref(_source(x, out, 3, stride, 1)), _pointer(expand), hidden, _pointer(kernel),
-            _pointer(project), outputs, *_addend(addend), _pointer(out), outputs, x.shape[0],
-            activation, torch.get_num_threads())
+            _pointer(project), outputs, _in_tiles(expand), _in_tiles(project), *_addend(addend),
+            _pointer(out), outputs, x.shape[0], activation, torch.get_num_threads())
     return out
 
 
@@ -355,6 +360,11 @@ def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int) -> S
         source.height, source.width = x.shape[1:3]
         source.out_height, source.out_width = out.shape[1:3]
     return source
+
+
+def _in_tiles(packed: Tensor) -> bool:
+    """Whether a layer is in tiles."""
+    return packed.dtype == torch.bfloat16
 
 
 def _float_rows(*maps: Tensor | None) -> list[Tensor | None]:
