@@ -1,13 +1,13 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
-kernels.cpp  softmax and focused linear attention between groups of tokens, depthwise convolution
-             inside windows
-linear.cpp   linear layers, one or two in a chain, of rows or of a convolution's patches; two with a
-             depthwise convolution between
-vectors.h    what both share
-tiles.h      float32 products in the tile registers of a processor with AMX
-build        compiles the sources once for each processor, if there is a compiler
-operators    the kernels as operators of torch
+attention.cpp  softmax attention between groups of tokens
+kernels.cpp    focused linear attention between groups of tokens, depthwise convolution in windows
+linear.cpp     linear layers, one or two in a chain, of rows or of a convolution's patches; two
+               with a depthwise convolution between
+vectors.h      what all share
+tiles.h        products in the tile registers of a processor with AMX
+build          compiles the sources once for each processor, if there is a compiler
+operators      the kernels as operators of torch
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
 operator. With `VISATTN_AMX=0` the kernels use no tile registers.

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch  # its OpenMP runtime is the one that the kernels use
 
 _FOLDER = Path(__file__).parent
-SOURCES = [_FOLDER / name for name in ('kernels.cpp', 'linear.cpp')]
+SOURCES = [_FOLDER / name for name in ('attention.cpp', 'kernels.cpp', 'linear.cpp')]
 _HEADERS = [_FOLDER / name for name in ('vectors.h', 'tiles.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
@@ -108,7 +108,7 @@ def _open(path: Path) -> ctypes.CDLL:
     source = ctypes.POINTER(Source)
     for name, result, arguments in (
             ('attention', None,
-             [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 2),
+             [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 3),
             ('focused', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('depthwise', integer,

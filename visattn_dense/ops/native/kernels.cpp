@@ -1,128 +1,11 @@
-// Softmax and focused linear attention between groups of tokens, and depthwise convolution inside
-// windows, of NHWC maps in float32 or bfloat16: compiled for the processor at hand
+// Focused linear attention between groups of tokens, and depthwise convolution inside windows, of
+// NHWC maps in float32 or bfloat16: compiled for the processor at hand
 // (visattn_dense/ops/native/build.py), called by visattn_dense/ops/native/operators.py, which says
 // what the arguments are. All sums are in float32; bfloat16 is a format of the maps in memory alone.
-//
-// A vector holds the same number of W neighbouring queries, so the softmax runs down a column and
-// needs no sum across a vector, and the entries of k and v are taken one at a time, not transposed.
 
 #include "vectors.h"
 
 namespace {
-
-template <typename Number>
-struct Attention {
-  const Number *q, *k, *v;
-  Number* out;
-  int64_t q_stride, out_stride;
-  int dim, width;
-  float scale;
-};
-
-// A tile of queries meets KEYS keys at a time, and TILES tiles meet the same keys: so keys, values,
-// weights and tiles stay in the cache.
-constexpr int KEYS = 256, TILES = 16;
-
-// One or two vectors of queries, and what the keys so far give: the softmax is that of these keys
-// (Milakov and Gimelshein, 2018, algorithm 3).
-struct Tile {
-  const int32_t* rows;
-  int count;
-  float *queries, *result;  // transposed: dim and width rows of the vectors
-  Vec top[2], sum[2];       // the largest logit; the sum of the weights
-};
-
-// Calls f(C) with the number of vectors of the tile, a constant to the compiler.
-template <typename F>
-inline void of_vectors(const Tile& tile, F&& f) {
-  if (tile.count > W) f(std::integral_constant<int, 2>{});
-  else f(std::integral_constant<int, 1>{});
-}
-
-template <int C, typename Number>
-void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
-  const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
-  for (int c = 0; c < C; c++) tile.top[c] = splat(none), tile.sum[c] = splat(absent);
-  std::fill(tile.result, tile.result + a.width * C * W, 0.f);
-  // scale * log2(e) * q: logits to base 2.
-  const float factor = a.scale * 1.44269504088896f;
-  for (int c = 0; c < C; c++) {
-    const Number* source[W];
-    for (int i = 0; i < W; i++)
-      source[i] = a.q + tile.rows[std::min(c * W + i, tile.count - 1)] * a.q_stride + head * a.dim;
-    int d = 0;
-    for (; d + W <= a.dim; d += W) {
-      Vec x[W];
-      for (int i = 0; i < W; i++) x[i] = load(source[i] + d) * factor;
-      transpose(x);
-      for (int i = 0; i < W; i++) store(tile.queries + ((d + i) * C + c) * W, x[i]);
-    }
-    for (; d < a.dim; d++)
-      for (int i = 0; i < W; i++)
-        tile.queries[(d * C + c) * W + i] = load<float>(source[i] + d) * factor;
-  }
-}
-
-// n keys more, at most KEYS. `weights` has n rows of C vectors.
-template <int C, typename Number>
-void add(const Attention<Number>& a, Tile& tile, const float* keys, const float* values, int n,
-         float* weights) {
-  Vec top[C], shrink[C], sum[C];
-  for (int c = 0; c < C; c++) top[c] = tile.top[c];
-  in_blocks<C == 1 ? 2 * ROWS : ROWS>(n, [&](int j, auto size) {
-    constexpr int R = decltype(size)::value;
-    Vec acc[R][C];
-    product<R, C>(keys + j * a.dim, a.dim, 1, tile.queries, a.dim, acc);
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) {
-        top[c] = max(top[c], acc[r][c]);
-        store(weights + ((j + r) * C + c) * W, acc[r][c]);
-      }
-  });
-  for (int c = 0; c < C; c++) {
-    shrink[c] = exp2(tile.top[c] - top[c]);
-    sum[c] = tile.sum[c] * shrink[c];
-  }
-  for (int j = 0; j < n; j++)
-    for (int c = 0; c < C; c++) {
-      float* weight = weights + (j * C + c) * W;
-      const Vec e = exp2(load(weight) - top[c]);
-      sum[c] += e;
-      store(weight, e);
-    }
-  for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
-  in_blocks<C == 1 ? 2 * ROWS : ROWS>(a.width, [&](int d, auto size) {
-    constexpr int R = decltype(size)::value;
-    Vec acc[R][C];
-    product<R, C>(values + d, 1, a.width, weights, n, acc);
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) {
-        float* value = tile.result + ((d + r) * C + c) * W;
-        store(value, load(value) * shrink[c] + acc[r][c]);
-      }
-  });
-}
-
-// The weighted mean of the values, transposed back.
-template <int C, typename Number>
-void finish(const Attention<Number>& a, const Tile& tile, int head) {
-  for (int c = 0; c < C; c++) {
-    const int here = std::min(W, tile.count - c * W);
-    const auto out = [&](int i) {
-      return a.out + tile.rows[c * W + i] * a.out_stride + head * a.width;
-    };
-    int d = 0;
-    for (; d + W <= a.width; d += W) {
-      Vec x[W];
-      for (int i = 0; i < W; i++) x[i] = load(tile.result + ((d + i) * C + c) * W) / tile.sum[c];
-      transpose(x);
-      for (int i = 0; i < here; i++) store(out(i) + d, x[i]);
-    }
-    for (; d < a.width; d++)
-      for (int i = 0; i < here; i++)
-        store(out(i) + d, tile.result[(d * C + c) * W + i] / tile.sum[c][i]);
-  }
-}
 
 // Focused linear attention (visattn_dense/attention/focused.py has the equation).
 template <typename Number>
@@ -365,77 +248,9 @@ void focused(const Focused<Number>& a, const int32_t* rows, const int32_t* start
   }
 }
 
-template <typename Number>
-void attention(const Attention<Number>& a, int64_t k_stride, int64_t v_stride,
-               const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
-               const int32_t* k_starts, const int32_t* routed, const float* absent, int groups,
-               int routes, int heads, int threads) {
-  const int dim = a.dim, width = a.width;
-  // More items than threads, each with some of its group's queries.
-  const int pairs = groups * heads;
-  const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> keys, values, weights(KEYS * 2 * W), vectors(TILES * 2 * W * (dim + width));
-    Tile tiles[TILES];
-    for (int t = 0; t < TILES; t++) {
-      tiles[t].queries = vectors.data() + t * 2 * W * (dim + width);
-      tiles[t].result = tiles[t].queries + 2 * W * dim;
-    }
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t item = 0; item < int64_t(pairs) * parts; item++) {
-      const int part = item % parts, group = item / parts % groups, head = item / parts / groups;
-      const int32_t* rows = q_rows + q_starts[group];
-      const int count = q_starts[group + 1] - q_starts[group];
-      const int size = (count + parts - 1) / parts, tile = (size + W - 1) / W * W;
-      const int from = part * tile, to = std::min(count, from + tile);
-      if (from >= to) continue;
-      int n = 0;
-      for (int i = 0; i < routes; i++) {
-        const int target = routed ? routed[int64_t(group) * routes + i] : group;
-        n += k_starts[target + 1] - k_starts[target];
-      }
-      keys.resize(int64_t(n) * dim);
-      values.resize(int64_t(n) * width);
-      float *key = keys.data(), *value = values.data();
-      for (int i = 0; i < routes; i++) {
-        const int target = routed ? routed[int64_t(group) * routes + i] : group;
-        for (int j = k_starts[target]; j < k_starts[target + 1]; j++) {
-          copy(key, a.k + k_rows[j] * k_stride + head * dim, dim);
-          copy(value, a.v + k_rows[j] * v_stride + head * width, width);
-          key += dim, value += width;
-        }
-      }
-      const float zeros = absent ? absent[group] : 0.f;
-      for (int i = from; i < to; i += TILES * 2 * W) {
-        const int used = std::min(TILES, (to - i + 2 * W - 1) / (2 * W));
-        for (int t = 0; t < used; t++) {
-          const int first = i + t * 2 * W;
-          tiles[t].rows = rows + first, tiles[t].count = std::min(2 * W, to - first);
-          of_vectors(tiles[t], [&](auto c) { begin<c()>(a, tiles[t], head, zeros); });
-        }
-        for (int j = 0; j < n; j += KEYS)
-          for (int t = 0; t < used; t++)
-            of_vectors(tiles[t], [&](auto c) {
-              add<c()>(a, tiles[t], keys.data() + int64_t(j) * dim,
-                       values.data() + int64_t(j) * width, std::min(KEYS, n - j), weights.data());
-            });
-        for (int t = 0; t < used; t++)
-          of_vectors(tiles[t], [&](auto c) { finish<c()>(a, tiles[t], head); });
-      }
-    }
-  }
-}
-
-// Calls f with a number of the maps' format.
-template <typename F>
-auto in_format(int bfloat16, F&& f) {
-  return bfloat16 ? f(Bfloat16{}) : f(float{});
-}
-
 }  // namespace
 
-// `bfloat16` says in which format q, k, v, x and out are: 0 float32, 1 bfloat16.
+// `bfloat16` says in which format q, k, v, x and out are; see in_format.
 extern "C" {
 
 void visattn_focused(const void* q, const void* k, const void* v, void* out, int64_t q_stride,
@@ -472,22 +287,6 @@ int visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_st
       case 5: return run(std::integral_constant<int, 5>{});
       default: return 1;
     }
-  });
-}
-
-void visattn_attention(const void* q, const void* k, const void* v, void* out, int64_t q_stride,
-                       int64_t k_stride, int64_t v_stride, int64_t out_stride,
-                       const int32_t* q_rows, const int32_t* q_starts, const int32_t* k_rows,
-                       const int32_t* k_starts, const int32_t* routed, const float* absent,
-                       int groups, int routes, int heads, int dim, int width, float scale,
-                       int bfloat16, int threads) {
-  in_format(bfloat16, [&](auto zero) {
-    using Number = decltype(zero);
-    attention(Attention<Number>{static_cast<const Number*>(q), static_cast<const Number*>(k),
-                                static_cast<const Number*>(v), static_cast<Number*>(out), q_stride,
-                                out_stride, dim, width, scale},
-              k_stride, v_stride, q_rows, q_starts, k_rows, k_starts, routed, absent, groups,
-              routes, heads, threads);
   });
 }
 

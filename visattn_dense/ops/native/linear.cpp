@@ -25,6 +25,16 @@ constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a t
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
 constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
+// Rows of numbers as tiles: SIDE rows at a time, `steps` tiles of DEPTH inputs and of all parts.
+struct Tiles {
+  const Line* lines;
+  int steps;
+
+  const Line* at(int row, int step) const {
+    return lines + (int64_t(row / SIDE) * steps + step) * STEP<PARTS>;
+  }
+};
+
 // `packed`: the panels, then the bias, all outputs padded to whole vectors. In tiles, a row of a tile
 // has two inputs of SIDE outputs, and a panel is one or two vectors of outputs.
 struct Layer {
@@ -42,13 +52,11 @@ struct Layer {
   Tiles weights() const { return {reinterpret_cast<const Line*>(packed), steps_of(inputs)}; }
   // How many floats the panels are.
   int64_t size() const {
-    return tiles ? int64_t(vectors()) * steps_of(inputs) * STEP * (sizeof(Line) / sizeof(float))
+    return tiles ? int64_t(vectors()) * steps_of(inputs) * STEP<PARTS> * (sizeof(Line) / sizeof(float))
                  : int64_t(inputs) * vectors() * W;
   }
   const float* bias() const { return packed + size(); }
 };
-
-alignas(64) constexpr float zeros[BOTH] = {};
 
 // Rows of numbers, as they are or, for a layer in tiles, as tiles.
 struct Rows {
@@ -58,6 +66,17 @@ struct Rows {
   Tiles tiles;
 };
 
+// Rows of n numbers as tiles, with zeros behind them. What is in the rest of the last tile stays there.
+void split_rows(const float* x, int64_t pitch, int rows, int n, Line* to) {
+  const int steps = steps_of(n);
+  for (int r = 0; r < rows; r++) {
+    const float* row = x + r * pitch;
+    Line* line = to + int64_t(r / SIDE) * steps * STEP<PARTS> + r % SIDE;
+    for (int k = 0; k < n; k += DEPTH, line += STEP<PARTS>)
+      split(some(row + k, n - k), some(row + k + W, n - k - W), line);
+  }
+}
+
 // What a thread needs for layers in tiles: its registers, and places for `count` rows of n numbers.
 struct Splitter {
   Registers registers;
@@ -65,11 +84,11 @@ struct Splitter {
 
   Splitter(bool use, int count, int n)
       : registers(use),
-        lines(use ? new Line[int64_t(count + SIDE - 1) / SIDE * steps_of(n) * STEP] : nullptr) {}
+        lines(use ? new Line[int64_t(count + SIDE - 1) / SIDE * steps_of(n) * STEP<PARTS>] : nullptr) {}
 
   // Rows of n numbers in the form that the layer takes.
   Rows operator()(const float* x, int64_t pitch, int count, int n) const {
-    if (lines) split(x, pitch, count, n, lines.get());
+    if (lines) split_rows(x, pitch, count, n, lines.get());
     return {count, x, pitch, {lines.get(), steps_of(n)}};
   }
 };
@@ -233,22 +252,20 @@ struct Place {
 // Products of rows and of a layer in tiles, for the panels [from, to) and the inputs from k on. Calls
 // f(p, i, sums) with the sums of row i and panel p. Where the block of BOTH rows from row i on has
 // its place in memory, place(p, i, count) gives this place, and f is not called.
-template <typename P, typename F>
-void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, bool bias, P&& place,
+template <typename At, typename F>
+void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, bool bias, At&& place,
               F&& f) {
   alignas(64) float sums[2][BOTH * BOTH];
   const Tiles weights = layer.weights();
   const int steps = rows.tiles.steps;
   // The block whose sums are given to f while the next product is computed.
   struct {
-    int panel, row, count, done, share;
+    int panel, row;
     const float* sums;
   } last{};
-  const auto give = [&](int count) __attribute__((noinline)) {
-    for (const int end = std::min(last.count, last.done + count); last.done < end; last.done++)
-      f(last.panel, last.row + last.done, last.sums + last.done * BOTH);
-  };
-  const auto meanwhile = [&] { give(last.share); };
+  Spread give{0, PRODUCTS<PARTS> * steps};
+  const auto one = [&](int r) { f(last.panel, last.row + r, last.sums + r * BOTH); };
+  const auto meanwhile = [&]() __attribute__((noinline)) { give.next(one); };
   for (int p = from, block = 0; p < to; p++) {
     const int first = layer.first(p) * W;
     const Line *left = weights.at(first, k / DEPTH), *right = weights.at(first + W, k / DEPTH);
@@ -257,13 +274,8 @@ void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, boo
       const int count = std::min(BOTH, rows.count - i);
       const Line *a = rows.tiles.at(i, 0), *below = rows.tiles.at(i + SIDE, 0);
       const auto run = [&](const float* start, int64_t start_stride, float* to, int64_t stride) {
-        const auto sized = [&](auto r, auto c) {
-          product<r(), c()>(a, below, left, right, steps, start, start_stride, to, stride, meanwhile);
-        };
-        constexpr std::integral_constant<int, 1> one;
-        constexpr std::integral_constant<int, 2> two;
-        if (count > SIDE) both ? sized(two, two) : sized(two, one);
-        else both ? sized(one, two) : sized(one, one);
+        tile_product<PARTS>(count > SIDE, both, a, below, left, right, steps, start, start_stride, to, stride,
+                   meanwhile);
       };
       if (const auto [start, start_stride, to, stride] = place(p, i, count); to) {
         for (int r = 0; r < count; r++)
@@ -271,12 +283,13 @@ void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, boo
         run(start, start_stride, to, stride);
         continue;
       }
-      run(bias ? layer.bias() + first : zeros, 0, sums[block], BOTH);
-      give(BOTH);
-      last = {p, i, count, 0, (count - 1) / (6 * steps) + 1, sums[block]};
+      run(bias ? layer.bias() + first : ZEROS, 0, sums[block], BOTH);
+      give.rest(one);
+      last = {p, i, sums[block]};
+      give = {count, PRODUCTS<PARTS> * steps};
     }
   }
-  give(BOTH);
+  give.rest(one);
 }
 
 // out = act(a W^T + bias + addend), for the panels [from, to) and n inputs from k on of a layer.
@@ -291,7 +304,7 @@ void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int
         if (kind != kNone || (bias && addend.x) || count % SIDE || end > layer.outputs) return {};
         float* to = out + i * stride + column(p);
         if (addend.x) return {addend.x + i * addend.stride + column(p), addend.stride, to, stride};
-        return {bias ? layer.bias() + first : zeros, 0, to, stride};
+        return {bias ? layer.bias() + first : ZEROS, 0, to, stride};
       };
       in_tiles(rows, layer, from, to, k, bias, place, [&](int p, int i, const float* sums) {
         const int columns = std::min(BOTH, layer.outputs - layer.first(p) * W);
@@ -444,7 +457,7 @@ void split_product(const Rows& rows, const Layer& layer, int from, int to, Activ
     in_tiles(rows, layer, from, to, 0, true, place, [&](int p, int i, const float* sums) {
       const bool both = layer.first(p + 1) - layer.first(p) > 1;
       const int64_t step = int64_t(i / SIDE) * (to - from) + p - from;
-      split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, lines + step * STEP + i % SIDE);
+      split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, lines + step * STEP<PARTS> + i % SIDE);
     });
   });
 }
@@ -621,11 +634,11 @@ void visattn_reorder(const float* weight, const float* bias, int inputs, int out
       for (int k = 0; k < steps_of(inputs) * DEPTH; k++) {
         float rest = at(c, k);
         Line* line = reinterpret_cast<Line*>(packed)
-                     + (layer.weights().at(c, k / DEPTH) - layer.weights().lines) + k % DEPTH / 2;
+                     + (layer.weights().at(c, k / DEPTH) - layer.weights().lines) + k % SIDE;
         for (int part = 0; part < PARTS; part++, line += SIDE) {
           Bfloat16 nearest;
           store(&nearest, rest);
-          line->number[c % SIDE * 2 + k % 2] = nearest.bits;
+          line->number[c % SIDE * 2 + k % DEPTH / SIDE] = nearest.bits;
           rest -= load<float>(&nearest);
         }
       }

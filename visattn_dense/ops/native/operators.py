@@ -21,7 +21,7 @@ from .build import why_not as why_no_kernels
 ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
 """The activations of linear layers. `depthwise` applies the first three."""
 
-_DTYPES = torch.float32, torch.bfloat16     # by their numbers in kernels.cpp
+_DTYPES = torch.float32, torch.bfloat16     # by their numbers in vectors.h
 # A layer of fewer weights than this is faster as vectors: it gives too few products for each number
 # that is split.
 _LEAST_IN_TILES = 12_000
@@ -257,7 +257,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_star
         *map(_pointer, tensors), *(t.stride(0) for t in tensors),
         *map(_pointer, (q_rows, q_starts, k_rows, k_starts, routed, absent)), groups,
         1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
-        v.shape[-1] // heads, scale, _DTYPES.index(q.dtype), torch.get_num_threads())
+        v.shape[-1] // heads, scale, _DTYPES.index(q.dtype), tiles(), torch.get_num_threads())
 
 
 @torch.library.custom_op('visattn::focused_attention', mutates_args={'out'}, device_types='cpu')

@@ -20,27 +20,37 @@
 
 namespace {
 
-constexpr int SIDE = 16;     // rows of a tile of numbers; rows and columns of a tile of sums
-constexpr int DEPTH = 32;    // inputs of a tile of numbers
-constexpr int PARTS = 3;     // of a number
-constexpr int STEP = PARTS * SIDE;  // rows of the tiles of all parts, one after another
-constexpr int BOTH = 2 * SIDE;      // rows, and columns, of a block of four tiles of sums
+constexpr int SIDE = 16;         // rows of a tile of numbers; rows and columns of a tile of sums
+constexpr int BOTH = 2 * SIDE;   // rows, and columns, of a block of four tiles of sums
+constexpr int DEPTH = 32;        // inputs of a tile of numbers
+constexpr int PARTS = 3;         // of a float32; a bfloat16 is one part
+
+// Rows of the tiles of all parts, one after another: a step of a product.
+template <int P>
+constexpr int STEP = P * SIDE;
+
+alignas(64) constexpr float ZEROS[BOTH] = {};  // a start of sums, with distance 0
 
 inline int steps_of(int inputs) { return (inputs + DEPTH - 1) / DEPTH; }
+
+// Spreads a work of rows evenly over the products that it is done beside.
+struct Spread {
+  int rows, products, done = 0, due = 0;
+
+  // Calls f(row) for the rows of the next product.
+  template <typename F>
+  void next(F&& f) {
+    for (due += rows; due >= products && done < rows; due -= products) f(done++);
+  }
+  template <typename F>
+  void rest(F&& f) {
+    while (done < rows) f(done++);
+  }
+};
 
 // A row of a tile.
 struct alignas(64) Line {
   uint16_t number[DEPTH];
-};
-
-// Rows of numbers as tiles: SIDE rows at a time, `steps` tiles of DEPTH inputs and of all parts.
-struct Tiles {
-  const Line* lines;
-  int steps;
-
-  const Line* at(int row, int step) const {
-    return lines + (int64_t(row / SIDE) * steps + step) * STEP;
-  }
 };
 
 #if VISATTN_TILES
@@ -67,16 +77,18 @@ struct Registers {
   Registers(const Registers&) = delete;
 };
 
-// The parts of 32 neighbouring numbers of a row, from the largest on.
-inline void split(Vec low, Vec high, Line* to) {
-  Words upper_halves;
-  UNROLL for (int i = 0; i < W; i++)
-    upper_halves[i] = (4 * i % 32 + 1 + i / 8 * 32) | (4 * i % 32 + 3 + i / 8 * 32) << 16;
-  UNROLL for (int part = 0; part < PARTS; part++) {
-    _mm512_store_si512(to + part * SIDE,
-                       _mm512_permutex2var_epi16((__m512i)low, (__m512i)upper_halves, (__m512i)high));
-    low -= (Vec)((Words)low & 0xffff0000u);
-    high -= (Vec)((Words)high & 0xffff0000u);
+// The parts of two vectors, from the largest on: a line of a tile for each, with the numbers of the
+// two in turn. In a row of 32 numbers, place 2 i holds number i and place 2 i + 1 number i + 16. So row
+// i of a right operand holds rows i and i + 16 of the matrix: the sum runs over the same pairs.
+template <int P = PARTS>
+inline void split(Vec even, Vec odd, Line* to) {
+  constexpr uint32_t upper = 0xffff0000u;  // the bits of a float that are its first part
+  Words low = (Words)even, high = (Words)odd;
+  if (P == 1) low += 0x8000u, high += 0x8000u;  // to the nearest
+  UNROLL for (int part = 0; part < P; part++) {
+    const Words first = low & upper, second = high & upper;
+    _mm512_store_si512(to + part * SIDE, (__m512i)(low >> 16 | second));
+    low = (Words)((Vec)low - (Vec)first), high = (Words)((Vec)high - (Vec)second);
   }
 }
 
@@ -86,21 +98,16 @@ inline Vec some(const float* x, int n) {
   return (Vec)_mm512_maskz_loadu_ps(mask, x);
 }
 
-// Rows of n numbers as tiles, with zeros behind them. What is in the rest of the last tile stays there.
-void split(const float* x, int64_t pitch, int rows, int n, Line* to) {
-  const int steps = steps_of(n);
-  for (int r = 0; r < rows; r++) {
-    const float* row = x + r * pitch;
-    Line* line = to + int64_t(r / SIDE) * steps * STEP + r % SIDE;
-    for (int k = 0; k < n; k += DEPTH, line += STEP)
-      split(some(row + k, n - k), some(row + k + W, n - k - W), line);
-  }
+inline Vec some(const Bfloat16* x, int n) {
+  const int mask = n >= W ? 0xffff : n > 0 ? (1 << n) - 1 : 0;
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16);
 }
 
 // to = start + a b^T over some steps, for R x C tiles of sums: registers 0 to 3, row by row. Calls
-// meanwhile() six times a step: the tile registers and the vectors work at the same time.
-template <int R, int C, typename F>
-inline void product(const Line* a0, const Line* a1, const Line* b0, const Line* b1, int steps,
+// meanwhile() once for each of the PRODUCTS of a step: the tile registers and the vectors work at
+// the same time.
+template <int R, int C, int P, typename F>
+inline void tile_product_of(const Line* a0, const Line* a1, const Line* b0, const Line* b1, int steps,
                     const float* start, int64_t start_stride, float* to, int64_t stride,
                     F&& meanwhile) {
   constexpr int pitch = sizeof(Line), number = sizeof(float);
@@ -125,14 +132,17 @@ inline void product(const Line* a0, const Line* a1, const Line* b0, const Line* 
     meanwhile();
   };
   for (int step = 0; step < steps; step++) {
-    // In this order only one of the two changes from product to product.
-    load_a(2), load_b(0), multiply();
-    load_a(1), multiply();
-    load_b(1), multiply();
-    load_a(0), multiply();
-    load_b(0), multiply();
-    load_b(2), multiply();
-    a0 += STEP, a1 += STEP, b0 += STEP, b1 += STEP;
+    if (P == 1) {
+      load_a(0), load_b(0), multiply();
+    } else {  // in this order only one of the two changes from product to product
+      load_a(2), load_b(0), multiply();
+      load_a(1), multiply();
+      load_b(1), multiply();
+      load_a(0), multiply();
+      load_b(0), multiply();
+      load_b(2), multiply();
+    }
+    a0 += STEP<P>, a1 += STEP<P>, b0 += STEP<P>, b1 += STEP<P>;
   }
   float* below = to + SIDE * stride;
   _tile_stored(0, to, stride * number);
@@ -141,17 +151,37 @@ inline void product(const Line* a0, const Line* a1, const Line* b0, const Line* 
   if (R > 1 && C > 1) _tile_stored(3, below + SIDE, stride * number);
 }
 
+template <int P>
+constexpr int PRODUCTS = P == 1 ? 1 : 6;
+
+// The same with one or two tiles of rows, and one or two tiles of columns.
+template <int P, typename F>
+inline void tile_product(bool two_rows, bool two_columns, const Line* a0, const Line* a1, const Line* b0,
+                    const Line* b1, int steps, const float* start, int64_t start_stride, float* to,
+                    int64_t stride, F&& meanwhile) {
+  const auto sized = [&](auto r, auto c) {
+    tile_product_of<r(), c(), P>(a0, a1, b0, b1, steps, start, start_stride, to, stride, meanwhile);
+  };
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  if (two_rows) two_columns ? sized(two, two) : sized(two, one);
+  else two_columns ? sized(one, two) : sized(one, one);
+}
+
 #else
 
 inline bool may_use_tiles() { return false; }
 struct Registers {
   explicit Registers(bool) {}
 };
+template <int P = PARTS>
 inline void split(Vec, Vec, Line*) {}
-inline void split(const float*, int64_t, int, int, Line*) {}
-template <int R, int C, typename F>
-inline void product(const Line*, const Line*, const Line*, const Line*, int, const float*, int64_t,
-                    float*, int64_t, F&&) {}
+inline Vec some(const float*, int) { return Vec{}; }
+template <int P>
+constexpr int PRODUCTS = 1;
+template <int P, typename F>
+inline void tile_product(bool, bool, const Line*, const Line*, const Line*, const Line*, int,
+                    const float*, int64_t, float*, int64_t, F&&) {}
 
 #endif
 

@@ -206,4 +206,10 @@ inline Vec activate(Vec x, Activation kind) {
 
 inline float activate(float x, Activation kind) { return activate(splat(x), kind)[0]; }
 
+// Calls f with a number of the maps' format: 0 float32, 1 bfloat16.
+template <typename F>
+auto in_format(int bfloat16, F&& f) {
+  return bfloat16 ? f(Bfloat16{}) : f(float{});
+}
+
 }  // namespace

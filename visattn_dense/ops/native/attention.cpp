@@ -1,0 +1,429 @@
+// Softmax attention between groups of tokens, of NHWC maps in float32 or bfloat16: compiled and
+// called as kernels.cpp is. All sums are in float32.
+//
+// The keys of a group are taken some at a time, and the softmax is that of the keys so far (Milakov
+// and Gimelshein, 2018, algorithm 3).
+
+#include "tiles.h"
+
+#include <memory>
+
+namespace {
+
+// Which rows attend to which rows; see Groups in operators.py.
+struct Groups {
+  const int32_t *q_rows, *q_starts, *k_rows, *k_starts, *routed;
+  const float* absent;
+  int groups, routes;
+};
+
+// Some queries of one head, and all their keys.
+struct Item {
+  int head, count, keys;
+  const int32_t *rows, *key_rows;
+  float absent;
+};
+
+// Calls f(item) for all queries and heads, each thread with an f of its own that make() gives.
+// `together`: an item has a multiple of so many queries, but the last of a group.
+template <typename Make>
+void each_item(const Groups& a, int heads, int together, int threads, Make&& make) {
+  // More items than threads, each with some of its group's queries.
+  const int pairs = a.groups * heads;
+  const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int32_t> key_rows;
+    auto f = make();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < int64_t(pairs) * parts; i++) {
+      const int part = i % parts, group = i / parts % a.groups, head = i / parts / a.groups;
+      const int count = a.q_starts[group + 1] - a.q_starts[group];
+      const int size = ((count + parts - 1) / parts + together - 1) / together * together;
+      const int from = part * size, to = std::min(count, from + size);
+      if (from >= to) continue;
+      key_rows.clear();
+      for (int r = 0; r < a.routes; r++) {
+        const int target = a.routed ? a.routed[int64_t(group) * a.routes + r] : group;
+        key_rows.insert(key_rows.end(), a.k_rows + a.k_starts[target],
+                        a.k_rows + a.k_starts[target + 1]);
+      }
+      f(Item{head, to - from, int(key_rows.size()), a.q_rows + a.q_starts[group] + from,
+             key_rows.data(), a.absent ? a.absent[group] : 0.f});
+    }
+  }
+}
+
+template <typename Number>
+struct Attention {
+  const Number *q, *k, *v;
+  Number* out;
+  int64_t q_stride, k_stride, v_stride, out_stride;
+  int dim, width;
+  float scale;
+
+  const Number* query(int row, int head) const { return q + row * q_stride + head * dim; }
+  const Number* key(int row, int head) const { return k + row * k_stride + head * dim; }
+  const Number* value(int row, int head) const { return v + row * v_stride + head * width; }
+  Number* result(int row, int head) const { return out + row * out_stride + head * width; }
+  // Logits to base 2.
+  float factor() const { return scale * 1.44269504088896f; }
+};
+
+// As vectors: a vector holds the same number of W neighbouring queries, so the softmax runs down a
+// column and needs no sum across a vector, and the entries of k and v are taken one at a time, not
+// transposed.
+
+// A tile of queries meets KEYS keys at a time, and TILES tiles meet the same keys: so keys, values,
+// weights and tiles stay in the cache.
+constexpr int KEYS = 256, TILES = 16;
+
+// One or two vectors of queries, and what the keys so far give.
+struct Tile {
+  const int32_t* rows;
+  int count;
+  float *queries, *result;  // transposed: dim and width rows of the vectors
+  Vec top[2], sum[2];       // the largest logit; the sum of the weights
+};
+
+// Calls f(C) with the number of vectors of the tile, a constant to the compiler.
+template <typename F>
+inline void of_vectors(const Tile& tile, F&& f) {
+  if (tile.count > W) f(std::integral_constant<int, 2>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
+template <int C, typename Number>
+void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
+  const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
+  for (int c = 0; c < C; c++) tile.top[c] = splat(none), tile.sum[c] = splat(absent);
+  std::fill(tile.result, tile.result + a.width * C * W, 0.f);
+  const float factor = a.factor();
+  for (int c = 0; c < C; c++) {
+    const Number* source[W];
+    for (int i = 0; i < W; i++)
+      source[i] = a.query(tile.rows[std::min(c * W + i, tile.count - 1)], head);
+    int d = 0;
+    for (; d + W <= a.dim; d += W) {
+      Vec x[W];
+      for (int i = 0; i < W; i++) x[i] = load(source[i] + d) * factor;
+      transpose(x);
+      for (int i = 0; i < W; i++) store(tile.queries + ((d + i) * C + c) * W, x[i]);
+    }
+    for (; d < a.dim; d++)
+      for (int i = 0; i < W; i++)
+        tile.queries[(d * C + c) * W + i] = load<float>(source[i] + d) * factor;
+  }
+}
+
+// n keys more, at most KEYS. `weights` has n rows of C vectors.
+template <int C, typename Number>
+void add(const Attention<Number>& a, Tile& tile, const float* keys, const float* values, int n,
+         float* weights) {
+  Vec top[C], shrink[C], sum[C];
+  for (int c = 0; c < C; c++) top[c] = tile.top[c];
+  in_blocks<C == 1 ? 2 * ROWS : ROWS>(n, [&](int j, auto size) {
+    constexpr int R = decltype(size)::value;
+    Vec acc[R][C];
+    product<R, C>(keys + j * a.dim, a.dim, 1, tile.queries, a.dim, acc);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) {
+        top[c] = max(top[c], acc[r][c]);
+        store(weights + ((j + r) * C + c) * W, acc[r][c]);
+      }
+  });
+  for (int c = 0; c < C; c++) {
+    shrink[c] = exp2(tile.top[c] - top[c]);
+    sum[c] = tile.sum[c] * shrink[c];
+  }
+  for (int j = 0; j < n; j++)
+    for (int c = 0; c < C; c++) {
+      float* weight = weights + (j * C + c) * W;
+      const Vec e = exp2(load(weight) - top[c]);
+      sum[c] += e;
+      store(weight, e);
+    }
+  for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
+  in_blocks<C == 1 ? 2 * ROWS : ROWS>(a.width, [&](int d, auto size) {
+    constexpr int R = decltype(size)::value;
+    Vec acc[R][C];
+    product<R, C>(values + d, 1, a.width, weights, n, acc);
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) {
+        float* value = tile.result + ((d + r) * C + c) * W;
+        store(value, load(value) * shrink[c] + acc[r][c]);
+      }
+  });
+}
+
+// The weighted mean of the values, transposed back.
+template <int C, typename Number>
+void finish(const Attention<Number>& a, const Tile& tile, int head) {
+  for (int c = 0; c < C; c++) {
+    const int here = std::min(W, tile.count - c * W);
+    const auto out = [&](int i) { return a.result(tile.rows[c * W + i], head); };
+    int d = 0;
+    for (; d + W <= a.width; d += W) {
+      Vec x[W];
+      for (int i = 0; i < W; i++) x[i] = load(tile.result + ((d + i) * C + c) * W) / tile.sum[c];
+      transpose(x);
+      for (int i = 0; i < here; i++) store(out(i) + d, x[i]);
+    }
+    for (; d < a.width; d++)
+      for (int i = 0; i < here; i++)
+        store(out(i) + d, tile.result[(d * C + c) * W + i] / tile.sum[c][i]);
+  }
+}
+
+template <typename Number>
+struct InVectors {
+  const Attention<Number>& a;
+  std::vector<float> keys, values, weights, vectors;
+  Tile tiles[TILES];
+
+  explicit InVectors(const Attention<Number>& a)
+      : a(a), weights(KEYS * 2 * W), vectors(TILES * 2 * W * (a.dim + a.width)) {
+    for (int t = 0; t < TILES; t++) {
+      tiles[t].queries = vectors.data() + t * 2 * W * (a.dim + a.width);
+      tiles[t].result = tiles[t].queries + 2 * W * a.dim;
+    }
+  }
+  InVectors(const InVectors&) = delete;
+
+  void operator()(const Item& item) {
+    keys.resize(int64_t(item.keys) * a.dim);
+    values.resize(int64_t(item.keys) * a.width);
+    for (int64_t j = 0; j < item.keys; j++) {
+      copy(keys.data() + j * a.dim, a.key(item.key_rows[j], item.head), a.dim);
+      copy(values.data() + j * a.width, a.value(item.key_rows[j], item.head), a.width);
+    }
+    for (int i = 0; i < item.count; i += TILES * 2 * W) {
+      const int used = std::min(TILES, (item.count - i + 2 * W - 1) / (2 * W));
+      for (int t = 0; t < used; t++) {
+        const int first = i + t * 2 * W;
+        tiles[t].rows = item.rows + first, tiles[t].count = std::min(2 * W, item.count - first);
+        of_vectors(tiles[t], [&](auto c) { begin<c()>(a, tiles[t], item.head, item.absent); });
+      }
+      for (int j = 0; j < item.keys; j += KEYS)
+        for (int t = 0; t < used; t++)
+          of_vectors(tiles[t], [&](auto c) {
+            add<c()>(a, tiles[t], keys.data() + int64_t(j) * a.dim,
+                     values.data() + int64_t(j) * a.width, std::min(KEYS, item.keys - j),
+                     weights.data());
+          });
+      for (int t = 0; t < used; t++)
+        of_vectors(tiles[t], [&](auto c) { finish<c()>(a, tiles[t], item.head); });
+    }
+  }
+};
+
+// In the tile registers, for bfloat16: rows of queries by columns of keys give rows of logits, whose
+// weights are the left operand of the product with the values. The weights are rounded to bfloat16.
+#if VISATTN_TILES
+
+constexpr int FEW = 128;        // keys at a time, at most eight vectors
+constexpr int ROUND = 512;      // queries at a time, in blocks of BOTH
+
+struct InTiles {
+  const Attention<Bfloat16>& a;
+  const Registers registers{true};
+  const int depth = steps_of(a.dim), width = (a.width + SIDE - 1) / SIDE * SIDE;
+  // Queries: tiles of rows. Keys: SIDE of them, numbers by pairs. Values: SIDE numbers of all keys,
+  // keys by pairs. Weights: two tiles of rows, of FEW keys. The last two in turn.
+  std::unique_ptr<Line[]> queries, keys, values, weights;
+  std::vector<float> logits, result, top, shrink, sum;
+  int most = 0;                 // keys for which there is room
+
+  explicit InTiles(const Attention<Bfloat16>& a)
+      : a(a), queries(new Line[ROUND * depth]), weights(new Line[2 * BOTH * FEW / DEPTH]),
+        logits(2 * BOTH * FEW), result(ROUND * width), top(ROUND), shrink(2 * BOTH),
+        sum(ROUND * W) {}
+  InTiles(const InTiles&) = delete;
+
+  void operator()(const Item& item) {
+    if (item.keys > most) {
+      most = item.keys;
+      keys.reset(new Line[int64_t(steps_of(most)) * BOTH * depth]);
+      values.reset(new Line[int64_t(steps_of(most)) * width]);
+    }
+    prepare_keys(item);
+    prepare_values(item);
+    for (int i = 0; i < item.count; i += ROUND) {
+      Item some = item;
+      some.rows += i, some.count = std::min(ROUND, item.count - i);
+      round(some);
+    }
+  }
+
+  // The first n numbers of a row of a tile, then zeros.
+  static __m512i line(const Bfloat16* x, int n) {
+    return _mm512_maskz_loadu_epi16(n >= DEPTH ? ~0u : (1u << n) - 1, x);
+  }
+
+  void prepare_keys(const Item& item) {
+    for (int j = 0; j < steps_of(item.keys) * DEPTH; j += SIDE)
+      for (int d = 0; d < depth; d++) {
+        Vec pairs[W];
+        for (int i = 0; i < W; i++)
+          pairs[i] = j + i < item.keys ? (Vec)line(a.key(item.key_rows[j + i], item.head) + d * DEPTH,
+                                                   a.dim - d * DEPTH)
+                                       : Vec{};
+        transpose(pairs);
+        Line* to = keys.get() + (int64_t(j / SIDE) * depth + d) * SIDE;
+        for (int i = 0; i < W; i++) _mm512_store_si512(to + i, (__m512i)pairs[i]);
+      }
+  }
+
+  void prepare_values(const Item& item) {
+    const int steps = steps_of(item.keys);
+    for (int step = 0; step < steps; step++)
+      for (int i = 0; i < SIDE; i++)
+        for (int d = 0; d < width; d += SIDE) {
+          const auto value = [&](int j) {
+            return j < item.keys ? some(a.value(item.key_rows[j], item.head) + d, a.width - d)
+                                 : Vec{};
+          };
+          split<1>(value(step * DEPTH + i), value(step * DEPTH + SIDE + i),
+                   values.get() + (int64_t(d / SIDE) * steps + step) * SIDE + i);
+        }
+  }
+
+  // At most ROUND queries. A piece is a block of queries and FEW keys. While one piece is softened,
+  // the registers compute the logits of the next one and add the values of the one before.
+  void round(const Item& item) {
+    for (int r = 0; r < item.count; r++) {
+      Line* to = queries.get() + int64_t(r / SIDE) * depth * SIDE + r % SIDE;
+      for (int d = 0; d < depth; d++)
+        _mm512_store_si512(to + d * SIDE, line(a.query(item.rows[r], item.head) + d * DEPTH,
+                                               a.dim - d * DEPTH));
+      top[r] = item.absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
+      store(sum.data() + r * W, Vec{item.absent});
+    }
+    const int blocks = (item.count + BOTH - 1) / BOTH;
+    const int pieces = blocks * ((item.keys + FEW - 1) / FEW);
+    for (int i = 0; i < pieces + 2; i++) {
+      const auto piece = [&](int i) {
+        const int first = i / blocks * FEW, block = i % blocks * BOTH;
+        return Piece{i % 2, block, std::min(BOTH, item.count - block), first,
+                     std::min(FEW, item.keys - first)};
+      };
+      const bool soft = i >= 1 && i <= pieces;
+      const Piece before = piece(i - soft);
+      Spread rows{soft ? before.count : 0,
+                  (i < pieces) * FEW / DEPTH * depth + (i >= 2) * FEW / DEPTH * (width + SIDE) / BOTH};
+      const auto soften_next = [&](int r) { soften(before, r); };
+      const auto meanwhile = [&]() __attribute__((noinline)) { rows.next(soften_next); };
+      if (i < pieces) multiply_keys(piece(i), meanwhile);
+      if (i >= 2) multiply_values(piece(i - 2), steps_of(item.keys), meanwhile);
+      rows.rest(soften_next);
+    }
+    for (int r = 0; r < item.count; r++) {
+      const Vec inverse = splat(1 / total(load(sum.data() + r * W)));
+      Bfloat16* to = a.result(item.rows[r], item.head);
+      const float* from = result.data() + r * width;
+      in_lanes(a.width, [&](auto lane, int c) {
+        if constexpr (sizeof(lane) == sizeof(float)) store(to + c, from[c] * inverse[0]);
+        else store(to + c, load(from + c) * inverse);
+      });
+    }
+  }
+
+  // Some queries and keys: `count` queries from `block` on, n keys from `first` on. `turn` says which
+  // places of the logits and weights are the piece's.
+  struct Piece {
+    int turn, block, count, first, n;
+  };
+
+  template <typename F>
+  void multiply_keys(const Piece& piece, F&& meanwhile) {
+    const Line* query = queries.get() + int64_t(piece.block) * depth;
+    float* to = logits.data() + piece.turn * BOTH * FEW;
+    for (int j = 0; j < piece.n; j += BOTH) {
+      const Line* key = keys.get() + int64_t(piece.first + j) * depth;
+      tile_product<1>(piece.count > SIDE, true, query, query + SIDE * depth, key,
+                      key + SIDE * depth, depth, ZEROS, 0, to + j, FEW, meanwhile);
+    }
+  }
+
+  // The weights of a row, and the row's largest logit and sum of weights so far.
+  void soften(const Piece& piece, int r) {
+    float* row = logits.data() + (piece.turn * BOTH + r) * FEW;
+    std::fill(row + piece.n, row + steps_of(piece.n) * DEPTH,
+              -std::numeric_limits<float>::infinity());
+    Line* to = weights.get() + (piece.turn * BOTH + r / SIDE * SIDE) * FEW / DEPTH + r % SIDE;
+    float& less = shrink[piece.turn * BOTH + r];
+    switch (steps_of(piece.n)) {
+      case 1: return soften<2>(row, piece.block + r, less, to);
+      case 2: return soften<4>(row, piece.block + r, less, to);
+      case 3: return soften<6>(row, piece.block + r, less, to);
+      default: return soften<8>(row, piece.block + r, less, to);
+    }
+  }
+
+  // 2^x for x <= 0. The error of the cubic is 1e-4 of 2^x, a twentieth of bfloat16's.
+  static Vec rough_exp2(Vec x) {
+    const __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
+    const Vec f = x - (Vec)whole;
+    const Vec p = ((f * 5.5170980e-2f + .24260972f) * f + .69326097f) * f + .99992816f;
+    return (Vec)_mm512_scalef_ps((__m512)p, whole);
+  }
+
+  template <int N>
+  void soften(const float* row, int query, float& shrink, Line* to) {
+    Vec x[N], largest = splat(top[query]);
+    UNROLL for (int i = 0; i < N; i++) x[i] = load(row + i * W) * a.factor();
+    UNROLL for (int i = 0; i < N; i++) largest = (Vec)_mm512_max_ps((__m512)x[i], (__m512)largest);
+    const float most = _mm512_reduce_max_ps((__m512)largest);
+    shrink = exp2(splat(top[query] - most))[0];
+    Vec total = load(sum.data() + query * W) * shrink;
+    UNROLL for (int i = 0; i < N; i += 2, to += SIDE) {
+      const Vec low = rough_exp2(x[i] - most), high = rough_exp2(x[i + 1] - most);
+      total += low + high;
+      split<1>(low, high, to);
+    }
+    store(sum.data() + query * W, total);
+    top[query] = most;
+  }
+
+  template <typename F>
+  void multiply_values(const Piece& piece, int steps, F&& meanwhile) {
+    const Line* left = weights.get() + piece.turn * BOTH * FEW / DEPTH;
+    float* so_far = result.data() + piece.block * width;
+    if (piece.first)
+      for (int r = 0; r < piece.count; r++)
+        for (int c = 0; c < width; c += W) {
+          float* to = so_far + r * width + c;
+          store(to, load(to) * shrink[piece.turn * BOTH + r]);
+        }
+    for (int d = 0; d < width; d += BOTH) {
+      const Line* right = values.get() + int64_t(d) * steps + piece.first / DEPTH * SIDE;
+      tile_product<1>(piece.count > SIDE, width - d > SIDE, left, left + SIDE * FEW / DEPTH, right,
+                      right + SIDE * steps, steps_of(piece.n), piece.first ? so_far + d : ZEROS,
+                      piece.first ? width : 0, so_far + d, width, meanwhile);
+    }
+  }
+};
+
+#endif
+
+}  // namespace
+
+extern "C" void visattn_attention(
+    const void* q, const void* k, const void* v, void* out, int64_t q_stride, int64_t k_stride,
+    int64_t v_stride, int64_t out_stride, const int32_t* q_rows, const int32_t* q_starts,
+    const int32_t* k_rows, const int32_t* k_starts, const int32_t* routed, const float* absent,
+    int groups, int routes, int heads, int dim, int width, float scale, int bfloat16, int tiles,
+    int threads) {
+  const Groups all{q_rows, q_starts, k_rows, k_starts, routed, absent, groups, routes};
+  in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    const Attention<Number> a{
+        static_cast<const Number*>(q), static_cast<const Number*>(k), static_cast<const Number*>(v),
+        static_cast<Number*>(out), q_stride, k_stride, v_stride, out_stride, dim, width, scale};
+#if VISATTN_TILES
+    if constexpr (std::is_same_v<Number, Bfloat16>)
+      if (tiles) return each_item(all, heads, BOTH, threads, [&] { return InTiles(a); });
+#endif
+    each_item(all, heads, W, threads, [&] { return InVectors<Number>(a); });
+  });
+}
