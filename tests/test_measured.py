@@ -123,10 +123,10 @@ def test_layers_are_fused_where_this_is_faster(monkeypatch, choice):
     asked = []
 
     def fastest(what, names, calls):
-        if names != ['fused', 'apart']:
+        if names[-1] != 'apart':
             return names[0]
         asked.append([call() for call in calls])
-        return choice
+        return names[0 if choice == 'fused' else -1]
 
     monkeypatch.setattr(optimize, 'fastest', fastest)
     block = TransformerBlock(6, nn.Identity()).eval()
@@ -135,3 +135,22 @@ def test_layers_are_fused_where_this_is_faster(monkeypatch, choice):
     (fused, apart), = asked
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
     assert (type(block.mlp) is Mlp) == (choice == 'apart')
+
+
+@pytest.mark.skipif(not native.suits_tiles(160**2), reason='a processor with AMX is needed')
+def test_tiles_are_taken_where_this_is_faster(monkeypatch, caplog):
+    asked, x = [], torch.randn(3, 160)
+
+    def fastest(what, names, calls):
+        asked.extend(names)
+        return choice
+
+    monkeypatch.setattr(optimize, 'fastest', fastest)
+    for choice in ('NativeLinear in tiles', 'NativeLinear'):
+        layer = nn.Sequential(nn.Linear(160, 160)).eval()
+        with torch.no_grad(), caplog.at_level(logging.INFO, 'visattn_dense'):
+            expected = layer(x)
+            torch.testing.assert_close(optimize_for_inference(layer)(x), expected, rtol=1e-5,
+                                       atol=1e-5)
+        assert layer[0].form == choice and f'1 {choice}' in caplog.text
+    assert asked[:2] == ['NativeLinear in tiles', 'NativeLinear']

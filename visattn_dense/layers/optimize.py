@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,8 @@ def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Modu
         if cuda_graphs and isinstance(module, Replayable):
             module.forward = ReplayedForward(module, cuda_graphs)
     _pack(model)
-    taken = Counter(type(module).__name__ for module in model.modules()
+    taken = Counter(module.form if isinstance(module, Packed) else type(module).__name__
+                    for module in model.modules()
                     if isinstance(module, (Packed, nn.Linear, nn.Conv2d)))
     if any(isinstance(module, Packed) for module in model.modules()):
         logging.getLogger('visattn_dense').info(
@@ -107,7 +108,7 @@ def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Modu
 
 def _pack(parent: nn.Module) -> None:
     """Pack the layers below `parent`; then, where this is faster, several of them as one."""
-    fused = _fused(parent)                       # reads the plain weights
+    fused = _fused(parent)                       # finds the plain layers
     children = [(name, child) for name, child in parent.named_children()
                 if not isinstance(child, nn.Identity)]
     # Only in these parents is the next child known to take the output of the layer.
@@ -126,8 +127,39 @@ def _pack(parent: nn.Module) -> None:
         setattr(parent, name, packed)
         if activation != NO_ACTIVATION:
             setattr(parent, following[0], nn.Identity())
-    if fused and fastest(fused.what, ['fused', 'apart'], [fused.call, fused.apart]) == 'fused':
-        fused.install()
+    if fused and (packed := _fastest(fused.what, fused.forms, fused.call, ('apart', fused.apart))):
+        fused.install(packed)
+
+
+class _Form(NamedTuple):
+    """A form that a layer can have.
+
+    Attributes:
+        name: for `fastest`.
+        make: packs the weights.
+    """
+    name: str
+    make: Callable[[], Packed]
+
+
+def _native_forms(form: type[Packed], weights: int, *args: Any, **kwargs: Any) -> list[_Form]:
+    """The forms of a layer of so many weights by the kernels, in tiles first."""
+    forms = [_Form(form.__name__, lambda: form(*args, in_tiles=False, **kwargs))]
+    if native.suits_tiles(weights):
+        forms.insert(0, _Form(f'{form.__name__} in tiles', lambda: form(*args, **kwargs)))
+    return forms
+
+
+def _fastest(what: str, forms: Sequence[_Form], call: Callable[[Packed], Any],
+             plain: tuple[str, Callable[[], Any]]) -> Packed | None:
+    """The form that is the fastest on this machine; None if the plain layers are.
+
+    Weights are packed only for a form that is measured or taken.
+    """
+    makers = [functools.cache(form.make) for form in forms]
+    names = [*(form.name for form in forms), plain[0]]
+    name = fastest(what, names, [*(lambda make=make: call(make()) for make in makers), plain[1]])
+    return None if name == plain[0] else makers[names.index(name)]()
 
 
 class _Fused(NamedTuple):
@@ -135,14 +167,16 @@ class _Fused(NamedTuple):
 
     Attributes:
         what: the layers, for `fastest`.
+        forms: of the one layer.
         call: computes a sample with the one layer.
         apart: computes the sample with the layers of the model, as they are then.
         install: puts the layer in their place.
     """
     what: str
-    call: Callable[[], Tensor]
-    apart: Callable[[], Tensor]
-    install: Callable[[], None]
+    forms: list[_Form]
+    call: Callable[[Packed], Any]
+    apart: Callable[[], Any]
+    install: Callable[[Packed], None]
 
 
 def _fused(parent: nn.Module) -> _Fused | None:
@@ -158,60 +192,55 @@ def _fused(parent: nn.Module) -> _Fused | None:
                 or type(mlp) is not Mlp
                 or (activation := _activation(mlp.act)) == NO_ACTIVATION):
             return None
-        packed = NativeFeedForward(norm, mlp, activation)
+        forms = _native_forms(NativeFeedForward, mlp.fc1.weight.numel(), norm, mlp.fc1, mlp.fc2,
+                              activation)
         channels = norm.weight.numel()
         tokens = torch.full((1, _rows(channels), channels), .5)
 
-        def install() -> None:
+        def install(packed: Packed) -> None:
             parent.norm2, parent.mlp = nn.Identity(), packed
             parent.finish = packed.forward
 
-        return _Fused(f'{norm}, {mlp}', lambda: packed(tokens, tokens),
+        return _Fused(f'{norm}, {mlp}', forms, lambda packed: packed(tokens, tokens),
                       lambda: parent.finish(tokens, tokens, Handover()), install)
-    main, packed = parent.main, _fused_branch(parent.main, parent.shortcut)
-    if packed is None:
+    main, forms = parent.main, _fused_branch(parent.main, parent.shortcut)
+    if not forms:
         return None
     image = _image(next(layer for layer in main.modules() if isinstance(layer, nn.Conv2d)),
                    max(layer.stride[0] for layer in main.modules() if isinstance(layer, nn.Conv2d)))
 
-    def install() -> None:
+    def install(packed: Packed) -> None:
         parent.main, parent.shortcut = packed, False
 
     what = f'{main}, {parent.shortcut}'
-    return _Fused(what, lambda: packed(image), lambda: parent(image), install)
+    return _Fused(what, forms, lambda packed: packed(image), lambda: parent(image), install)
 
 
-def _fused_branch(branch: nn.Module, shortcut: bool) -> Packed | None:
-    """One layer in place of a mobile block, or None."""
+def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:
+    """The forms of one layer in place of a mobile block."""
     if type(branch) not in (FusedMBConv, MBConv):
-        return None
+        return []
     parts = list(branch.children())              # in the order of the class
     convs = [part.conv for part in parts]
     activations = [_activation(part.act) for part in parts[:-1]]
     if (any(type(part.norm) is not nn.Identity for part in parts) or len(set(activations)) > 1
             or type(parts[-1].act) is not nn.Identity
             or not _is_matrix_product(convs[0]) or not _is_pointwise(convs[-1])):
-        return None
+        return []
+    most = max(convs[0].weight.numel(), convs[-1].weight.numel())
     if type(branch) is FusedMBConv:
-        return NativeFusedMBConv(*convs, activations[0], shortcut=shortcut)
+        return _native_forms(NativeFusedMBConv, most, *convs, activations[0], shortcut=shortcut)
     expand, depth, project = convs
     if not (_is_pointwise(expand) and type(depth) is DepthwiseConv2d
             and depth.kernel_size == (3, 3) and depth.padding == depth.dilation == (1, 1)
             and depth.stride in ((1, 1), (2, 2)) and depth.padding_mode == 'zeros'):
-        return None
-    return NativeMBConv(expand, depth, project, activations[0], shortcut=shortcut)
+        return []
+    return _native_forms(NativeMBConv, most, *convs, activations[0], shortcut=shortcut)
 
 
 def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Activation,
-                  forms: Sequence[type[Packed]]) -> Packed | None:
-    """The packed form that is the fastest on this machine; None if the plain layer is.
-
-    Weights are packed only for a form that is measured or taken.
-    """
-    @functools.cache
-    def packed(form: type[Packed]) -> Packed:
-        return form(layer, activation)
-
+                  forms: Sequence[_Form]) -> Packed | None:
+    """The packed form that is the fastest on this machine; None if the plain layer is."""
     def plain(x: Tensor) -> Tensor:
         return layer(x) if following is None else following(layer(x))
 
@@ -224,10 +253,8 @@ def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Act
 
     # The text of a layer names everything that its time depends on, but activation and dtype.
     what = f'{layer}, {"".join(activation)}, {layer.weight.dtype}'
-    name = fastest(what, [*(form.__name__ for form in forms), 'plain'],
-                   [*(lambda form=form: packed(form)(sample()) for form in forms),
-                    lambda: plain(sample())])
-    return next((packed(form) for form in forms if form.__name__ == name), None)
+    return _fastest(what, forms, lambda packed: packed(sample()),
+                    ('plain', lambda: plain(sample())))
 
 
 def _rows(channels: int) -> int:
@@ -254,7 +281,7 @@ def _activation(module: nn.Module | None) -> Activation:
     return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), NO_ACTIVATION)
 
 
-def _packed_forms(layer: nn.Module, activation: Activation) -> list[type[Packed]]:
+def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
@@ -264,20 +291,26 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[type[Packed]
         return []
     if math.prod(weight.shape) == 0:
         return []
-    own = weight.dtype == torch.float32 and native.available()
+
+    def form(kind: type[Packed]) -> _Form:
+        return _Form(kind.__name__, lambda: kind(layer, activation))
+
+    def own(kind: type[Packed]) -> list[_Form]:
+        if weight.dtype != torch.float32 or not native.available():
+            return []
+        return _native_forms(kind, weight.numel(), layer, activation)
+
     if type(layer) is nn.Linear:
-        return [*([NativeLinear] if own else []), *([PackedLinear] if _has_onednn() else [])]
+        return [*own(NativeLinear), *([form(PackedLinear)] if _has_onednn() else [])]
     if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
-    forms: list[type[Packed]] = []
-    if own and _is_matrix_product(layer):
-        forms.append(NativeConv2d)
+    forms = own(NativeConv2d) if _is_matrix_product(layer) else []
     if _has_onednn():
         if _is_pointwise(layer):
-            forms.append(PackedPointwiseConv)
-        forms.append(PackedConv2d)
+            forms.append(form(PackedPointwiseConv))
+        forms.append(form(PackedConv2d))
     if _suits_the_operator(layer, activation):
-        forms.insert(0 if weight.dtype == torch.float32 else len(forms), PackedDepthwiseConv)
+        forms.insert(0 if weight.dtype == torch.float32 else len(forms), form(PackedDepthwiseConv))
     return forms
 
 

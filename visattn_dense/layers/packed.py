@@ -15,7 +15,6 @@ from visattn_dense.ops import native
 from visattn_dense.ops.depthwise import depthwise
 
 from .block import Handover
-from .mlp import Mlp
 
 Activation = tuple[str, str]
 """An activation: oneDNN's name, and oneDNN's name of the algorithm."""
@@ -33,6 +32,11 @@ class Packed(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.activation = activation
+
+    @property
+    def form(self) -> str:
+        """What the layer is, for people."""
+        return type(self).__name__
 
     def __deepcopy__(self, memo: dict) -> 'Packed':
         """The layer itself: a packed layer never changes, and packed tensors cannot be copied."""
@@ -134,67 +138,91 @@ def _native(activation: Activation) -> str:
     return 'gelu_tanh' if algorithm == 'tanh' else name
 
 
-class NativeLinear(Packed):
+class Native(Packed):
+    """A layer by the kernels, in float32.
+
+    Args:
+        layers: the matrix products that the layer consists of.
+        activation: see the layer.
+    """
+
+    def __init__(self, layers: list[native.Layer], activation: Activation) -> None:
+        super().__init__(torch.float32, activation)
+        self.layers = layers
+
+    @property
+    def form(self) -> str:
+        in_tiles = any(layer.in_tiles for layer in self.layers)
+        return super().form + (' in tiles' if in_tiles else '')
+
+
+class NativeLinear(Native):
     """act(x Wᵀ + b), in float32. For inference alone.
 
     Args:
         layer: the linear layer (or 1×1 convolution), on the CPU.
         activation: applied to the result.
+        in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d,
-                 activation: Activation = NO_ACTIVATION) -> None:
-        super().__init__(torch.float32, activation)
-        self.layer = native.Layer.of(layer.weight.flatten(1), layer.bias)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
+                 in_tiles: bool = True) -> None:
+        super().__init__([native.Layer.of(layer.weight.flatten(1), layer.bias, in_tiles=in_tiles)],
+                         activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features) float32."""
-        return native.linear(x.float(), self.layer, activation=_native(self.activation))
+        return native.linear(x.float(), *self.layers, activation=_native(self.activation))
 
 
-class NativeConv2d(Packed):
+class NativeConv2d(Native):
     """act(conv(x)), in float32: a linear layer of the patches. For inference alone.
 
     Args:
         layer: the convolution, with a square kernel, zero-padded, neither grouped nor dilated, on
             the CPU.
         activation: applied to the result.
+        in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
-        super().__init__(torch.float32, activation)
-        self.layer, self.patches = _convolution(layer)
+    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
+                 in_tiles: bool = True) -> None:
+        super().__init__([_convolution(layer, in_tiles)], activation)
+        self.patches = _patches(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
-        out = native.linear(x.float().permute(0, 2, 3, 1), self.layer, patches=self.patches,
+        out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
                             activation=_native(self.activation))
         return out.permute(0, 3, 1, 2)
 
 
-class NativeFeedForward(Packed):
+class NativeFeedForward(Native):
     """The second half of a transformer block, s + mlp(norm(s)) with s = x + update, in float32.
 
     For inference alone.
 
     Args:
-        norm, mlp: the norm and the MLP, on the CPU.
+        norm: the norm, on the CPU.
+        fc1, fc2: the linear layers of the MLP.
         activation: that of the MLP.
+        in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, norm: nn.LayerNorm, mlp: Mlp, activation: Activation) -> None:
-        super().__init__(torch.float32, activation)
-        self.eps = norm.eps
-        weight = mlp.fc1.weight.double()
+    def __init__(self, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, activation: Activation,
+                 *, in_tiles: bool = True) -> None:
+        weight = fc1.weight.double()
         bias = weight @ norm.bias.double()
-        self.first = native.Layer.of(weight * norm.weight.double(),
-                                     bias if mlp.fc1.bias is None else bias + mlp.fc1.bias)
-        self.second = native.Layer.of(mlp.fc2.weight, mlp.fc2.bias)
+        super().__init__([
+            native.Layer.of(weight * norm.weight.double(),
+                            bias if fc1.bias is None else bias + fc1.bias, in_tiles=in_tiles),
+            native.Layer.of(fc2.weight, fc2.bias, in_tiles=in_tiles)], activation)
+        self.eps = norm.eps
 
     def forward(self, x: Tensor, update: Tensor, handover: Handover | None = None) -> Tensor:
         """Two (..., C) to (..., C) float32; see `TransformerBlock.finish`."""
         following = handover.following if handover else None
-        out = native.chain(x.float(), self.first, self.second, update=update.float(),
+        out = native.chain(x.float(), *self.layers, update=update.float(),
                            epsilon=self.eps, activation=_native(self.activation),
                            following=None if following is None else
                            (following.weight, following.bias, following.eps))
@@ -204,7 +232,7 @@ class NativeFeedForward(Packed):
         return out
 
 
-class NativeFusedMBConv(Packed):
+class NativeFusedMBConv(Native):
     """A convolution, its activation and a 1×1 convolution, in float32; with a shortcut, plus x.
 
     For inference alone.
@@ -213,25 +241,24 @@ class NativeFusedMBConv(Packed):
         spatial, point: the convolutions; see `NativeConv2d`.
         activation: between the two.
         shortcut: whether x is added to the result.
+        in_tiles: see `native.Layer.of`.
     """
 
     def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: Activation, *,
-                 shortcut: bool) -> None:
-        super().__init__(torch.float32, activation)
-        self.first, self.patches = _convolution(spatial)
-        self.second = native.Layer.of(point.weight.flatten(1), point.bias)
-        self.shortcut = shortcut
+                 shortcut: bool, in_tiles: bool = True) -> None:
+        super().__init__([_convolution(conv, in_tiles) for conv in (spatial, point)], activation)
+        self.patches, self.shortcut = _patches(spatial), shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
         x = x.float().permute(0, 2, 3, 1)
-        out = native.chain(x, self.first, self.second, patches=self.patches,
+        out = native.chain(x, *self.layers, patches=self.patches,
                            addend=x if self.shortcut else None,
                            activation=_native(self.activation))
         return out.permute(0, 3, 1, 2)
 
 
-class NativeMBConv(Packed):
+class NativeMBConv(Native):
     """1×1 expansion, depthwise 3×3, 1×1 projection, in float32; with a shortcut, plus x.
 
     For inference alone.
@@ -240,13 +267,12 @@ class NativeMBConv(Packed):
         expand, depth, project: the convolutions, the second of stride 1 or 2, on the CPU.
         activation: after the first and after the second.
         shortcut: whether x is added to the result.
+        in_tiles: see `native.Layer.of`.
     """
 
     def __init__(self, expand: nn.Conv2d, depth: nn.Conv2d, project: nn.Conv2d,
-                 activation: Activation, *, shortcut: bool) -> None:
-        super().__init__(torch.float32, activation)
-        self.expand, _ = _convolution(expand)
-        self.project, _ = _convolution(project)
+                 activation: Activation, *, shortcut: bool, in_tiles: bool = True) -> None:
+        super().__init__([_convolution(conv, in_tiles) for conv in (expand, project)], activation)
         weight = depth.weight.detach().flatten(1).T
         bias = weight.new_zeros(weight.shape[1]) if depth.bias is None else depth.bias.detach()
         self.kernel = torch.cat([weight, bias[None]])
@@ -255,13 +281,17 @@ class NativeMBConv(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
         x = x.float().permute(0, 2, 3, 1)
-        out = native.mobile(x, self.expand, self.kernel, self.project, stride=self.stride,
+        expand, project = self.layers
+        out = native.mobile(x, expand, self.kernel, project, stride=self.stride,
                             addend=x if self.shortcut else None,
                             activation=_native(self.activation))
         return out.permute(0, 3, 1, 2)
 
 
-def _convolution(layer: nn.Conv2d) -> tuple[native.Layer, native.Patches]:
+def _convolution(layer: nn.Conv2d, in_tiles: bool) -> native.Layer:
     kernel = layer.weight.permute(0, 2, 3, 1).flatten(1)
-    patches = native.Patches(layer.kernel_size[0], layer.stride[0], layer.padding[0])
-    return native.Layer.of(kernel, layer.bias), patches
+    return native.Layer.of(kernel, layer.bias, in_tiles=in_tiles)
+
+
+def _patches(layer: nn.Conv2d) -> native.Patches:
+    return native.Patches(layer.kernel_size[0], layer.stride[0], layer.padding[0])

@@ -24,8 +24,9 @@ from .operators import (
     focused,
     linear,
     mobile,
+    suits_tiles,
     why_not,
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'linear', 'mobile', 'tiles', 'why_not']
+           'linear', 'mobile', 'suits_tiles', 'tiles', 'why_not']

@@ -20,9 +20,11 @@ constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
 #endif
 
 constexpr int PART = 8192 / (WIDE * W);  // inputs at a time: their part of a panel stays in the L1 cache
+constexpr int FEW = 64;       // rows
 constexpr int BLOCK = 128;    // rows that go through a chain at a time
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
+constexpr int SPLIT = 1 << 18;  // parts of numbers that stay in the cache
 constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
 // Rows of numbers as tiles: SIDE rows at a time, `steps` tiles of DEPTH inputs and of all parts.
@@ -206,6 +208,13 @@ void activate(float* x, int64_t stride, int rows, int n, Activation kind) {
   });
 }
 
+// The first row of a block, of `blocks` of about the same size. Layers in tiles take BOTH rows at a
+// time.
+inline int64_t first_row(int64_t rows, int block, int blocks, bool tiles) {
+  const int unit = tiles ? BOTH : 1;
+  return std::min(rows, (rows + unit - 1) / unit * block / blocks * unit);
+}
+
 // What is added to a product, beside the bias: rows of numbers, or nothing.
 struct Addend {
   const float* x;
@@ -249,15 +258,16 @@ struct Place {
   int64_t stride;
 };
 
-// Products of rows and of a layer in tiles, for the panels [from, to) and the inputs from k on. Calls
+// Products of n inputs, of rows from `step` on and of a layer in tiles from k on, for the panels
+// [from, to). Calls
 // f(p, i, sums) with the sums of row i and panel p. Where the block of BOTH rows from row i on has
 // its place in memory, place(p, i, count) gives this place, and f is not called.
 template <typename At, typename F>
-void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, bool bias, At&& place,
-              F&& f) {
+void in_tiles(const Rows& rows, int step, const Layer& layer, int from, int to, int k, int n,
+              bool bias, At&& place, F&& f) {
   alignas(64) float sums[2][BOTH * BOTH];
   const Tiles weights = layer.weights();
-  const int steps = rows.tiles.steps;
+  const int steps = steps_of(n);
   // The block whose sums are given to f while the next product is computed.
   struct {
     int panel, row;
@@ -272,10 +282,10 @@ void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, boo
     const bool both = layer.first(p + 1) * W > first + W;
     for (int i = 0; i < rows.count; i += BOTH, block ^= 1) {
       const int count = std::min(BOTH, rows.count - i);
-      const Line *a = rows.tiles.at(i, 0), *below = rows.tiles.at(i + SIDE, 0);
+      const Line *a = rows.tiles.at(i, step), *below = rows.tiles.at(i + SIDE, step);
       const auto run = [&](const float* start, int64_t start_stride, float* to, int64_t stride) {
-        tile_product<PARTS>(count > SIDE, both, a, below, left, right, steps, start, start_stride, to, stride,
-                   meanwhile);
+        tile_product<PARTS>(count > SIDE, both, a, below, left, right, steps, start, start_stride,
+                            to, stride, meanwhile);
       };
       if (const auto [start, start_stride, to, stride] = place(p, i, count); to) {
         for (int r = 0; r < count; r++)
@@ -292,30 +302,46 @@ void in_tiles(const Rows& rows, const Layer& layer, int from, int to, int k, boo
   give.rest(one);
 }
 
+// `multiply`, see below, of a layer in tiles and of rows from `step` on.
+void multiply_tiles(const Rows& rows, int step, const Layer& layer, int from, int to, int k, int n,
+                    bool bias, Addend addend, float* out, int64_t stride, Activation kind) {
+  const auto column = [&](int p) { return (layer.first(p) - layer.first(from)) * W; };
+  const auto place = [&](int p, int i, int count) -> Place {
+    const int first = layer.first(p) * W, end = layer.first(p + 1) * W;
+    if (kind != kNone || (bias && addend.x) || count % SIDE || end > layer.outputs) return {};
+    float* to = out + i * stride + column(p);
+    if (addend.x) return {addend.x + i * addend.stride + column(p), addend.stride, to, stride};
+    return {bias ? layer.bias() + first : ZEROS, 0, to, stride};
+  };
+  with(kind, [&](auto act) {
+    in_tiles(rows, step, layer, from, to, k, n, bias, place, [&](int p, int i, const float* sums) {
+      const int columns = std::min(BOTH, layer.outputs - layer.first(p) * W);
+      float* to = out + i * stride + column(p);
+      for (int c = 0; c < columns; c += W) {
+        Vec y = load(sums + c);
+        if (addend.x) y += get(addend.x + i * addend.stride + column(p) + c, columns - c);
+        put(to + c, act(y), columns - c);
+      }
+    });
+  });
+}
+
 // out = act(a W^T + bias + addend), for the panels [from, to) and n inputs from k on of a layer.
 // Column 0 of `out` and of `addend` is the first output of panel `from`.
 void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int n, bool bias,
               Addend addend, float* out, int64_t stride, Activation kind) {
+  if (layer.tiles) {
+    // So many inputs at a time that the tiles of all rows stay in the cache.
+    const int most = std::max(4, SPLIT / (rows.count * PARTS * DEPTH)), steps = steps_of(n);
+    const int times = (steps + most - 1) / most;
+    for (int i = 0; i < times; i++) {
+      const int step = steps * i / times, end = steps * (i + 1) / times;
+      multiply_tiles(rows, step, layer, from, to, k + step * DEPTH, (end - step) * DEPTH, bias && !i,
+                     i ? Addend{out, stride} : addend, out, stride, i + 1 == times ? kind : kNone);
+    }
+    return;
+  }
   const auto column = [&](int p) { return (layer.first(p) - layer.first(from)) * W; };
-  if (layer.tiles)
-    return with(kind, [&](auto act) {
-      const auto place = [&](int p, int i, int count) -> Place {
-        const int first = layer.first(p) * W, end = layer.first(p + 1) * W;
-        if (kind != kNone || (bias && addend.x) || count % SIDE || end > layer.outputs) return {};
-        float* to = out + i * stride + column(p);
-        if (addend.x) return {addend.x + i * addend.stride + column(p), addend.stride, to, stride};
-        return {bias ? layer.bias() + first : ZEROS, 0, to, stride};
-      };
-      in_tiles(rows, layer, from, to, k, bias, place, [&](int p, int i, const float* sums) {
-        const int columns = std::min(BOTH, layer.outputs - layer.first(p) * W);
-        float* to = out + i * stride + column(p);
-        for (int c = 0; c < columns; c += W) {
-          Vec y = load(sums + c);
-          if (addend.x) y += get(addend.x + i * addend.stride + column(p) + c, columns - c);
-          put(to + c, act(y), columns - c);
-        }
-      });
-    });
   for (int p = from; p < to; p++) {
     const int first = layer.first(p) * W;
     const int columns = std::min(layer.outputs, layer.first(p + 1) * W) - first;
@@ -408,8 +434,10 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
   const int most = layer.tiles || int64_t(inputs) * layer.outputs > CACHE ? 256 : 96;
-  const int blocks = (rows + most - 1) / most;
-  const int parts = std::min(layer.panels(), std::max(1, 4 * threads / blocks));
+  int blocks = (rows + most - 1) / most;
+  // Each part of a block in tiles splits the rows again: blocks of few rows are better.
+  if (layer.tiles) blocks = std::max<int64_t>(blocks, std::min<int64_t>(2 * threads, rows / FEW));
+  const int parts = std::min(layer.panels(), std::max(1, (layer.tiles ? 2 : 4) * threads / blocks));
   // Rows at such distances share few places of the cache: copied apart, they stay there.
   const bool gather = from.kernel || (!layer.tiles && inputs % 512 == 0 && layer.panels() > parts);
   // Of wide patches, some positions at a time. Tiles begin at a multiple of DEPTH inputs.
@@ -426,7 +454,9 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
 #pragma omp for schedule(dynamic, 1)
     for (int item = 0; item < blocks * parts; item++) {
       const int block = item / parts, part = item % parts;
-      const int64_t first = rows * block / blocks, last = rows * (block + 1) / blocks;
+      const int64_t first = first_row(rows, block, blocks, layer.tiles);
+      const int64_t last = first_row(rows, block + 1, blocks, layer.tiles);
+      if (first == last) continue;
       const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
       float* to = out + first * stride + column;
       Addend so_far{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
@@ -454,7 +484,7 @@ void split_product(const Rows& rows, const Layer& layer, int from, int to, Activ
                    Line* lines) {
   const auto place = [](int, int, int) { return Place{}; };
   with(kind, [&](auto act) {
-    in_tiles(rows, layer, from, to, 0, true, place, [&](int p, int i, const float* sums) {
+    in_tiles(rows, 0, layer, from, to, 0, layer.inputs, true, place, [&](int p, int i, const float* sums) {
       const bool both = layer.first(p + 1) - layer.first(p) > 1;
       const int64_t step = int64_t(i / SIDE) * (to - from) + p - from;
       split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, lines + step * STEP<PARTS> + i % SIDE);
@@ -483,7 +513,9 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
     const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
 #pragma omp for schedule(dynamic, 1)
     for (int block = 0; block < blocks; block++) {
-      const int64_t begin = rows * block / blocks, end = rows * (block + 1) / blocks;
+      const int64_t begin = first_row(rows, block, blocks, first.tiles);
+      const int64_t end = first_row(rows, block + 1, blocks, first.tiles);
+      if (begin == end) continue;
       float* to = out + begin * stride;
       for (int64_t i = begin; i < end; i++) {
         float* row = buffer.data() + (i - begin) * pitch;

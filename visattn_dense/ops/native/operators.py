@@ -62,13 +62,21 @@ class Layer(NamedTuple):
     inputs: int
     outputs: int
 
+    @property
+    def in_tiles(self) -> bool:
+        """Whether the products are computed in the tile registers of the processor."""
+        return _in_tiles(self.packed)
+
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> Layer:
-        """The layer of a weight (outputs, inputs) and a bias (outputs,). Needs the kernels."""
+    def of(cls, weight: Tensor, bias: Tensor | None, *, in_tiles: bool = True) -> Layer:
+        """The layer of a weight (outputs, inputs) and a bias (outputs,). Needs the kernels.
+
+        `in_tiles`: in tiles where the processor has tile registers and the layer suits them.
+        """
         outputs, inputs = weight.shape
         weight, bias = (None if t is None else t.detach().float().contiguous()
                         for t in (weight, bias))
-        in_tiles = tiles() and inputs * outputs >= _LEAST_IN_TILES
+        in_tiles = in_tiles and suits_tiles(inputs * outputs)
         packed = torch.empty(library().visattn_reordered(inputs, outputs, in_tiles))
         library().visattn_reorder(_pointer(weight), _pointer(bias), inputs, outputs, in_tiles,
                                   _pointer(packed))
@@ -80,6 +88,11 @@ class Patches(NamedTuple):
     kernel: int
     stride: int = 1
     padding: int = 0
+
+
+def suits_tiles(weights: int) -> bool:
+    """Whether a layer of so many weights can be in tiles on this processor."""
+    return weights >= _LEAST_IN_TILES and tiles()
 
 
 def why_not(x: Tensor | None = None) -> str | None:
