@@ -426,6 +426,10 @@ struct Norm {
   }
 };
 
+// Room for n floats, which hold anything at first.
+using Floats = std::unique_ptr<float[]>;
+inline Floats room(int64_t n) { return Floats(new float[n]); }
+
 // From one row of a thread's buffer to the next.
 inline int64_t apart(int n) { return (n + W - 1) / W * W + 16; }
 
@@ -450,7 +454,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
 #pragma omp parallel num_threads(threads)
   {
     const Splitter rows_of(layer.tiles, most, width);
-    std::vector<float> buffer(gather ? most * pitch : 0);
+    const Floats buffer = room(gather ? most * pitch : 0);
 #pragma omp for schedule(dynamic, 1)
     for (int item = 0; item < blocks * parts; item++) {
       const int block = item / parts, part = item % parts;
@@ -464,12 +468,12 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
         const int end = std::min(positions, p + together);
         if (gather)
           for (int64_t i = first; i < last; i++) {
-            float* row = buffer.data() + (i - first) * pitch;
+            float* row = buffer.get() + (i - first) * pitch;
             if (from.kernel) patch(from, i, p, end, row);
             else copy(row, from.x + i * from.stride, inputs);
           }
         const int n = (end - p) * from.channels;
-        multiply(rows_of(gather ? buffer.data() : from.x + first * from.stride, pitch, last - first, n),
+        multiply(rows_of(gather ? buffer.get() : from.x + first * from.stride, pitch, last - first, n),
                  layer, panel, layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0,
                  so_far, to, stride, end == positions ? kind : kNone);
         so_far = {to, stride};
@@ -507,8 +511,8 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   const int64_t pitch = apart(inputs), between = apart(group * first.wide() * W);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> buffer(BLOCK * (pitch + between));
-    float* hidden = buffer.data() + BLOCK * pitch;
+    const Floats buffer = room(BLOCK * (pitch + between));
+    float* hidden = buffer.get() + BLOCK * pitch;
     const Splitter rows_of(first.tiles, BLOCK, inputs);
     const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
 #pragma omp for schedule(dynamic, 1)
@@ -518,7 +522,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       if (begin == end) continue;
       float* to = out + begin * stride;
       for (int64_t i = begin; i < end; i++) {
-        float* row = buffer.data() + (i - begin) * pitch;
+        float* row = buffer.get() + (i - begin) * pitch;
         float* sum = out + i * stride;
         const float* other = addend.x ? addend.x + i * addend.stride : nullptr;
         if (from.norm) {
@@ -531,7 +535,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         else copy(row, from.x + i * from.stride, inputs);
         add(second.bias(), other, second.outputs, sum);
       }
-      const Rows rows = rows_of(buffer.data(), pitch, end - begin, inputs);
+      const Rows rows = rows_of(buffer.get(), pitch, end - begin, inputs);
       for (int p = 0; p < first.panels(); p += group) {
         const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
         const int n = std::min(first.outputs, first.first(q) * W) - k;
@@ -603,8 +607,8 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
   {
     const Splitter rows_of(expand.tiles, places * width, from.channels);
     const Splitter between_of(project.tiles, most * from.out_width, hidden);
-    std::vector<float> buffer(places * line + most * from.out_width * pitch);
-    float* between = buffer.data() + places * line;
+    const Floats buffer = room(places * line + most * from.out_width * pitch);
+    float* between = buffer.get() + places * line;
 #pragma omp for schedule(dynamic, 1)
     for (int item = 0; item < batch * parts; item++) {
       const int part = item % parts;
@@ -618,14 +622,14 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
           multiply(rows_of(from.x + (image * height + known) * width * from.stride, from.stride,
                            lines * width, from.channels),
                    expand, 0, expand.panels(), 0, from.channels, true, {},
-                   buffer.data() + place * line, pitch, kind);
+                   buffer.get() + place * line, pitch, kind);
           known += lines;
         }
         for (int i = y; i < last; i++) {
           const float* lines[3];
           for (int k = 0; k < 3; k++) {
             const int at = i * step - 1 + k;
-            lines[k] = at < 0 || at >= height ? nullptr : buffer.data() + at % places * line;
+            lines[k] = at < 0 || at >= height ? nullptr : buffer.get() + at % places * line;
           }
           float* to = between + (i - y) * from.out_width * pitch;
           if (step == 1) depth_line<1>(lines, pitch, from, hidden, weights, to);
