@@ -217,8 +217,8 @@ struct InVectors {
   }
 };
 
-// In the tile registers, for bfloat16: rows of queries by columns of keys give rows of logits, whose
-// weights are the left operand of the product with the values. The weights are rounded to bfloat16.
+// In the tile registers, for bfloat16: rows of queries by columns of keys give rows of logits. Their
+// weights, rounded to bfloat16, are the left operand of the product with the values.
 #if VISATTN_TILES
 
 constexpr int FEW = 128;        // keys at a time, at most eight vectors
@@ -264,10 +264,12 @@ struct InTiles {
     for (int j = 0; j < steps_of(item.keys) * DEPTH; j += SIDE)
       for (int d = 0; d < depth; d++) {
         Vec pairs[W];
-        for (int i = 0; i < W; i++)
-          pairs[i] = j + i < item.keys ? (Vec)line(a.key(item.key_rows[j + i], item.head) + d * DEPTH,
-                                                   a.dim - d * DEPTH)
-                                       : Vec{};
+        for (int i = 0; i < W; i++) {
+          pairs[i] = Vec{};
+          if (j + i < item.keys)
+            pairs[i] = (Vec)line(a.key(item.key_rows[j + i], item.head) + d * DEPTH,
+                                 a.dim - d * DEPTH);
+        }
         transpose(pairs);
         Line* to = keys.get() + (int64_t(j / SIDE) * depth + d) * SIDE;
         for (int i = 0; i < W; i++) _mm512_store_si512(to + i, (__m512i)pairs[i]);
@@ -309,8 +311,8 @@ struct InTiles {
       };
       const bool soft = i >= 1 && i <= pieces;
       const Piece before = piece(i - soft);
-      Spread rows{soft ? before.count : 0,
-                  (i < pieces) * FEW / DEPTH * depth + (i >= 2) * FEW / DEPTH * (width + SIDE) / BOTH};
+      const int products = (i < pieces) * depth + (i >= 2) * ((width + SIDE) / BOTH);
+      Spread rows{soft ? before.count : 0, products * FEW / DEPTH};
       const auto soften_next = [&](int r) { soften(before, r); };
       const auto meanwhile = [&]() __attribute__((noinline)) { rows.next(soften_next); };
       if (i < pieces) multiply_keys(piece(i), meanwhile);
@@ -328,8 +330,8 @@ struct InTiles {
     }
   }
 
-  // Some queries and keys: `count` queries from `block` on, n keys from `first` on. `turn` says which
-  // places of the logits and weights are the piece's.
+  // Some queries and keys: `count` queries from `block` on, n keys from `first` on. `turn` says
+  // which places of the logits and weights are the piece's.
   struct Piece {
     int turn, block, count, first, n;
   };

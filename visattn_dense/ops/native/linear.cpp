@@ -19,8 +19,8 @@ constexpr int WIDE = 4, LINES[] = {0, 14, 12, 8, 6};
 constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
 #endif
 
-constexpr int PART = 8192 / (WIDE * W);  // inputs at a time: their part of a panel stays in the L1 cache
-constexpr int FEW = 64;       // rows
+constexpr int PART = 8192 / (WIDE * W);  // inputs at a time, whose part of a panel fits the L1 cache
+constexpr int FEW = 64;       // rows for which it pays to split their numbers
 constexpr int BLOCK = 128;    // rows that go through a chain at a time
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
@@ -54,8 +54,8 @@ struct Layer {
   Tiles weights() const { return {reinterpret_cast<const Line*>(packed), steps_of(inputs)}; }
   // How many floats the panels are.
   int64_t size() const {
-    return tiles ? int64_t(vectors()) * steps_of(inputs) * STEP<PARTS> * (sizeof(Line) / sizeof(float))
-                 : int64_t(inputs) * vectors() * W;
+    constexpr int line = sizeof(Line) / sizeof(float);
+    return int64_t(vectors()) * (tiles ? steps_of(inputs) * STEP<PARTS> * line : inputs * W);
   }
   const float* bias() const { return packed + size(); }
 };
@@ -68,7 +68,7 @@ struct Rows {
   Tiles tiles;
 };
 
-// Rows of n numbers as tiles, with zeros behind them. What is in the rest of the last tile stays there.
+// Rows of n numbers as tiles, with zeros behind them. The rest of the last tile stays as it is.
 void split_rows(const float* x, int64_t pitch, int rows, int n, Line* to) {
   const int steps = steps_of(n);
   for (int r = 0; r < rows; r++) {
@@ -86,7 +86,8 @@ struct Splitter {
 
   Splitter(bool use, int count, int n)
       : registers(use),
-        lines(use ? new Line[int64_t(count + SIDE - 1) / SIDE * steps_of(n) * STEP<PARTS>] : nullptr) {}
+        lines(use ? new Line[(count + SIDE - 1) / SIDE * int64_t(steps_of(n)) * STEP<PARTS>]
+                  : nullptr) {}
 
   // Rows of n numbers in the form that the layer takes.
   Rows operator()(const float* x, int64_t pitch, int count, int n) const {
@@ -259,9 +260,8 @@ struct Place {
 };
 
 // Products of n inputs, of rows from `step` on and of a layer in tiles from k on, for the panels
-// [from, to). Calls
-// f(p, i, sums) with the sums of row i and panel p. Where the block of BOTH rows from row i on has
-// its place in memory, place(p, i, count) gives this place, and f is not called.
+// [from, to). Calls f(p, i, sums) with the sums of row i and panel p. Where the block of BOTH rows
+// from row i on has its place in memory, place(p, i, count) gives this place, and f is not called.
 template <typename At, typename F>
 void in_tiles(const Rows& rows, int step, const Layer& layer, int from, int to, int k, int n,
               bool bias, At&& place, F&& f) {
@@ -288,6 +288,7 @@ void in_tiles(const Rows& rows, int step, const Layer& layer, int from, int to, 
                             to, stride, meanwhile);
       };
       if (const auto [start, start_stride, to, stride] = place(p, i, count); to) {
+        // Stores that wait for their lines would stop the products behind them.
         for (int r = 0; r < count; r++)
           for (int c = 0; c < (both ? 2 : 1); c++) __builtin_prefetch(to + r * stride + c * W, 1);
         run(start, start_stride, to, stride);
@@ -336,8 +337,9 @@ void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int
     const int times = (steps + most - 1) / most;
     for (int i = 0; i < times; i++) {
       const int step = steps * i / times, end = steps * (i + 1) / times;
-      multiply_tiles(rows, step, layer, from, to, k + step * DEPTH, (end - step) * DEPTH, bias && !i,
-                     i ? Addend{out, stride} : addend, out, stride, i + 1 == times ? kind : kNone);
+      multiply_tiles(rows, step, layer, from, to, k + step * DEPTH, (end - step) * DEPTH,
+                     bias && !i, i ? Addend{out, stride} : addend, out, stride,
+                     i + 1 == times ? kind : kNone);
     }
     return;
   }
@@ -473,9 +475,10 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             else copy(row, from.x + i * from.stride, inputs);
           }
         const int n = (end - p) * from.channels;
-        multiply(rows_of(gather ? buffer.get() : from.x + first * from.stride, pitch, last - first, n),
-                 layer, panel, layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0,
-                 so_far, to, stride, end == positions ? kind : kNone);
+        const float* x = gather ? buffer.get() : from.x + first * from.stride;
+        multiply(rows_of(x, pitch, last - first, n), layer, panel,
+                 layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0, so_far, to,
+                 stride, end == positions ? kind : kNone);
         so_far = {to, stride};
       }
     }
@@ -488,11 +491,12 @@ void split_product(const Rows& rows, const Layer& layer, int from, int to, Activ
                    Line* lines) {
   const auto place = [](int, int, int) { return Place{}; };
   with(kind, [&](auto act) {
-    in_tiles(rows, 0, layer, from, to, 0, layer.inputs, true, place, [&](int p, int i, const float* sums) {
+    const auto put = [&](int p, int i, const float* sums) {
       const bool both = layer.first(p + 1) - layer.first(p) > 1;
-      const int64_t step = int64_t(i / SIDE) * (to - from) + p - from;
-      split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, lines + step * STEP<PARTS> + i % SIDE);
-    });
+      Line* to_line = lines + (int64_t(i / SIDE) * (to - from) + p - from) * STEP<PARTS> + i % SIDE;
+      split(act(load(sums)), both ? act(load(sums + W)) : Vec{}, to_line);
+    };
+    in_tiles(rows, 0, layer, from, to, 0, layer.inputs, true, place, put);
   });
 }
 
@@ -540,8 +544,9 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
         const int n = std::min(first.outputs, first.first(q) * W) - k;
         Rows after{rows.count, hidden, between, {hidden_of.lines.get(), q - p}};
-        if (first.tiles && second.tiles) split_product(rows, first, p, q, kind, hidden_of.lines.get());
-        else {
+        if (first.tiles && second.tiles) {
+          split_product(rows, first, p, q, kind, hidden_of.lines.get());
+        } else {
           multiply(rows, first, p, q, 0, inputs, true, {}, hidden, between, kind);
           after = hidden_of(hidden, between, rows.count, n);
         }
@@ -637,9 +642,10 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
           activate(to, pitch, from.out_width, hidden, kind);
         }
         const int64_t row = (image * from.out_height + y) * from.out_width;
+        const float* more = addend.x ? addend.x + row * addend.stride : nullptr;
         multiply(between_of(between, pitch, (last - y) * from.out_width, hidden), project, 0,
-                 project.panels(), 0, hidden, true, {addend.x ? addend.x + row * addend.stride : nullptr, addend.stride},
-                 out + row * stride, stride, kNone);
+                 project.panels(), 0, hidden, true, {more, addend.stride}, out + row * stride,
+                 stride, kNone);
       }
     }
   }

@@ -2,8 +2,8 @@
 //
 // The tile registers multiply bfloat16 numbers and add in float32. A float32 is the sum of three
 // bfloat16 numbers, its parts: each holds the next eight bits. The product of two numbers is the sum
-// of the nine products of their parts. The three smallest, less than 2^-24 of the product, are left
-// out (Henry, Tang and Heinecke, 2019, arXiv:1904.06376). So the result is as near as that of float32
+// of the nine products of their parts. The three smallest, about 2^-24 of the product, are left out
+// (Henry, Tang and Heinecke, 2019, arXiv:1904.06376). So the result is as near as that of float32
 // products. Infinite numbers give NaN.
 
 #pragma once
@@ -61,6 +61,9 @@ inline bool may_use_tiles() {
   return syscall(SYS_arch_prctl, ask, tile_data) == 0;
 }
 
+// What was written is in memory, however few of GCC's intrinsics say that they read memory.
+inline void settle(const void* p = nullptr) { asm volatile("" : : "r"(p) : "memory"); }
+
 // The tile registers of a thread, each of SIDE rows, while this lives.
 struct Registers {
   bool used;
@@ -69,6 +72,7 @@ struct Registers {
     if (!used) return;
     alignas(64) uint8_t shapes[64] = {1};       // palette 1; bytes of a row; rows
     for (int i = 0; i < 8; i++) shapes[16 + 2 * i] = sizeof(Line), shapes[48 + i] = SIDE;
+    settle(shapes);
     _tile_loadconfig(shapes);
   }
   ~Registers() {
@@ -78,8 +82,8 @@ struct Registers {
 };
 
 // The parts of two vectors, from the largest on: a line of a tile for each, with the numbers of the
-// two in turn. In a row of 32 numbers, place 2 i holds number i and place 2 i + 1 number i + 16. So row
-// i of a right operand holds rows i and i + 16 of the matrix: the sum runs over the same pairs.
+// two in turn. In a row of 32 numbers, place 2 i holds number i and place 2 i + 1 number i + 16. So
+// row i of a right operand holds rows i and i + 16 of the matrix: the sum runs over the same pairs.
 template <int P = PARTS>
 inline void split(Vec even, Vec odd, Line* to) {
   constexpr uint32_t upper = 0xffff0000u;  // the bits of a float that are its first part
@@ -107,11 +111,12 @@ inline Vec some(const Bfloat16* x, int n) {
 // meanwhile() once for each of the PRODUCTS of a step: the tile registers and the vectors work at
 // the same time.
 template <int R, int C, int P, typename F>
-inline void tile_product_of(const Line* a0, const Line* a1, const Line* b0, const Line* b1, int steps,
-                    const float* start, int64_t start_stride, float* to, int64_t stride,
-                    F&& meanwhile) {
+inline void tile_product_of(const Line* a0, const Line* a1, const Line* b0, const Line* b1,
+                            int steps, const float* start, int64_t start_stride, float* to,
+                            int64_t stride, F&& meanwhile) {
   constexpr int pitch = sizeof(Line), number = sizeof(float);
   const float* start_below = start + SIDE * start_stride;
+  settle();
   _tile_loadd(0, start, start_stride * number);
   if (C > 1) _tile_loadd(1, start + SIDE, start_stride * number);
   if (R > 1) _tile_loadd(2, start_below, start_stride * number);
@@ -156,9 +161,9 @@ constexpr int PRODUCTS = P == 1 ? 1 : 6;
 
 // The same with one or two tiles of rows, and one or two tiles of columns.
 template <int P, typename F>
-inline void tile_product(bool two_rows, bool two_columns, const Line* a0, const Line* a1, const Line* b0,
-                    const Line* b1, int steps, const float* start, int64_t start_stride, float* to,
-                    int64_t stride, F&& meanwhile) {
+inline void tile_product(bool two_rows, bool two_columns, const Line* a0, const Line* a1,
+                         const Line* b0, const Line* b1, int steps, const float* start,
+                         int64_t start_stride, float* to, int64_t stride, F&& meanwhile) {
   const auto sized = [&](auto r, auto c) {
     tile_product_of<r(), c(), P>(a0, a1, b0, b1, steps, start, start_stride, to, stride, meanwhile);
   };
@@ -181,7 +186,7 @@ template <int P>
 constexpr int PRODUCTS = 1;
 template <int P, typename F>
 inline void tile_product(bool, bool, const Line*, const Line*, const Line*, const Line*, int,
-                    const float*, int64_t, float*, int64_t, F&&) {}
+                         const float*, int64_t, float*, int64_t, F&&) {}
 
 #endif
 
