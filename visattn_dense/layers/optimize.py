@@ -143,10 +143,14 @@ class _Form(NamedTuple):
 
 
 def _native_forms(form: type[Packed], weights: int, *args: Any, **kwargs: Any) -> list[_Form]:
-    """The forms of a layer of so many weights by the kernels, in tiles first."""
+    """The forms of a layer of so many weights by the kernels.
+
+    In tiles comes second: the tile registers have to be clearly faster, as other programs on the
+    processor slow them down more than the vectors.
+    """
     forms = [_Form(form.__name__, lambda: form(*args, in_tiles=False, **kwargs))]
     if native.suits_tiles(weights):
-        forms.insert(0, _Form(f'{form.__name__} in tiles', lambda: form(*args, **kwargs)))
+        forms.append(_Form(f'{form.__name__} in tiles', lambda: form(*args, **kwargs)))
     return forms
 
 
