@@ -145,8 +145,8 @@ class _Form(NamedTuple):
 def _native_forms(form: type[Packed], weights: int, *args: Any, **kwargs: Any) -> list[_Form]:
     """The forms of a layer of so many weights by the kernels.
 
-    In tiles comes second: the tile registers have to be clearly faster, as other programs on the
-    processor slow them down more than the vectors.
+    In tiles comes second, so it has to be clearly faster: on a shared machine, the rate of the tile
+    registers varies more than that of the vectors.
     """
     forms = [_Form(form.__name__, lambda: form(*args, in_tiles=False, **kwargs))]
     if native.suits_tiles(weights):
