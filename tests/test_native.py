@@ -138,6 +138,17 @@ def test_attention_in_bfloat16(kernels, tokens, keys):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_attention_to_absent_keys_alone_is_zero(kernels, dtype):
+    q, k, v = random(3, 80, 32).to(dtype)
+    rows = torch.arange(80, dtype=torch.int32)
+    starts = torch.tensor([0, 40, 80], dtype=torch.int32)
+    groups = native.Groups(rows, starts, rows[:40], starts.clamp(max=40), torch.tensor([0., 3.]))
+    out = torch.full_like(q, float('nan'))
+    native.attend(q, k, v, out, groups, heads=1, scale=1.)
+    assert out[:40].ne(0).all() and out[40:].eq(0).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('tokens', [40, 600])
 def test_attention_survives_large_logits_and_shows_nans(kernels, tokens, dtype):
     q, k, v = random(3, 1, tokens, 8).to(dtype)

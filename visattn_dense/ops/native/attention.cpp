@@ -249,9 +249,9 @@ struct InTiles {
     prepare_keys(item);
     prepare_values(item);
     for (int i = 0; i < item.count; i += ROUND) {
-      Item some = item;
-      some.rows += i, some.count = std::min(ROUND, item.count - i);
-      round(some);
+      Item part = item;
+      part.rows += i, part.count = std::min(ROUND, item.count - i);
+      round(part);
     }
   }
 
@@ -301,6 +301,7 @@ struct InTiles {
       top[r] = item.absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
       store(sum.data() + r * W, Vec{item.absent});
     }
+    if (!item.keys) std::fill(result.begin(), result.end(), 0.f);
     const int blocks = (item.count + BOTH - 1) / BOTH;
     const int pieces = blocks * ((item.keys + FEW - 1) / FEW);
     for (int i = 0; i < pieces + 2; i++) {
