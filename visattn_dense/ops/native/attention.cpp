@@ -282,7 +282,7 @@ struct InTiles {
       for (int i = 0; i < SIDE; i++)
         for (int d = 0; d < width; d += SIDE) {
           const auto value = [&](int j) {
-            return j < item.keys ? some(a.value(item.key_rows[j], item.head) + d, a.width - d)
+            return j < item.keys ? get(a.value(item.key_rows[j], item.head) + d, a.width - d)
                                  : Vec{};
           };
           split<1>(value(step * DEPTH + i), value(step * DEPTH + SIDE + i),

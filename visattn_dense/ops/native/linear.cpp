@@ -75,18 +75,16 @@ void split_rows(const float* x, int64_t pitch, int rows, int n, Line* to) {
     const float* row = x + r * pitch;
     Line* line = to + int64_t(r / SIDE) * steps * STEP<PARTS> + r % SIDE;
     for (int k = 0; k < n; k += DEPTH, line += STEP<PARTS>)
-      split(some(row + k, n - k), some(row + k + W, n - k - W), line);
+      split(get(row + k, n - k), get(row + k + W, n - k - W), line);
   }
 }
 
-// What a thread needs for layers in tiles: its registers, and places for `count` rows of n numbers.
+// Places for the tiles of `count` rows of n numbers, if they are used.
 struct Splitter {
-  Registers registers;
   std::unique_ptr<Line[]> lines;
 
   Splitter(bool use, int count, int n)
-      : registers(use),
-        lines(use ? new Line[(count + SIDE - 1) / SIDE * int64_t(steps_of(n)) * STEP<PARTS>]
+      : lines(use ? new Line[(count + SIDE - 1) / SIDE * int64_t(steps_of(n)) * STEP<PARTS>]
                   : nullptr) {}
 
   // Rows of n numbers in the form that the layer takes.
@@ -165,13 +163,6 @@ inline Vec gelu_tanh(Vec x) {
   const Vec y = x * (x * x * (2.302208198f * .044715f) + 2.302208198f);
   const Vec power = exp2(y < Vec{} ? y : -y);
   return x * (y < Vec{} ? power : splat(1.f)) / (power + 1.f);
-}
-
-inline Vec get(const float* x, int n) {
-  if (n >= W) return load(x);
-  float lanes[W] = {};
-  std::memcpy(lanes, x, sizeof(float) * n);
-  return load(lanes);
 }
 
 inline void put(float* to, Vec x, int n) {
@@ -455,6 +446,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   const int64_t pitch = gather ? apart(width) : from.stride;
 #pragma omp parallel num_threads(threads)
   {
+    const Registers registers(layer.tiles);
     const Splitter rows_of(layer.tiles, most, width);
     const Floats buffer = room(gather ? most * pitch : 0);
 #pragma omp for schedule(dynamic, 1)
@@ -485,9 +477,9 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   }
 }
 
-// lines = act(a W^T + bias), for the panels [from, to) of a layer in tiles, as tiles: a panel is a
+// act(a W^T + bias), for the panels [from, to) of a layer in tiles, as tiles in `lines`: a panel is a
 // step.
-void split_product(const Rows& rows, const Layer& layer, int from, int to, Activation kind,
+Rows split_product(const Rows& rows, const Layer& layer, int from, int to, Activation kind,
                    Line* lines) {
   const auto place = [](int, int, int) { return Place{}; };
   with(kind, [&](auto act) {
@@ -498,6 +490,7 @@ void split_product(const Rows& rows, const Layer& layer, int from, int to, Activ
     };
     in_tiles(rows, 0, layer, from, to, 0, layer.inputs, true, place, put);
   });
+  return {rows.count, nullptr, 0, {lines, to - from}};
 }
 
 // out = addend + second(act(first(rows))). With a norm, the sum x + update is the addend. `normed`,
@@ -517,6 +510,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   {
     const Floats buffer = room(BLOCK * (pitch + between));
     float* hidden = buffer.get() + BLOCK * pitch;
+    const Registers registers(first.tiles || second.tiles);
     const Splitter rows_of(first.tiles, BLOCK, inputs);
     const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
 #pragma omp for schedule(dynamic, 1)
@@ -539,16 +533,16 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         else copy(row, from.x + i * from.stride, inputs);
         add(second.bias(), other, second.outputs, sum);
       }
-      const Rows rows = rows_of(buffer.get(), pitch, end - begin, inputs);
+      const Rows before = rows_of(buffer.get(), pitch, end - begin, inputs);
       for (int p = 0; p < first.panels(); p += group) {
         const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
         const int n = std::min(first.outputs, first.first(q) * W) - k;
-        Rows after{rows.count, hidden, between, {hidden_of.lines.get(), q - p}};
+        Rows after;
         if (first.tiles && second.tiles) {
-          split_product(rows, first, p, q, kind, hidden_of.lines.get());
+          after = split_product(before, first, p, q, kind, hidden_of.lines.get());
         } else {
-          multiply(rows, first, p, q, 0, inputs, true, {}, hidden, between, kind);
-          after = hidden_of(hidden, between, rows.count, n);
+          multiply(before, first, p, q, 0, inputs, true, {}, hidden, between, kind);
+          after = hidden_of(hidden, between, before.count, n);
         }
         multiply(after, second, 0, second.panels(), k, n, false, {to, stride}, to, stride, kNone);
       }
@@ -610,6 +604,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
   const int64_t pitch = apart(hidden), line = width * pitch;
 #pragma omp parallel num_threads(threads)
   {
+    const Registers registers(expand.tiles || project.tiles);
     const Splitter rows_of(expand.tiles, places * width, from.channels);
     const Splitter between_of(project.tiles, most * from.out_width, hidden);
     const Floats buffer = room(places * line + most * from.out_width * pitch);

@@ -96,17 +96,6 @@ inline void split(Vec even, Vec odd, Line* to) {
   }
 }
 
-// The first n numbers, then zeros.
-inline Vec some(const float* x, int n) {
-  const int mask = n >= W ? 0xffff : n > 0 ? (1 << n) - 1 : 0;
-  return (Vec)_mm512_maskz_loadu_ps(mask, x);
-}
-
-inline Vec some(const Bfloat16* x, int n) {
-  const int mask = n >= W ? 0xffff : n > 0 ? (1 << n) - 1 : 0;
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16);
-}
-
 // to = start + a b^T over some steps, for R x C tiles of sums: registers 0 to 3, row by row. Calls
 // meanwhile() once for each of the PRODUCTS of a step: the tile registers and the vectors work at
 // the same time.
@@ -181,7 +170,6 @@ struct Registers {
 };
 template <int P = PARTS>
 inline void split(Vec, Vec, Line*) {}
-inline Vec some(const float*, int) { return Vec{}; }
 template <int P>
 constexpr int PRODUCTS = 1;
 template <int P, typename F>

@@ -102,6 +102,15 @@ inline void copy(float* to, const Number* from, int n) {
   for (; i < n; i++) to[i] = load<float>(from + i);
 }
 
+// The first n numbers of a vector, then zeros.
+template <typename Number>
+inline Vec get(const Number* x, int n) {
+  if (n >= W) return load(x);
+  float lanes[W] = {};
+  copy(lanes, x, n);
+  return load(lanes);
+}
+
 // 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
 // the least-squares fit of 2^f for the relative error, 2e-9 at most.
 inline Vec exp2(Vec x) {
