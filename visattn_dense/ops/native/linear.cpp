@@ -21,7 +21,7 @@ constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
 
 constexpr int PART = 8192 / (WIDE * W);  // inputs at a time, whose part of a panel fits the L1 cache
 constexpr int FEW = 64;       // rows for which it pays to split their numbers
-constexpr int BLOCK = 128;    // rows that go through a chain at a time
+constexpr int BLOCK = 192;    // rows that go through a chain at a time: whole steps of both forms
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
 constexpr int SPLIT = 1 << 18;  // parts of numbers that stay in the cache
@@ -50,6 +50,10 @@ struct Layer {
   // The first vector of panel p.
   int first(int p) const {
     return tiles ? std::min(vectors(), p * wide()) : vectors() * p / panels();
+  }
+  // The entries of panel p from input k on, not in tiles.
+  const float* panel(int p, int k) const {
+    return packed + (int64_t(first(p)) * inputs + int64_t(k) * (first(p + 1) - first(p))) * W;
   }
   Tiles weights() const { return {reinterpret_cast<const Line*>(packed), steps_of(inputs)}; }
   // How many floats the panels are.
@@ -187,6 +191,7 @@ void with(Activation kind, F&& f) {
   switch (kind) {
     case kGelu: return f([](Vec y) { return gelu(y); });
     case kGeluTanh: return f([](Vec y) { return gelu_tanh(y); });
+    case kHardswish: return f([](Vec y) { return activate(y, kHardswish); });
     default: return f([=](Vec y) { return activate(y, kind); });
   }
 }
@@ -200,10 +205,10 @@ void activate(float* x, int64_t stride, int rows, int n, Activation kind) {
   });
 }
 
-// The first row of a block, of `blocks` of about the same size. Layers in tiles take BOTH rows at a
-// time.
+// The first row of a block, of `blocks` of about the same size, each a multiple of the rows that a
+// layer takes at a time.
 inline int64_t first_row(int64_t rows, int block, int blocks, bool tiles) {
-  const int unit = tiles ? BOTH : 1;
+  const int unit = tiles ? BOTH : LINES[WIDE];
   return std::min(rows, (rows + unit - 1) / unit * block / blocks * unit);
 }
 
@@ -213,10 +218,42 @@ struct Addend {
   int64_t stride;
 };
 
-// out = a W^T + bias + addend, for R rows and a panel of C vectors.
+// Memory that later products need, fetched line by line into the second-level cache beside the products
+// of now: the weights of a layer, and the rows of a large map, are rarely there.
+class Ahead {
+  static constexpr int MOST = 4;
+  const float *at[MOST], *end[MOST];
+  int used = 0, now = 0;
+
+ public:
+  const float* weights = nullptr;  // what comes after the panels of a product
+  void clear() { used = now = 0; }
+  void add(const float* x, int64_t n) { at[used] = x, end[used++] = x + n; }
+  // The place of the next n lines, or null.
+  const float* take(int n) {
+    while (now < used && at[now] >= end[now]) now++;
+    if (now == used) return nullptr;
+    const float* lines = at[now];
+    at[now] += n * W;
+    return lines;
+  }
+};
+
+// The activations that need no more registers than a block of sums leaves.
+inline bool is_simple(Activation kind) { return kind == kRelu || kind == kHardswish; }
+
+// acc = act(acc), in the registers.
+template <Activation kind, int R, int C>
+inline void activate(Vec (&acc)[R][C]) {
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < C; c++) acc[r][c] = activate(acc[r][c], kind);
+}
+
+// out = act(a W^T + bias + addend), for R rows, a panel of C vectors and a simple activation. Fetches n
+// lines from `ahead` on, which may be null.
 template <int R, int C>
 void tile(const float* a, int64_t pitch, const float* panel, int n, const float* bias,
-          Addend addend, float* out, int64_t stride) {
+          Addend addend, float* out, int64_t stride, Activation kind, const float* ahead) {
   Vec acc[R][C];
   UNROLL for (int c = 0; c < C; c++) {
     const Vec b = bias ? load(bias + c * W) : Vec{};
@@ -225,7 +262,14 @@ void tile(const float* a, int64_t pitch, const float* panel, int n, const float*
   if (addend.x)
     UNROLL for (int r = 0; r < R; r++)
       UNROLL for (int c = 0; c < C; c++) acc[r][c] += load(addend.x + r * addend.stride + c * W);
-  accumulate<R, C>(a, pitch, 1, panel, n, acc);
+  const float* line = ahead ? ahead : panel;
+  const int step = ahead ? W : 0;
+  accumulate<R, C>(a, pitch, 1, panel, n, acc, [&](int) {
+    __builtin_prefetch(line, 0, 2);
+    line += step;
+  });
+  if (kind == kRelu) activate<kRelu>(acc);
+  if (kind == kHardswish) activate<kHardswish>(acc);
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int c = 0; c < C; c++) store(out + r * stride + c * W, acc[r][c]);
 }
@@ -233,12 +277,12 @@ void tile(const float* a, int64_t pitch, const float* panel, int n, const float*
 // The same, where the panel has fewer columns than its vectors have.
 template <int R, int C>
 void narrow_tile(const float* a, int64_t pitch, const float* panel, int n, const float* bias,
-                 Addend addend, float* out, int64_t stride, int columns) {
+                 Addend addend, float* out, int64_t stride, Activation kind, int columns) {
   constexpr int whole = C * W;
   float more[R * whole] = {}, result[R * whole];
   if (addend.x)
     for (int r = 0; r < R; r++) copy(more + r * whole, addend.x + r * addend.stride, columns);
-  tile<R, C>(a, pitch, panel, n, bias, {more, whole}, result, whole);
+  tile<R, C>(a, pitch, panel, n, bias, {more, whole}, result, whole, kind, nullptr);
   for (int r = 0; r < R; r++) copy(out + r * stride, result + r * whole, columns);
 }
 
@@ -319,9 +363,9 @@ void multiply_tiles(const Rows& rows, int step, const Layer& layer, int from, in
 }
 
 // out = act(a W^T + bias + addend), for the panels [from, to) and n inputs from k on of a layer.
-// Column 0 of `out` and of `addend` is the first output of panel `from`.
+// Column 0 of `out` and of `addend` is the first output of panel `from`. `ahead` is fetched meanwhile.
 void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int n, bool bias,
-              Addend addend, float* out, int64_t stride, Activation kind) {
+              Addend addend, float* out, int64_t stride, Activation kind, Ahead& ahead) {
   if (layer.tiles) {
     // So many inputs at a time that the tiles of all rows stay in the cache.
     const int most = std::max(4, SPLIT / (rows.count * PARTS * DEPTH)), steps = steps_of(n);
@@ -340,22 +384,30 @@ void multiply(const Rows& rows, const Layer& layer, int from, int to, int k, int
     const int columns = std::min(layer.outputs, layer.first(p + 1) * W) - first;
     const auto run = [&](auto vectors) {
       constexpr int C = decltype(vectors)::value;
-      const float* panel = layer.packed + int64_t(first) * layer.inputs + int64_t(k) * C * W;
+      const float* following = p + 1 < to ? layer.panel(p + 1, k) : ahead.weights;
       for (int done = 0; done < n; done += PART) {
         const int now = std::min(PART, n - done);
+        const float* part = layer.panel(p, k + done);
+        const Activation in_registers = done + now == n && is_simple(kind) ? kind : kNone;
+        const float* next = done + now < n ? part + int64_t(now) * C * W : following;
         in_blocks<LINES[C]>(rows.count, [&](int i, auto size) {
           constexpr int R = decltype(size)::value;
           const int64_t pitch = rows.pitch;
-          const float *row = rows.x + i * pitch + done, *part = panel + int64_t(done) * C * W;
+          const float* row = rows.x + i * pitch + done;
           float* to = out + i * stride + column(p);
           Addend so_far = done ? Addend{to, stride} : addend;
           if (!done && so_far.x) so_far.x += i * addend.stride + column(p);
           const float* biases = bias && !done ? layer.bias() + first : nullptr;
+          // The next part of the panels first: it has about C lines for each input.
+          const int block = i / LINES[C];
+          const float* lines = next && block < C ? next + int64_t(block) * now * W : ahead.take(now);
           if (columns == C * W)
-            tile<R, C>(row, pitch, part, now, biases, so_far, to, stride);
+            tile<R, C>(row, pitch, part, now, biases, so_far, to, stride, in_registers, lines);
           else
-            narrow_tile<R, C>(row, pitch, part, now, biases, so_far, to, stride, columns);
-          if (kind != kNone && done + now == n) activate(to, stride, R, columns, kind);
+            narrow_tile<R, C>(row, pitch, part, now, biases, so_far, to, stride, in_registers,
+                              columns);
+          if (done + now == n && kind != in_registers && kind != kNone)
+            activate(to, stride, R, columns, kind);
         });
       }
     };
@@ -430,7 +482,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             int64_t rows, Activation kind, int threads) {
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
-  const int most = layer.tiles || int64_t(inputs) * layer.outputs > CACHE ? 256 : 96;
+  const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : 96;
   int blocks = (rows + most - 1) / most;
   // Each part of a block in tiles splits the rows again: blocks of few rows are better.
   if (layer.tiles) blocks = std::max<int64_t>(blocks, std::min<int64_t>(2 * threads, rows / FEW));
@@ -446,6 +498,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   const int64_t pitch = gather ? apart(width) : from.stride;
 #pragma omp parallel num_threads(threads)
   {
+    Ahead ahead;
     const Registers registers(layer.tiles);
     const Splitter rows_of(layer.tiles, most, width);
     const Floats buffer = room(gather ? most * pitch : 0);
@@ -456,6 +509,8 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
       const int64_t last = first_row(rows, block + 1, blocks, layer.tiles);
       if (first == last) continue;
       const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
+      if (!layer.tiles)
+        ahead.weights = layer.panel(layer.panels() * ((item + threads) % parts) / parts, 0);
       float* to = out + first * stride + column;
       Addend so_far{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
       for (int p = 0; p < positions; p += together) {
@@ -470,7 +525,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
         const float* x = gather ? buffer.get() : from.x + first * from.stride;
         multiply(rows_of(x, pitch, last - first, n), layer, panel,
                  layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0, so_far, to,
-                 stride, end == positions ? kind : kNone);
+                 stride, end == positions ? kind : kNone, ahead);
         so_far = {to, stride};
       }
     }
@@ -510,6 +565,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   {
     const Floats buffer = room(BLOCK * (pitch + between));
     float* hidden = buffer.get() + BLOCK * pitch;
+    Ahead ahead;
     const Registers registers(first.tiles || second.tiles);
     const Splitter rows_of(first.tiles, BLOCK, inputs);
     const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
@@ -534,6 +590,16 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         add(second.bias(), other, second.outputs, sum);
       }
       const Rows before = rows_of(buffer.get(), pitch, end - begin, inputs);
+      // Likely the next block of this thread.
+      ahead.clear();
+      if (from.norm && block + threads < blocks) {
+        const int64_t next = first_row(rows, block + threads, blocks, first.tiles);
+        const int64_t count = end - begin;
+        ahead.add(from.x + next * from.stride, count * from.stride);
+        if (from.update) ahead.add(from.update + next * from.update_stride, count * from.update_stride);
+        ahead.add(out + next * stride, count * stride);
+        if (normed) ahead.add(normed + next * second.outputs, count * second.outputs);
+      }
       for (int p = 0; p < first.panels(); p += group) {
         const int q = std::min(first.panels(), p + group), k = first.first(p) * W;
         const int n = std::min(first.outputs, first.first(q) * W) - k;
@@ -541,10 +607,13 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         if (first.tiles && second.tiles) {
           after = split_product(before, first, p, q, kind, hidden_of.lines.get());
         } else {
-          multiply(before, first, p, q, 0, inputs, true, {}, hidden, between, kind);
+          if (!second.tiles) ahead.weights = second.panel(0, k);
+          multiply(before, first, p, q, 0, inputs, true, {}, hidden, between, kind, ahead);
           after = hidden_of(hidden, between, before.count, n);
         }
-        multiply(after, second, 0, second.panels(), k, n, false, {to, stride}, to, stride, kNone);
+        if (!first.tiles) ahead.weights = first.panel(q == first.panels() ? 0 : q, 0);
+        multiply(after, second, 0, second.panels(), k, n, false, {to, stride}, to, stride, kNone,
+                 ahead);
       }
       if (normed)
         for (int64_t i = begin; i < end; i++)
@@ -553,11 +622,11 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   }
 }
 
-// T neighbours from column x on, one vector of their channels: a 3x3 depthwise convolution of step S.
-// A line beyond the map is null. `Inside`: no column lies beyond the map.
-template <int S, int T, bool Inside>
+// T neighbours from column x on, one vector of their channels: a 3x3 depthwise convolution of step S
+// and its activation. A line beyond the map is null. `Inside`: no column lies beyond the map.
+template <int S, int T, bool Inside, typename Act>
 inline void depth_tile(const float* const (&lines)[3], int64_t pitch, int width, int x,
-                       const Vec (&weight)[9], Vec bias, float* out) {
+                       const Vec (&weight)[9], Vec bias, Act&& act, float* out) {
   Vec acc[T];
   UNROLL for (int t = 0; t < T; t++) acc[t] = bias;
   UNROLL for (int ky = 0; ky < 3; ky++) {
@@ -570,12 +639,12 @@ inline void depth_tile(const float* const (&lines)[3], int64_t pitch, int width,
         if (i >= t * S && i < t * S + 3) acc[t] += value * weight[ky * 3 + i - t * S];
     }
   }
-  UNROLL for (int t = 0; t < T; t++) store(out + t * pitch, acc[t]);
+  UNROLL for (int t = 0; t < T; t++) store(out + t * pitch, act(acc[t]));
 }
 
-template <int S>
+template <int S, typename Act>
 void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int channels,
-                const float* weights, float* out) {
+                const float* weights, Act&& act, float* out) {
   for (int c = 0; c < channels; c += W) {
     Vec weight[9];
     for (int i = 0; i < 9; i++) weight[i] = get(weights + i * channels + c, channels - c);
@@ -586,9 +655,9 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
       constexpr int T = decltype(size)::value;
       float* to = out + x * pitch + c;
       if (x > 0 && (x + T - 1) * S + 1 < from.width)
-        depth_tile<S, T, true>(here, pitch, from.width, x, weight, bias, to);
+        depth_tile<S, T, true>(here, pitch, from.width, x, weight, bias, act, to);
       else
-        depth_tile<S, T, false>(here, pitch, from.width, x, weight, bias, to);
+        depth_tile<S, T, false>(here, pitch, from.width, x, weight, bias, act, to);
     });
   }
 }
@@ -598,9 +667,10 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
 void mobile(const Source& from, const Layer& expand, const float* weights, const Layer& project,
             Addend addend, float* out, int64_t stride, int batch, Activation kind, int threads) {
   const int height = from.height, width = from.width, step = from.step, hidden = expand.outputs;
-  // Lines of the result at a time, and the places for the lines that they are made of.
+  // Lines of the result at a time, and the places for the lines that they are made of. Each part expands
+  // the lines around it anew: so there are no more parts than threads.
   const int most = std::max(1, BLOCK / from.out_width), places = (most - 1) * step + 3;
-  const int parts = std::min((from.out_height + most - 1) / most, (4 * threads + batch - 1) / batch);
+  const int parts = std::min((from.out_height + most - 1) / most, (threads + batch - 1) / batch);
   const int64_t pitch = apart(hidden), line = width * pitch;
 #pragma omp parallel num_threads(threads)
   {
@@ -609,6 +679,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
     const Splitter between_of(project.tiles, most * from.out_width, hidden);
     const Floats buffer = room(places * line + most * from.out_width * pitch);
     float* between = buffer.get() + places * line;
+    Ahead ahead;
 #pragma omp for schedule(dynamic, 1)
     for (int item = 0; item < batch * parts; item++) {
       const int part = item % parts;
@@ -622,7 +693,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
           multiply(rows_of(from.x + (image * height + known) * width * from.stride, from.stride,
                            lines * width, from.channels),
                    expand, 0, expand.panels(), 0, from.channels, true, {},
-                   buffer.get() + place * line, pitch, kind);
+                   buffer.get() + place * line, pitch, kind, ahead);
           known += lines;
         }
         for (int i = y; i < last; i++) {
@@ -632,15 +703,16 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
             lines[k] = at < 0 || at >= height ? nullptr : buffer.get() + at % places * line;
           }
           float* to = between + (i - y) * from.out_width * pitch;
-          if (step == 1) depth_line<1>(lines, pitch, from, hidden, weights, to);
-          else depth_line<2>(lines, pitch, from, hidden, weights, to);
-          activate(to, pitch, from.out_width, hidden, kind);
+          with(kind, [&](auto act) {
+            if (step == 1) depth_line<1>(lines, pitch, from, hidden, weights, act, to);
+            else depth_line<2>(lines, pitch, from, hidden, weights, act, to);
+          });
         }
         const int64_t row = (image * from.out_height + y) * from.out_width;
         const float* more = addend.x ? addend.x + row * addend.stride : nullptr;
         multiply(between_of(between, pitch, (last - y) * from.out_width, hidden), project, 0,
                  project.panels(), 0, hidden, true, {more, addend.stride}, out + row * stride,
-                 stride, kNone);
+                 stride, kNone, ahead);
       }
     }
   }

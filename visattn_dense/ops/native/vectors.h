@@ -154,11 +154,18 @@ inline void transpose(Vec (&x)[W]) {
   }
 }
 
-// acc[r][c] += sum over i < n of a[r * row + i * step] * b[i][c], b a matrix of C vectors a row.
-template <int R, int C>
+struct Nothing {
+  void operator()(int) const {}
+};
+
+// acc[r][c] += sum over i < n of a[r * row + i * step] * b[i][c], b a matrix of C vectors a row. Calls
+// meanwhile(i) beside the products.
+template <int R, int C, typename F = Nothing>
 inline __attribute__((always_inline)) void accumulate(const float* a, int64_t row, int64_t step,
-                                                      const float* b, int n, Vec (&acc)[R][C]) {
+                                                      const float* b, int n, Vec (&acc)[R][C],
+                                                      F&& meanwhile = {}) {
   for (int i = 0; i < n; i++, a += step, b += C * W) {
+    meanwhile(i);
     Vec line[C];
     UNROLL for (int c = 0; c < C; c++) line[c] = load(b + c * W);
     UNROLL for (int r = 0; r < R; r++) {
