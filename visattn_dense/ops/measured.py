@@ -1,5 +1,8 @@
 """Which of several forms is the fastest on this machine: measured once, then remembered.
 
+In a model, other layers run between two passes of a layer. So before each call, the measurement
+takes the data of the layer out of the caches of the cores.
+
 The memory is a JSON file beside the compiled kernels (see `native.build`). Its name depends on the
 processor, on the kernels, on torch, and on the number of threads. With `VISATTN_MEASURE=0` nothing
 is measured: the first form is taken, and every machine takes the same one.
@@ -27,6 +30,8 @@ _AGREE = 1.03
 """A measurement ends when the two best times of every form differ by no more than this factor."""
 _GAIN = 0.95
 """Another form is taken if it needs less than this share of the first form's time."""
+_CACHE = 2**20
+"""How many floats replace what is in the caches of one core, where these have less than 4 MiB."""
 
 # Variables that change which instructions oneDNN, torch and the kernels take.
 _LIMITS = 'ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA', 'MKL_ENABLE_INSTRUCTIONS', 'VISATTN_AMX'
@@ -68,10 +73,12 @@ def fastest(what: str, names: Sequence[str], calls: Sequence[Callable[[], Any]])
 def _seconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
     """The least seconds of each call, over rounds in which every call has its turn."""
     best = [[float('inf')] * 2 for _ in calls]
+    other = torch.empty(torch.get_num_threads() * _CACHE)
     for call in calls:
         call()
     for round_ in range(_ROUNDS[1]):
         for two, call in zip(best, calls, strict=True):
+            other.zero_()
             start = time.perf_counter()
             call()
             two[:] = sorted([*two, time.perf_counter() - start])[:2]
