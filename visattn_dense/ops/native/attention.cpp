@@ -6,7 +6,7 @@
 
 #include "tiles.h"
 
-#include <memory>
+#include <numeric>
 
 namespace {
 
@@ -15,12 +15,14 @@ struct Groups {
   const int32_t *q_rows, *q_starts, *k_rows, *k_starts, *routed;
   const float* absent;
   int groups, routes;
+
+  int keys() const { return k_starts[groups]; }
 };
 
-// Some queries of one head, and all their keys.
+// Some queries of one head, and all their keys: places in k_rows.
 struct Item {
   int head, count, keys;
-  const int32_t *rows, *key_rows;
+  const int32_t *rows, *places;
   float absent;
 };
 
@@ -31,25 +33,29 @@ void each_item(const Groups& a, int heads, int together, int threads, Make&& mak
   // More items than threads, each with some of its group's queries.
   const int pairs = a.groups * heads;
   const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
+  // Routed groups share keys: so a thread takes many items of a head at a time.
+  const int shares = (4 * threads + heads - 1) / heads;
+  const int share = a.routes > 1 ? (a.groups * parts + shares - 1) / shares : 1;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<int32_t> key_rows;
+    std::vector<int32_t> places;
     auto f = make();
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, share)
     for (int64_t i = 0; i < int64_t(pairs) * parts; i++) {
       const int part = i % parts, group = i / parts % a.groups, head = i / parts / a.groups;
       const int count = a.q_starts[group + 1] - a.q_starts[group];
       const int size = ((count + parts - 1) / parts + together - 1) / together * together;
       const int from = part * size, to = std::min(count, from + size);
       if (from >= to) continue;
-      key_rows.clear();
+      places.clear();
       for (int r = 0; r < a.routes; r++) {
         const int target = a.routed ? a.routed[int64_t(group) * a.routes + r] : group;
-        key_rows.insert(key_rows.end(), a.k_rows + a.k_starts[target],
-                        a.k_rows + a.k_starts[target + 1]);
+        const int first = a.k_starts[target], known = places.size();
+        places.resize(known + a.k_starts[target + 1] - first);
+        std::iota(places.begin() + known, places.end(), first);
       }
-      f(Item{head, to - from, int(key_rows.size()), a.q_rows + a.q_starts[group] + from,
-             key_rows.data(), a.absent ? a.absent[group] : 0.f});
+      f(Item{head, to - from, int(places.size()), a.q_rows + a.q_starts[group] + from,
+             places.data(), a.absent ? a.absent[group] : 0.f});
     }
   }
 }
@@ -66,23 +72,30 @@ struct Attention {
   const Number* key(int row, int head) const { return k + row * k_stride + head * dim; }
   const Number* value(int row, int head) const { return v + row * v_stride + head * width; }
   Number* result(int row, int head) const { return out + row * out_stride + head * width; }
+  // The width in whole vectors.
+  int whole() const { return (width + W - 1) / W * W; }
   // Logits to base 2.
   float factor() const { return scale * 1.44269504088896f; }
 };
 
-// As vectors: a vector holds the same number of W neighbouring queries, so the softmax runs down a
-// column and needs no sum across a vector, and the entries of k and v are taken one at a time, not
-// transposed.
+// As vectors. A row of logits belongs to one key and has a vector for every W neighbouring queries: so the
+// softmax runs down a column and needs no sum across a vector. A row of the result belongs to a query.
 
 // A tile of queries meets KEYS keys at a time, and TILES tiles meet the same keys: so keys, values,
 // weights and tiles stay in the cache.
-constexpr int KEYS = 256, TILES = 16;
+constexpr int KEYS = 128, TILES = 16;
+constexpr int HEAD = 1 << 18;  // numbers of a head's keys and values that stay in the cache
+
+// Vectors that are exponentiated together.
+constexpr int TOGETHER = W == 16 ? 8 : 4;
+
 
 // One or two vectors of queries, and what the keys so far give.
 struct Tile {
   const int32_t* rows;
   int count;
-  float *queries, *result;  // transposed: dim and width rows of the vectors
+  float* queries;           // transposed: dim rows of the vectors
+  float* result;            // a row for each query
   Vec top[2], sum[2];       // the largest logit; the sum of the weights
 };
 
@@ -93,11 +106,31 @@ inline void of_vectors(const Tile& tile, F&& f) {
   else f(std::integral_constant<int, 1>{});
 }
 
+// Copies of keys and values as floats, the values in whole vectors: the keys of an item in their order,
+// or at places.
+struct Copies {
+  const float *keys, *values;
+  int dim, width;
+
+  const float* key(int j) const { return keys + int64_t(j) * dim; }
+  const float* value(int j) const { return values + int64_t(j) * width; }
+  Copies from(int j) const { return {key(j), value(j), dim, width}; }
+};
+
+struct Places {
+  Copies all;
+  const int32_t* places;
+
+  const float* key(int j) const { return all.key(places[j]); }
+  const float* value(int j) const { return all.value(places[j]); }
+  Places from(int j) const { return {all, places + j}; }
+};
+
 template <int C, typename Number>
 void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
   const float none = absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
   for (int c = 0; c < C; c++) tile.top[c] = splat(none), tile.sum[c] = splat(absent);
-  std::fill(tile.result, tile.result + a.width * C * W, 0.f);
+  std::fill(tile.result, tile.result + tile.count * a.whole(), 0.f);
   const float factor = a.factor();
   for (int c = 0; c < C; c++) {
     const Number* source[W];
@@ -116,87 +149,136 @@ void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
   }
 }
 
-// n keys more, at most KEYS. `weights` has n rows of C vectors.
-template <int C, typename Number>
-void add(const Attention<Number>& a, Tile& tile, const float* keys, const float* values, int n,
-         float* weights) {
-  Vec top[C], shrink[C], sum[C];
-  for (int c = 0; c < C; c++) top[c] = tile.top[c];
-  in_blocks<C == 1 ? 2 * ROWS : ROWS>(n, [&](int j, auto size) {
+// The logits of n keys, n rows of C vectors, and the largest logit of each query so far.
+template <int C, typename Source>
+void logits(const Tile& tile, int dim, const Source& from, int n, float* to, Vec (&top)[C]) {
+  in_blocks<C == 1 ? 8 : ROWS>(n, [&](int j, auto size) {
     constexpr int R = decltype(size)::value;
-    Vec acc[R][C];
-    product<R, C>(keys + j * a.dim, a.dim, 1, tile.queries, a.dim, acc);
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) {
-        top[c] = max(top[c], acc[r][c]);
-        store(weights + ((j + r) * C + c) * W, acc[r][c]);
-      }
-  });
-  for (int c = 0; c < C; c++) {
-    shrink[c] = exp2(tile.top[c] - top[c]);
-    sum[c] = tile.sum[c] * shrink[c];
-  }
-  for (int j = 0; j < n; j++)
-    for (int c = 0; c < C; c++) {
-      float* weight = weights + (j * C + c) * W;
-      const Vec e = exp2(load(weight) - top[c]);
-      sum[c] += e;
-      store(weight, e);
+    const float* key[R];
+    for (int r = 0; r < R; r++) key[r] = from.key(j + r);
+    Vec acc[R][C] = {};
+    const float* query = tile.queries;
+    for (int d = 0; d < dim; d++, query += C * W) {
+      Vec line[C];
+      UNROLL for (int c = 0; c < C; c++) line[c] = load(query + c * W);
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) acc[r][c] += key[r][d] * line[c];
     }
-  for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
-  in_blocks<C == 1 ? 2 * ROWS : ROWS>(a.width, [&](int d, auto size) {
-    constexpr int R = decltype(size)::value;
-    Vec acc[R][C];
-    product<R, C>(values + d, 1, a.width, weights, n, acc);
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < C; c++) {
-        float* value = tile.result + ((d + r) * C + c) * W;
-        store(value, load(value) * shrink[c] + acc[r][c]);
-      }
+    UNROLL for (int r = 0; r < R; r++)
+      UNROLL for (int c = 0; c < C; c++) store(to + ((j + r) * C + c) * W, acc[r][c]);
+    UNROLL for (int c = 0; c < C; c++) {
+      UNROLL for (int r = 1; r < R; r++) acc[0][c] = max(acc[0][c], acc[r][c]);
+      top[c] = max(top[c], acc[0][c]);
+    }
   });
 }
 
-// The weighted mean of the values, transposed back.
-template <int C, typename Number>
+// Adds to R rows of the result, and to N vectors of each, the values of n keys. A row is multiplied by its
+// `shrink` first.
+template <int R, int N, int C, typename Source>
+void add_values(const float* weights, const Source& from, int column, int n, const float* shrink,
+                float* result, int64_t pitch) {
+  Vec acc[R][N];
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < N; c++) acc[r][c] = load(result + r * pitch + c * W) * shrink[r];
+  for (int j = 0; j < n; j++, weights += C * W) {
+    const float* value = from.value(j) + column;
+    Vec line[N];
+    UNROLL for (int c = 0; c < N; c++) line[c] = load(value + c * W);
+    UNROLL for (int r = 0; r < R; r++)
+      UNROLL for (int c = 0; c < N; c++) acc[r][c] += weights[r] * line[c];
+  }
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int c = 0; c < N; c++) store(result + r * pitch + c * W, acc[r][c]);
+}
+
+// n keys more, at most KEYS. `weights` has n rows of C vectors.
+template <int C, typename Number, typename Source>
+void add(const Attention<Number>& a, Tile& tile, const Source& from, int n, float* weights) {
+  Vec top[C], sum[C];
+  float shrink[C * W];
+  UNROLL for (int c = 0; c < C; c++) top[c] = tile.top[c];
+  logits<C>(tile, a.dim, from, n, weights, top);
+  UNROLL for (int c = 0; c < C; c++) {
+    const Vec factor = exp2(tile.top[c] - top[c]);
+    sum[c] = tile.sum[c] * factor;
+    store(shrink + c * W, factor);
+  }
+  in_blocks<TOGETHER / C>(n, [&](int j, auto size) {
+    constexpr int N = decltype(size)::value * C;
+    float* weight = weights + j * C * W;
+    Vec e[N];
+    UNROLL for (int i = 0; i < N; i++) e[i] = load(weight + i * W) - top[i % C];
+    exp2(e);
+    UNROLL for (int i = 0; i < N; i++) sum[i % C] += e[i];
+    UNROLL for (int i = 0; i < N; i++) store(weight + i * W, e[i]);
+  });
+  UNROLL for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
+  const int whole = a.whole();
+  in_blocks<ROWS>(tile.count, [&](int i, auto size) {
+    constexpr int R = decltype(size)::value;
+    int c = 0;
+    for (; c + 2 * W <= whole; c += 2 * W)
+      add_values<R, 2, C>(weights + i, from, c, n, shrink + i, tile.result + i * whole + c, whole);
+    if (c < whole)
+      add_values<R, 1, C>(weights + i, from, c, n, shrink + i, tile.result + i * whole + c, whole);
+  });
+}
+
+// The weighted mean of the values.
+template <typename Number>
 void finish(const Attention<Number>& a, const Tile& tile, int head) {
-  for (int c = 0; c < C; c++) {
-    const int here = std::min(W, tile.count - c * W);
-    const auto out = [&](int i) { return a.result(tile.rows[c * W + i], head); };
-    int d = 0;
-    for (; d + W <= a.width; d += W) {
-      Vec x[W];
-      for (int i = 0; i < W; i++) x[i] = load(tile.result + ((d + i) * C + c) * W) / tile.sum[c];
-      transpose(x);
-      for (int i = 0; i < here; i++) store(out(i) + d, x[i]);
-    }
-    for (; d < a.width; d++)
-      for (int i = 0; i < here; i++)
-        store(out(i) + d, tile.result[(d * C + c) * W + i] / tile.sum[c][i]);
+  for (int i = 0; i < tile.count; i++) {
+    const float inverse = 1 / tile.sum[i / W][i % W];
+    const float* from = tile.result + i * a.whole();
+    Number* to = a.result(tile.rows[i], head);
+    in_lanes(a.width, [&](auto lane, int c) {
+      store(to + c, load<decltype(lane)>(from + c) * inverse);
+    });
   }
 }
 
 template <typename Number>
 struct InVectors {
   const Attention<Number>& a;
-  std::vector<float> keys, values, weights, vectors;
+  const Groups& groups;
+  // Whether to copy all keys of a head, since routed groups share them.
+  const bool all = groups.routes > 1 && int64_t(groups.keys()) * (a.dim + a.whole()) <= HEAD;
+  int head = -1;                // whose keys `copies` are
+  Copies copies;
+  Floats keys, values;
+  int most = 0;                 // keys for which there is room
+  const Floats weights = room(KEYS * 2 * W), vectors = room(TILES * 2 * W * (a.dim + a.whole()));
   Tile tiles[TILES];
 
-  explicit InVectors(const Attention<Number>& a)
-      : a(a), weights(KEYS * 2 * W), vectors(TILES * 2 * W * (a.dim + a.width)) {
+  InVectors(const Attention<Number>& a, const Groups& groups) : a(a), groups(groups) {
     for (int t = 0; t < TILES; t++) {
-      tiles[t].queries = vectors.data() + t * 2 * W * (a.dim + a.width);
+      tiles[t].queries = vectors.get() + t * 2 * W * (a.dim + a.whole());
       tiles[t].result = tiles[t].queries + 2 * W * a.dim;
     }
   }
   InVectors(const InVectors&) = delete;
 
-  void operator()(const Item& item) {
-    keys.resize(int64_t(item.keys) * a.dim);
-    values.resize(int64_t(item.keys) * a.width);
-    for (int64_t j = 0; j < item.keys; j++) {
-      copy(keys.data() + j * a.dim, a.key(item.key_rows[j], item.head), a.dim);
-      copy(values.data() + j * a.width, a.value(item.key_rows[j], item.head), a.width);
+  // Copies the keys and values at n places, or, without places, the first n ones.
+  Copies copy_keys(int head, const int32_t* places, int n) {
+    const int64_t dim = a.dim, width = a.whole();
+    if (n > most) most = n, keys = room(n * dim), values = room(n * width);
+    for (int j = 0; j < n; j++) {
+      const int row = groups.k_rows[places ? places[j] : j];
+      copy(keys.get() + j * dim, a.key(row, head), a.dim);
+      copy(values.get() + j * width, a.value(row, head), a.width);
     }
+    return {keys.get(), values.get(), a.dim, a.whole()};
+  }
+
+  void operator()(const Item& item) {
+    if (!all) return attend(item, copy_keys(item.head, item.places, item.keys));
+    if (head != item.head) copies = copy_keys(head = item.head, nullptr, groups.keys());
+    attend(item, Places{copies, item.places});
+  }
+
+  template <typename Source>
+  void attend(const Item& item, const Source& from) {
     for (int i = 0; i < item.count; i += TILES * 2 * W) {
       const int used = std::min(TILES, (item.count - i + 2 * W - 1) / (2 * W));
       for (int t = 0; t < used; t++) {
@@ -207,12 +289,9 @@ struct InVectors {
       for (int j = 0; j < item.keys; j += KEYS)
         for (int t = 0; t < used; t++)
           of_vectors(tiles[t], [&](auto c) {
-            add<c()>(a, tiles[t], keys.data() + int64_t(j) * a.dim,
-                     values.data() + int64_t(j) * a.width, std::min(KEYS, item.keys - j),
-                     weights.data());
+            add<c()>(a, tiles[t], from.from(j), std::min(KEYS, item.keys - j), weights.get());
           });
-      for (int t = 0; t < used; t++)
-        of_vectors(tiles[t], [&](auto c) { finish<c()>(a, tiles[t], item.head); });
+      for (int t = 0; t < used; t++) finish(a, tiles[t], item.head);
     }
   }
 };
@@ -226,6 +305,7 @@ constexpr int ROUND = 512;      // queries at a time, in blocks of BOTH
 
 struct InTiles {
   const Attention<Bfloat16>& a;
+  const int32_t* k_rows;
   const Registers registers{true};
   const int depth = steps_of(a.dim), width = (a.width + SIDE - 1) / SIDE * SIDE;
   // Queries: tiles of rows. Keys: SIDE of them, numbers by pairs. Values: SIDE numbers of all keys,
@@ -234,8 +314,8 @@ struct InTiles {
   std::vector<float> logits, result, top, shrink, sum;
   int most = 0;                 // keys for which there is room
 
-  explicit InTiles(const Attention<Bfloat16>& a)
-      : a(a), queries(new Line[ROUND * depth]), weights(new Line[2 * BOTH * FEW / DEPTH]),
+  InTiles(const Attention<Bfloat16>& a, const Groups& groups)
+      : a(a), k_rows(groups.k_rows), queries(new Line[ROUND * depth]), weights(new Line[2 * BOTH * FEW / DEPTH]),
         logits(2 * BOTH * FEW), result(ROUND * width), top(ROUND), shrink(2 * BOTH),
         sum(ROUND * W) {}
   InTiles(const InTiles&) = delete;
@@ -267,7 +347,7 @@ struct InTiles {
         for (int i = 0; i < W; i++) {
           pairs[i] = Vec{};
           if (j + i < item.keys)
-            pairs[i] = (Vec)line(a.key(item.key_rows[j + i], item.head) + d * DEPTH,
+            pairs[i] = (Vec)line(a.key(k_rows[item.places[j + i]], item.head) + d * DEPTH,
                                  a.dim - d * DEPTH);
         }
         transpose(pairs);
@@ -282,7 +362,7 @@ struct InTiles {
       for (int i = 0; i < SIDE; i++)
         for (int d = 0; d < width; d += SIDE) {
           const auto value = [&](int j) {
-            return j < item.keys ? get(a.value(item.key_rows[j], item.head) + d, a.width - d)
+            return j < item.keys ? get(a.value(k_rows[item.places[j]], item.head) + d, a.width - d)
                                  : Vec{};
           };
           split<1>(value(step * DEPTH + i), value(step * DEPTH + SIDE + i),
@@ -425,8 +505,8 @@ extern "C" void visattn_attention(
         static_cast<Number*>(out), q_stride, k_stride, v_stride, out_stride, dim, width, scale};
 #if VISATTN_TILES
     if constexpr (std::is_same_v<Number, Bfloat16>)
-      if (tiles) return each_item(all, heads, BOTH, threads, [&] { return InTiles(a); });
+      if (tiles) return each_item(all, heads, BOTH, threads, [&] { return InTiles(a, all); });
 #endif
-    each_item(all, heads, W, threads, [&] { return InVectors<Number>(a); });
+    each_item(all, heads, W, threads, [&] { return InVectors<Number>(a, all); });
   });
 }

@@ -6,8 +6,6 @@
 
 #include "tiles.h"
 
-#include <memory>
-
 namespace {
 
 // The weights of a layer are cut in panels of at most WIDE vectors of outputs, and the entries of a
@@ -470,10 +468,6 @@ struct Norm {
     }
   }
 };
-
-// Room for n floats, which hold anything at first.
-using Floats = std::unique_ptr<float[]>;
-inline Floats room(int64_t n) { return Floats(new float[n]); }
 
 // From one row of a thread's buffer to the next.
 inline int64_t apart(int n) { return (n + W - 1) / W * W + 16; }

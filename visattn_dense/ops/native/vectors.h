@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -55,6 +57,15 @@ inline float total(Vec x) {
   float sum = 0;
   for (int i = 0; i < W; i++) sum += x[i];
   return sum;
+}
+
+// Room for n floats, which hold anything at first. It starts where a vector in memory should.
+struct Release {
+  void operator()(float* x) const { ::operator delete(x, std::align_val_t(64)); }
+};
+using Floats = std::unique_ptr<float[], Release>;
+inline Floats room(int64_t n) {
+  return Floats(static_cast<float*>(::operator new(n * sizeof(float), std::align_val_t(64))));
 }
 
 // A number of bfloat16: the upper half of a float.
@@ -111,30 +122,37 @@ inline Vec get(const Number* x, int n) {
   return load(lanes);
 }
 
-// 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
-// the least-squares fit of 2^f for the relative error, 2e-9 at most.
+// x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
+// the least-squares fit of 2^f for the relative error, 2e-9 at most. The vectors take each step
+// together: one alone would wait for its last step.
+template <int N>
+inline void exp2(Vec (&x)[N]) {
+  constexpr float factor[] = {1.f,           .69314720574f,    .24022646890f,   5.5503287771e-2f,
+                              9.6184889739e-3f, 1.3399931182e-3f, 1.5345807480e-4f};
+  Vec whole[N], p[N];
+#if defined(__AVX512F__)
+  UNROLL for (int i = 0; i < N; i++) whole[i] = (Vec)_mm512_roundscale_ps((__m512)x[i], 0);
+  UNROLL for (int i = 0; i < N; i++) x[i] -= whole[i];
+#else
+  constexpr float magic = 12582912.f;           // 1.5 * 2^23: adding it rounds to a whole number
+  UNROLL for (int i = 0; i < N; i++) x[i] = x[i] < splat(-126.f) ? splat(-126.f) : x[i];
+  UNROLL for (int i = 0; i < N; i++) whole[i] = x[i] + magic;
+  UNROLL for (int i = 0; i < N; i++) x[i] -= whole[i] - magic;
+#endif
+  UNROLL for (int i = 0; i < N; i++) p[i] = x[i] * factor[6] + factor[5];
+  UNROLL for (int k = 4; k >= 0; k--)
+    UNROLL for (int i = 0; i < N; i++) p[i] = p[i] * x[i] + factor[k];
+#if defined(__AVX512F__)
+  UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)whole[i]);
+#else
+  UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)((Ints)p[i] + ((Ints)whole[i] << 23));
+#endif
+}
+
 inline Vec exp2(Vec x) {
-#if defined(__AVX512F__)
-  const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, 0);
-  const Vec f = x - whole;
-#else
-  x = x < splat(-126.f) ? splat(-126.f) : x;
-  const float magic = 12582912.f;               // 1.5 * 2^23: adding it rounds to a whole number
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);
-#endif
-  Vec p = splat(1.5345807480e-4f);
-  p = p * f + 1.3399931182e-3f;
-  p = p * f + 9.6184889739e-3f;
-  p = p * f + 5.5503287771e-2f;
-  p = p * f + .24022646890f;
-  p = p * f + .69314720574f;
-  p = p * f + 1.f;
-#if defined(__AVX512F__)
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
-#else
-  return (Vec)((Ints)p + ((Ints)shifted << 23));
-#endif
+  Vec one[] = {x};
+  exp2(one);
+  return one[0];
 }
 
 // Row i and row i + W/2 interleaved, log2(W) times, is the transpose.
@@ -184,15 +202,18 @@ inline void product(const float* a, int64_t row, int64_t step, const float* b, i
   accumulate(a, row, step, b, n, acc);
 }
 
+// The largest power of two below R.
+constexpr int half_of(int R) { return R > 2 ? 2 * half_of((R + 1) / 2) : 1; }
+
 // Calls f(i, size) for blocks [i, i + size) of 0 .. n - 1: of R as long as there are so many, then of
-// R/2 and so on, each a constant to the compiler.
+// the powers of two below, each a constant to the compiler.
 template <int R, typename F>
 inline void in_blocks(int n, F&& f) {
   int i = 0;
   for (; i + R <= n; i += R) f(i, std::integral_constant<int, R>{});
   if constexpr (R > 1)
     if (i < n)
-      in_blocks<R / 2>(n - i, [&](int j, auto size) { f(i + j, size); });
+      in_blocks<half_of(R)>(n - i, [&](int j, auto size) { f(i + j, size); });
 }
 
 // Calls f(Lane{}, c) for vectors of channels, then for the channels that fill none.
