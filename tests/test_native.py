@@ -310,6 +310,13 @@ def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, strid
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
     out = native.chain(x, layer, native.Layer.of(point, None), activation='relu', patches=patches)
     torch.testing.assert_close(out.double(), expected @ point.double().T, rtol=1e-5, atol=1e-5)
+    # The norm of each patch, whose order does not matter to the norm.
+    tokens = F.unfold(x.permute(0, 3, 1, 2).double(), kernel, 1, padding, stride).transpose(1, 2)
+    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=.1)
+    out = native.linear(x, layer, patches=patches, epsilon=.1)
+    torch.testing.assert_close(out.double().flatten(1, 2),
+                               F.linear(normed, weight.double().flatten(1), bias.double()),
+                               rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('activation', ['hardswish', 'gelu_tanh'])

@@ -1,4 +1,6 @@
 """T2T-ViT: its token attentions against their equations and the official code, and the backbone."""
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -16,12 +18,13 @@ from visattn_dense.attention import (
     TokenTransformer,
 )
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.attention.tokens import soft_split
 from visattn_dense.backbones import T2TViT
 from visattn_dense.backbones.t2t_vit_dense import DenseBlock, Transition
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
-from visattn_dense.layers import TransformerBlock, optimize_for_inference, sinusoid_table
+from visattn_dense.layers import SoftSplit, TransformerBlock, optimize_for_inference, sinusoid_table
+from visattn_dense.layers.packed import NativeSplitLinear
+from visattn_dense.ops import native
 from visattn_dense.ops.linear_attention.torch_form import performer_features
 
 SMALL = dict(embed_dim=32, depth=5, num_heads=2, mlp_ratio=2., tokens='performer', se=False)
@@ -105,9 +108,24 @@ def test_huge_activations_stay_finite(dtype):
     assert attn.attend(k, q, v).isfinite().all()
 
 
+@pytest.mark.parametrize('kind, linear', [(TokenPerformer, 'kqv'), (TokenTransformer, 'attn.qkv')])
+@pytest.mark.parametrize('size', [(7, 5), (12, 9)])
+def test_split_norm_and_projection_become_one_layer(kind, linear, size):
+    attn = kind(4 * 3**2, 8, split=SoftSplit(3, 2, 1)).eval()
+    for parameter in attn.parameters():
+        nn.init.uniform_(parameter, -.5, .5)
+    plain, x = copy.deepcopy(attn), torch.randn(2, 4, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(optimize_for_inference(attn)(x), plain(x), rtol=1e-4, atol=1e-5)
+        assert attn(x[:0]).shape == plain(x[:0]).shape
+    fused = type(attn.get_submodule(linear)) is NativeSplitLinear
+    assert fused == native.available()
+    assert [type(m) is nn.Identity for m in (attn.split, attn.norm1)] == [fused] * 2
+
+
 def test_soft_split_takes_patches():
     x = torch.arange(2 * 5 * 7.).view(1, 2, 5, 7)
-    patches = soft_split(x, 3, 2, 1)
+    patches = SoftSplit(3, 2, 1)(x)
     assert patches.shape == (1, 3, 4, 18)
     torch.testing.assert_close(patches[0, 1, 1].view(2, 3, 3), x[0, :, 1:4, 1:4])
 
@@ -120,7 +138,7 @@ def test_convolution_tokens_are_linear_layers_of_the_soft_splits():
     x = image
     for conv, split, out in zip((stem.soft_split0, stem.soft_split1, stem.project),
                                 ((7, 4, 2), (3, 2, 1), (3, 2, 1)), maps, strict=True):
-        linear = soft_split(x, *split) @ conv.weight.flatten(1).T + conv.bias
+        linear = SoftSplit(*split)(x) @ conv.weight.flatten(1).T + conv.bias
         torch.testing.assert_close(out, linear, rtol=1e-4, atol=1e-4)
         x = linear.permute(0, 3, 1, 2)
 

@@ -13,7 +13,8 @@ The transformer's attention is softmax(q kᵀ · scale) v with one head. The per
 
 and W a fixed random matrix (m × token_dim) with orthogonal rows, part of the checkpoint.
 
-Shapes: (B, ..., C) in, (B, ..., D) out, D = token_dim; all dimensions between are positions.
+Shapes: (B, ..., C) in, (B, ..., D) out, D = token_dim; all dimensions between are positions. With a
+`split`, a map (B, C', H, W) in.
 
 Official code: yitu-opensource/T2T-ViT, models/token_performer.py and models/token_transformer.py.
 The feature map and both products are computed in float32, also inside autocast.
@@ -26,10 +27,9 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visattn_dense.layers import Mlp, PreNorm
+from visattn_dense.layers import Mlp, PreNorm, ProjectsSplit, SoftSplit
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import full_attention
 from visattn_dense.ops.linear_attention import performer_attention
@@ -37,7 +37,7 @@ from visattn_dense.ops.linear_attention import performer_attention
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
-class TokenPerformer(UsesOperators, nn.Module):
+class TokenPerformer(ProjectsSplit, UsesOperators, nn.Module):
     """Wide tokens to narrow tokens, with the performer's linear attention.
 
     Args:
@@ -46,11 +46,15 @@ class TokenPerformer(UsesOperators, nn.Module):
         kernel_ratio: m / D, random features for each channel.
         dropout: probability of dropout in both residual branches, in training.
         eps: added to the denominator.
+        split: makes the wide tokens from a map; None if the tokens are given.
     """
 
+    projection = 'norm1', 'kqv'
+
     def __init__(self, dim: int, token_dim: int = 64, *, kernel_ratio: float = 0.5,
-                 dropout: float = 0.1, eps: float = 1e-8) -> None:
+                 dropout: float = 0.1, eps: float = 1e-8, split: SoftSplit | None = None) -> None:
         super().__init__()
+        self.split = split or nn.Identity()
         self.eps = eps
         self.norm1 = PreNorm(dim)
         self.kqv = nn.Linear(dim, 3 * token_dim)
@@ -67,8 +71,8 @@ class TokenPerformer(UsesOperators, nn.Module):
         return performer_attention(q, k, v, self.w, epsilon=self.eps, mode=self.mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to (B, ..., D)."""
-        k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
+        """(B, ..., C) to (B, ..., D); with a split, from (B, C', H, W) to (B, H', W', D)."""
+        k, q, v = self.kqv(self.norm1(self.split(x))).chunk(3, dim=-1)
         y = self.attend(k.flatten(1, -2), q.flatten(1, -2), v.flatten(1, -2)).view(v.shape)
         x, normed = self.norm2(v, self.dropout(self.proj(y)))
         return x + self.dropout(self.mlp(normed))
@@ -97,36 +101,34 @@ class WideSelfAttention(UsesOperators, nn.Module):
         return v + self.proj(out).view(v.shape)
 
 
-class TokenTransformer(nn.Module):
+class TokenTransformer(ProjectsSplit, nn.Module):
     """Wide tokens to narrow tokens, with softmax attention.
 
     Args:
         dim: C, channels in.
         token_dim: D, channels out.
         scale: factor of the logits, C^-½ by default.
+        split: makes the wide tokens from a map; None if the tokens are given.
     """
 
-    def __init__(self, dim: int, token_dim: int = 64, *, scale: float | None = None) -> None:
+    projection = 'norm1', 'attn.qkv'
+
+    def __init__(self, dim: int, token_dim: int = 64, *, scale: float | None = None,
+                 split: SoftSplit | None = None) -> None:
         super().__init__()
+        self.split = split or nn.Identity()
         self.norm1 = PreNorm(dim)
         self.attn = WideSelfAttention(dim, token_dim, scale=scale)
         self.norm2 = PreNorm(token_dim)
         self.mlp = Mlp(token_dim, token_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to (B, ..., D)."""
-        x = self.attn(self.norm1(x))
+        """(B, ..., C) to (B, ..., D); with a split, from (B, C', H, W) to (B, H', W', D)."""
+        x = self.attn(self.norm1(self.split(x)))
         return x + self.mlp(self.norm2(x))
 
 
-def soft_split(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """Patches as tokens: (B, C, H, W) to (B, H', W', C · k²), channel by channel."""
-    height, width = ((size + 2 * padding - kernel_size) // stride + 1 for size in x.shape[2:])
-    patches = F.unfold(x, kernel_size, padding=padding, stride=stride)
-    return patches.transpose(1, 2).unflatten(1, (height, width))
-
-
-class TokensToToken(nn.Module):
+class TokensToToken(ProjectsSplit, nn.Module):
     """Turn the image into tokens at stride 16, with two attentions at strides 4 and 8.
 
     Args:
@@ -136,14 +138,18 @@ class TokensToToken(nn.Module):
     """
 
     token_dim = 64
+    projection = '', 'project'
 
     def __init__(self, embed_dim: int, *, tokens: str, in_channels: int = 3) -> None:
         super().__init__()
         kinds = {'performer': TokenPerformer, 'transformer': TokenTransformer}
         if tokens not in kinds:
             raise ValueError(f'tokens are made by {" or ".join(kinds)}, got {tokens!r}')
-        self.attention1 = kinds[tokens](in_channels * 7 * 7, self.token_dim)
-        self.attention2 = kinds[tokens](self.token_dim * 3 * 3, self.token_dim)
+        self.attention1 = kinds[tokens](in_channels * 7 * 7, self.token_dim,
+                                        split=SoftSplit(7, 4, 2))
+        self.attention2 = kinds[tokens](self.token_dim * 3 * 3, self.token_dim,
+                                        split=SoftSplit(3, 2, 1))
+        self.split = SoftSplit(3, 2, 1)
         self.project = nn.Linear(self.token_dim * 3 * 3, embed_dim)
 
     def forward(self, image: Tensor, run_block: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,9 +157,9 @@ class TokensToToken(nn.Module):
 
         `run_block(attention, x)` calls an attention, with or without activation checkpointing.
         """
-        fine = run_block(self.attention1, soft_split(image, 7, 4, 2))
-        middle = run_block(self.attention2, soft_split(fine.permute(0, 3, 1, 2), 3, 2, 1))
-        return fine, middle, self.project(soft_split(middle.permute(0, 3, 1, 2), 3, 2, 1))
+        fine = run_block(self.attention1, image)
+        middle = run_block(self.attention2, fine.permute(0, 3, 1, 2))
+        return fine, middle, self.project(self.split(middle.permute(0, 3, 1, 2)))
 
 
 class ConvolutionTokens(nn.Module):

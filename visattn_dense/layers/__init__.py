@@ -11,6 +11,7 @@ drop       stochastic depth
 block      the pre-norm transformer block, and what it hands to the next block
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
 init       the initialisation that the families share
+split      patches of a map as tokens
 half_weights  inside autocast: casts all weights of a block in one launch
 packed     layers for inference: packed weights, built-in activations, several layers in one
 optimize   prepares a model for inference: puts packed layers in place of the plain ones
@@ -40,11 +41,13 @@ from .norm import LayerNorm2d, PreNorm
 from .optimize import optimize_for_inference
 from .packed import PackedConv2d, PackedLinear
 from .position import resize_position_grid, sinusoid_table
+from .split import ProjectsSplit, SoftSplit
 
 __all__ = [
     'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d', 'DepthwiseSeparableConv',
     'DropPath', 'FusedMBConv', 'GroupedPointwiseConv', 'Handover', 'LayerNorm2d',
-    'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'Residual', 'TransformerBlock',
+    'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'ProjectsSplit', 'Residual',
+    'SoftSplit', 'TransformerBlock',
     'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
     'optimize_for_inference', 'pad_to_multiple', 'partition_windows', 'resize_position_grid',
     'sinusoid_table', 'without_autocast',

@@ -39,12 +39,14 @@ from .packed import (
     NativeFusedMBConv,
     NativeLinear,
     NativeMBConv,
+    NativeSplitLinear,
     Packed,
     PackedConv2d,
     PackedDepthwiseConv,
     PackedLinear,
     PackedPointwiseConv,
 )
+from .split import ProjectsSplit, SoftSplit
 
 # The activations that the operator `depthwise` applies.
 _DEPTHWISE: tuple[Activation, ...] = (NO_ACTIVATION, ('relu', ''), ('hardswish', ''))
@@ -186,10 +188,13 @@ class _Fused(NamedTuple):
 def _fused(parent: nn.Module) -> _Fused | None:
     """What can take the place of several layers of `parent`, or None."""
     weights = list(parent.parameters())
-    if not (isinstance(parent, (TransformerBlock, Residual)) and weights and native.available()
-            and all(w.device.type == 'cpu' and w.dtype == torch.float32 and w.numel()
-                    for w in weights)):
+    if not (isinstance(parent, (TransformerBlock, Residual, ProjectsSplit)) and weights
+            and native.available() and all(
+                w.device.type == 'cpu' and w.dtype == torch.float32 and w.numel()
+                for w in weights)):
         return None
+    if isinstance(parent, ProjectsSplit):
+        return _fused_split(parent)
     if isinstance(parent, TransformerBlock):
         mlp, norm = parent.mlp, parent.norm2
         if (type(parent).finish is not TransformerBlock.finish or type(norm) is not PreNorm
@@ -218,6 +223,33 @@ def _fused(parent: nn.Module) -> _Fused | None:
 
     what = f'{main}, {parent.shortcut}'
     return _Fused(what, forms, lambda packed: packed(image), lambda: parent(image), install)
+
+
+def _fused_split(parent: nn.Module) -> _Fused | None:
+    """One layer in place of a soft split, its norm and its linear layer."""
+    split, names = parent.split, parent.projection
+    norm = parent.get_submodule(names[0]) if names[0] else None
+    linear = parent.get_submodule(names[1])
+    if (type(split) is not SoftSplit or type(norm) not in (PreNorm, type(None))
+            or type(linear) is not nn.Linear):
+        return None
+    channels = linear.in_features // split.kernel_size**2
+    side = math.isqrt(_rows(linear.out_features)) * split.stride
+    image = torch.full((1, side, side, channels), .5).permute(0, 3, 1, 2)
+
+    def apart() -> Tensor:
+        tokens = split(image)
+        return parent.get_submodule(names[1])(tokens if norm is None else norm(tokens))
+
+    def install(packed: Packed) -> None:
+        parent.split = nn.Identity()
+        if norm is not None:
+            parent.set_submodule(names[0], nn.Identity())
+        parent.set_submodule(names[1], packed)
+
+    return _Fused(f'{split}, {norm}, {linear}',
+                  _native_forms(NativeSplitLinear, linear.weight.numel(), split, norm, linear),
+                  lambda packed: packed(image), apart, install)
 
 
 def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:

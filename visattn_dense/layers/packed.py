@@ -15,6 +15,7 @@ from visattn_dense.ops import native
 from visattn_dense.ops.depthwise import depthwise
 
 from .block import Handover
+from .split import SoftSplit
 
 Activation = tuple[str, str]
 """An activation: oneDNN's name, and oneDNN's name of the algorithm."""
@@ -197,6 +198,33 @@ class NativeConv2d(Native):
         return out.permute(0, 3, 1, 2)
 
 
+class NativeSplitLinear(Native):
+    """linear(norm(split(x))) with a soft split, in float32; the patches stay in the cache.
+
+    For inference alone.
+
+    Args:
+        split: makes tokens from the patches of a map.
+        norm: the norm of a token, or None.
+        linear: the linear layer, on the CPU.
+        in_tiles: see `native.Layer.of`.
+    """
+
+    def __init__(self, split: SoftSplit, norm: nn.LayerNorm | None, linear: nn.Linear, *,
+                 in_tiles: bool = True) -> None:
+        weight, bias = (linear.weight, linear.bias) if norm is None else _with_norm(norm, linear)
+        # From channel by channel to position by position.
+        kernel = weight.unflatten(1, (-1, split.kernel_size**2)).transpose(1, 2).flatten(1)
+        super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], NO_ACTIVATION)
+        self.patches = native.Patches(split.kernel_size, split.stride, split.padding)
+        self.eps = None if norm is None else norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, H', W', outputs) float32."""
+        return native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
+                             epsilon=self.eps)
+
+
 class NativeFeedForward(Native):
     """The second half of a transformer block, s + mlp(norm(s)) with s = x + update, in float32.
 
@@ -211,11 +239,8 @@ class NativeFeedForward(Native):
 
     def __init__(self, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, activation: Activation,
                  *, in_tiles: bool = True) -> None:
-        weight = fc1.weight.double()
-        bias = weight @ norm.bias.double()
         super().__init__([
-            native.Layer.of(weight * norm.weight.double(),
-                            bias if fc1.bias is None else bias + fc1.bias, in_tiles=in_tiles),
+            native.Layer.of(*_with_norm(norm, fc1), in_tiles=in_tiles),
             native.Layer.of(fc2.weight, fc2.bias, in_tiles=in_tiles)], activation)
         self.eps = norm.eps
 
@@ -286,6 +311,13 @@ class NativeMBConv(Native):
                             addend=x if self.shortcut else None,
                             activation=_native(self.activation))
         return out.permute(0, 3, 1, 2)
+
+
+def _with_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the linear layer after a norm without weight and bias."""
+    weight = linear.weight.double()
+    bias = weight @ norm.bias.double()
+    return weight * norm.weight.double(), bias if linear.bias is None else bias + linear.bias
 
 
 def _convolution(layer: nn.Conv2d, in_tiles: bool) -> native.Layer:

@@ -432,17 +432,24 @@ struct Source {
   int inputs() const { return channels * std::max(1, kernel * kernel); }
 };
 
-// The positions [first, last) of one patch of the map, zero beyond the border.
+// The positions [first, last) of one patch of the map, zero beyond the border. Positions of a line of the
+// map lie side by side, if its rows do.
 void patch(const Source& from, int64_t row, int first, int last, float* to) {
   const int column = row % from.out_width, line = row / from.out_width % from.out_height;
   const int64_t image = row / from.out_width / from.out_height * from.height;
-  for (int i = first; i < last; i++, to += from.channels) {
+  for (int i = first, count; i < last; i += count, to += count * from.channels) {
     const int y = line * from.step - from.padding + i / from.kernel;
     const int x = column * from.step - from.padding + i % from.kernel;
-    if (y < 0 || y >= from.height || x < 0 || x >= from.width)
-      std::fill(to, to + from.channels, 0.f);
-    else
-      copy(to, from.x + ((image + y) * from.width + x) * from.stride, from.channels);
+    const float* source = from.x + ((image + y) * from.width + x) * from.stride;
+    count = std::min(last - i, from.kernel - i % from.kernel);
+    const bool inside = y >= 0 && y < from.height;
+    if (inside && x >= 0 && x + count <= from.width && from.stride == from.channels) {
+      copy(to, source, count * from.channels);
+    } else {
+      count = 1;
+      if (inside && x >= 0 && x < from.width) copy(to, source, from.channels);
+      else std::fill(to, to + from.channels, 0.f);
+    }
   }
 }
 
@@ -482,11 +489,12 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   if (layer.tiles) blocks = std::max<int64_t>(blocks, std::min<int64_t>(2 * threads, rows / FEW));
   const int parts = std::min(layer.panels(), std::max(1, (layer.tiles ? 2 : 4) * threads / blocks));
   // Rows at such distances share few places of the cache: copied apart, they stay there.
-  const bool gather = from.kernel || (!layer.tiles && inputs % 512 == 0 && layer.panels() > parts);
+  const bool gather = from.kernel || from.norm
+                      || (!layer.tiles && inputs % 512 == 0 && layer.panels() > parts);
   // Of wide patches, some positions at a time. Tiles begin at a multiple of DEPTH inputs.
   const int positions = std::max(1, from.kernel * from.kernel);
   int together = positions;
-  if (from.kernel && inputs > WIDTH && (!layer.tiles || from.channels % DEPTH == 0))
+  if (from.kernel && !from.norm && inputs > WIDTH && (!layer.tiles || from.channels % DEPTH == 0))
     together = std::max(1, WIDTH / from.channels);
   const int width = from.kernel ? together * from.channels : inputs;
   const int64_t pitch = gather ? apart(width) : from.stride;
@@ -514,6 +522,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             float* row = buffer.get() + (i - first) * pitch;
             if (from.kernel) patch(from, i, p, end, row);
             else copy(row, from.x + i * from.stride, inputs);
+            if (from.norm) Norm{nullptr, nullptr, from.epsilon}(row, inputs, row);
           }
         const int n = (end - p) * from.channels;
         const float* x = gather ? buffer.get() : from.x + first * from.stride;

@@ -184,8 +184,8 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
 
 
 def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor | None = None,
-           patches: Patches | None = None) -> Tensor:
-    """act(x Wᵀ + b + addend).
+           patches: Patches | None = None, epsilon: float | None = None) -> Tensor:
+    """act(x Wᵀ + b + addend). With `epsilon`: of norm(x), LayerNorm without its weight and bias.
 
     Args:
         x: (..., inputs). With `patches`, (B, H, W, C), and the inputs are those of a patch.
@@ -193,6 +193,7 @@ def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor 
         activation: one of `ACTIVATIONS`.
         addend: like the result, or None.
         patches: the layer is a convolution with this geometry, zero-padded.
+        epsilon: of the norm, which is that of a whole patch; None for no norm.
 
     Returns:
         (..., outputs). With `patches`, (B, H', W', outputs).
@@ -200,7 +201,7 @@ def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor 
     Raises:
         RuntimeError: a tensor is not float32.
     """
-    return _linear(x, layer.packed, layer.outputs, addend, *(patches or (0, 1, 0)),
+    return _linear(x, epsilon, layer.packed, layer.outputs, addend, *(patches or (0, 1, 0)),
                    ACTIVATIONS.index(activation))
 
 
@@ -299,15 +300,15 @@ def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, heig
 
 
 @torch.library.custom_op('visattn::linear', mutates_args=(), device_types='cpu')
-def _linear(x: Tensor, packed: Tensor, outputs: int, addend: Tensor | None, kernel: int,
-            stride: int, padding: int, activation: int) -> Tensor:
+def _linear(x: Tensor, epsilon: float | None, packed: Tensor, outputs: int, addend: Tensor | None,
+            kernel: int, stride: int, padding: int, activation: int) -> Tensor:
     x, addend, _ = _float_rows(x, addend, None)
-    out = _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation)
+    out = _fake_linear(x, epsilon, packed, outputs, addend, kernel, stride, padding, activation)
     if out.numel():
         library().visattn_linear(
-            ctypes.byref(_source(x, out, kernel, stride, padding)), _pointer(packed), outputs,
-            _in_tiles(packed), *_addend(addend), _pointer(out), outputs, out.numel() // outputs,
-            activation, torch.get_num_threads())
+            ctypes.byref(_source(x, out, kernel, stride, padding, epsilon)), _pointer(packed),
+            outputs, _in_tiles(packed), *_addend(addend), _pointer(out), outputs,
+            out.numel() // outputs, activation, torch.get_num_threads())
     return out
 
 
@@ -320,9 +321,8 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
     out, normed = _fake_chain(x, update, epsilon, first, hidden, second, outputs, addend, kernel,
                               stride, padding, activation, weight, bias, eps)
     if out.numel():
-        source = _source(x, out, kernel, stride, padding)
+        source = _source(x, out, kernel, stride, padding, epsilon)
         if epsilon is not None:
-            source.norm, source.epsilon = 1, epsilon
             source.update, source.update_stride = _addend(update)
         library().visattn_chain(
             ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
@@ -337,7 +337,7 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
 def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Tensor, outputs: int,
             stride: int, addend: Tensor | None, activation: int) -> Tensor:
     x, addend, kernel = _float_rows(x, addend, kernel)
-    out = _fake_linear(x, project, outputs, addend, 3, stride, 1, activation)
+    out = _fake_linear(x, None, project, outputs, addend, 3, stride, 1, activation)
     if out.numel():
         library().visattn_mobile(
             ctypes.byref(_source(x, out, 3, stride, 1)), _pointer(expand), hidden, _pointer(kernel),
@@ -348,11 +348,11 @@ def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Ten
 
 @_mobile.register_fake
 def _(x, expand, hidden, kernel, project, outputs, stride, addend, activation):
-    return _fake_linear(x, project, outputs, addend, 3, stride, 1, activation)
+    return _fake_linear(x, None, project, outputs, addend, 3, stride, 1, activation)
 
 
 @_linear.register_fake
-def _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation):
+def _fake_linear(x, epsilon, packed, outputs, addend, kernel, stride, padding, activation):
     if not kernel:
         return x.new_empty(*x.shape[:-1], outputs)
     sides = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[1:3])
@@ -362,12 +362,15 @@ def _fake_linear(x, packed, outputs, addend, kernel, stride, padding, activation
 @_chain.register_fake
 def _fake_chain(x, update, epsilon, first, hidden, second, outputs, addend, kernel, stride, padding,
                 activation, weight, bias, eps):
-    out = _fake_linear(x, second, outputs, addend, kernel, stride, padding, activation)
+    out = _fake_linear(x, epsilon, second, outputs, addend, kernel, stride, padding, activation)
     return out, x.new_empty(0) if weight is None else torch.empty_like(out)
 
 
-def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int) -> Source:
+def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int,
+            epsilon: float | None = None) -> Source:
     source = Source(x=x.data_ptr(), stride=_distance(x), channels=x.shape[-1], kernel=kernel)
+    if epsilon is not None:
+        source.norm, source.epsilon = 1, epsilon
     if kernel:
         source.step, source.padding = stride, padding
         source.height, source.width = x.shape[1:3]
