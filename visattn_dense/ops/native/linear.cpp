@@ -22,6 +22,7 @@ constexpr int FEW = 64;       // rows for which it pays to split their numbers
 constexpr int BLOCK = 192;    // rows that go through a chain at a time: whole steps of both forms
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
+constexpr int ROOM = 1 << 18;   // numbers between the layers of a mobile block that stay in the cache
 constexpr int SPLIT = 1 << 18;  // parts of numbers that stay in the cache
 constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
@@ -96,22 +97,23 @@ struct Splitter {
   }
 };
 
-// x N(x), with N the normal distribution. N - 1/2 is odd, and 1/2 from 5.5 on, up to 2e-8.
+// x N(x), with N the normal distribution, or its approximation by tanh. N - 1/2 is odd, and 1/2 from 5.5
+// on, up to 2e-8.
 constexpr float TAIL = 5.5f;
 
 #if defined(__AVX512F__)
 
 // N - 1/2 on [0, TAIL] in 31 parts, and two halves of parts: cubic polynomials through the function
-// at the Chebyshev nodes. Their error is 2e-7 at most.
+// at the Chebyshev nodes. Their error is 3e-7 at most.
 struct Cubics {
   alignas(64) float factor[4][2 * W];
 
-  Cubics() {
+  explicit Cubics(double (*odd)(double)) {
     for (int i = 0; i < 2 * W; i++) {
       double node[4], f[4], power[4] = {};
       for (int j = 0; j < 4; j++) {
         node[j] = .5 * std::cos((2 * j + 1) * std::acos(-1.) / 8);
-        f[j] = .5 * std::erf((i + node[j]) * (TAIL / (2 * W - 1)) * std::sqrt(.5));
+        f[j] = odd((i + node[j]) * (TAIL / (2 * W - 1)));
       }
       for (int step = 1; step < 4; step++)  // divided differences, of Newton's interpolation
         for (int j = 3; j >= step; j--) f[j] = (f[j] - f[j - 1]) / (node[j] - node[j - step]);
@@ -124,20 +126,26 @@ struct Cubics {
     factor[0][2 * W - 1] = .5f;  // so gelu is 0 or x from TAIL on
   }
 };
-const Cubics CUBICS;
+const Cubics ERF([](double x) { return .5 * std::erf(x * std::sqrt(.5)); });
+const Cubics TANH([](double x) {
+  return .5 * std::tanh(std::sqrt(2 / std::acos(-1.)) * (x + .044715 * x * x * x));
+});
 
-inline Vec gelu(Vec x) {
+inline Vec gelu(Vec x, const Cubics& cubics) {
   const Vec size = (Vec)((Words)x & 0x7fffffffu);
   const Vec u = (Vec)_mm512_min_ps((__m512)(size * ((2 * W - 1) / TAIL)), (__m512)splat(2 * W - 1));
   const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vec nearest = u + magic, rest = u - (nearest - magic);
   const auto factor = [&](int j) {
-    return (Vec)_mm512_permutex2var_ps(_mm512_load_ps(CUBICS.factor[j]), (__m512i)nearest,
-                                       _mm512_load_ps(CUBICS.factor[j] + W));
+    return (Vec)_mm512_permutex2var_ps(_mm512_load_ps(cubics.factor[j]), (__m512i)nearest,
+                                       _mm512_load_ps(cubics.factor[j] + W));
   };
   const Vec half = ((factor(3) * rest + factor(2)) * rest + factor(1)) * rest + factor(0);
   return x * .5f + size * half;
 }
+
+inline Vec gelu(Vec x) { return gelu(x, ERF); }
+inline Vec gelu_tanh(Vec x) { return gelu(x, TANH); }
 
 #else
 
@@ -158,14 +166,14 @@ inline Vec gelu(Vec x) {
   return x < splat(-TAIL) ? Vec{} : x * (sum * t + .5f);
 }
 
-#endif
-
 // x / (1 + e^-y) with y = 2 sqrt(2 / pi) (x + 0.044715 x^3), in powers of 2.
 inline Vec gelu_tanh(Vec x) {
   const Vec y = x * (x * x * (2.302208198f * .044715f) + 2.302208198f);
   const Vec power = exp2(y < Vec{} ? y : -y);
   return x * (y < Vec{} ? power : splat(1.f)) / (power + 1.f);
 }
+
+#endif
 
 inline void put(float* to, Vec x, int n) {
   if (n >= W) return store(to, x);
@@ -645,13 +653,14 @@ inline void depth_tile(const float* const (&lines)[3], int64_t pitch, int width,
   UNROLL for (int t = 0; t < T; t++) store(out + t * pitch, act(acc[t]));
 }
 
+// A line of n channels; `weights` and the bias after them are rows of `channels` numbers.
 template <int S, typename Act>
-void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int channels,
-                const float* weights, Act&& act, float* out) {
-  for (int c = 0; c < channels; c += W) {
+void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int n,
+                const float* weights, int channels, Act&& act, float* out) {
+  for (int c = 0; c < n; c += W) {
     Vec weight[9];
-    for (int i = 0; i < 9; i++) weight[i] = get(weights + i * channels + c, channels - c);
-    const Vec bias = get(weights + 9 * channels + c, channels - c);
+    for (int i = 0; i < 9; i++) weight[i] = get(weights + i * channels + c, n - c);
+    const Vec bias = get(weights + 9 * channels + c, n - c);
     const float* here[3];
     for (int i = 0; i < 3; i++) here[i] = lines[i] ? lines[i] + c : nullptr;
     in_blocks<4>(from.out_width, [&](int x, auto size) {
@@ -666,58 +675,72 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
 }
 
 // out = addend + project(act(depthwise(act(expand(x))))), the depthwise convolution 3x3 with
-// padding 1: `weights` are its 9 rows of channels and its bias.
+// padding 1: `weights` are its 9 rows of channels and its bias. So many channels at a time that their
+// lines stay in the cache.
 void mobile(const Source& from, const Layer& expand, const float* weights, const Layer& project,
             Addend addend, float* out, int64_t stride, int batch, Activation kind, int threads) {
-  const int height = from.height, width = from.width, step = from.step, hidden = expand.outputs;
+  const int height = from.height, width = from.width, step = from.step;
   // Lines of the result at a time, and the places for the lines that they are made of. Each part expands
   // the lines around it anew: so there are no more parts than threads.
   const int most = std::max(1, BLOCK / from.out_width), places = (most - 1) * step + 3;
   const int parts = std::min((from.out_height + most - 1) / most, (threads + batch - 1) / batch);
-  const int64_t pitch = apart(hidden), line = width * pitch;
+  const int cells = places * width + most * from.out_width;
+  // Panels of vectors need not end at a whole tile: then the second layer takes all at once.
+  const int groups = project.tiles && !expand.tiles
+                         ? 1 : std::min<int64_t>(expand.panels(), int64_t(cells) * expand.outputs / ROOM + 1);
+  const int group = (expand.panels() + groups - 1) / groups * expand.wide() * W;
+  const int64_t pitch = apart(group), line = width * pitch;
 #pragma omp parallel num_threads(threads)
   {
     const Registers registers(expand.tiles || project.tiles);
     const Splitter rows_of(expand.tiles, places * width, from.channels);
-    const Splitter between_of(project.tiles, most * from.out_width, hidden);
-    const Floats buffer = room(places * line + most * from.out_width * pitch);
+    const Splitter between_of(project.tiles, most * from.out_width, group);
+    const Floats buffer = room(cells * pitch);
     float* between = buffer.get() + places * line;
     Ahead ahead;
 #pragma omp for schedule(dynamic, 1)
-    for (int item = 0; item < batch * parts; item++) {
-      const int part = item % parts;
-      const int64_t image = item / parts;
-      const int begin = from.out_height * part / parts, end = from.out_height * (part + 1) / parts;
-      int known = std::max(0, begin * step - 1);  // lines before it are in their places, or not needed
-      for (int y = begin; y < end; y += most) {
-        const int last = std::min(end, y + most), needed = std::min(height, (last - 1) * step + 2);
-        while (known < needed) {
-          const int place = known % places, lines = std::min(needed - known, places - place);
-          multiply(rows_of(from.x + (image * height + known) * width * from.stride, from.stride,
-                           lines * width, from.channels),
-                   expand, 0, expand.panels(), 0, from.channels, true, {},
-                   buffer.get() + place * line, pitch, kind, ahead);
-          known += lines;
-        }
-        for (int i = y; i < last; i++) {
-          const float* lines[3];
-          for (int k = 0; k < 3; k++) {
-            const int at = i * step - 1 + k;
-            lines[k] = at < 0 || at >= height ? nullptr : buffer.get() + at % places * line;
+    for (int item = 0; item < batch * parts; item++)
+      for (int g = 0; g < groups; g++) {
+        const int part = item % parts;
+        const int64_t image = item / parts;
+        const int begin = from.out_height * part / parts, end = from.out_height * (part + 1) / parts;
+        const int p = expand.panels() * g / groups, q = expand.panels() * (g + 1) / groups;
+        const int first = expand.first(p) * W, n = std::min(expand.outputs, expand.first(q) * W) - first;
+        int known = std::max(0, begin * step - 1);  // lines before it are in their places, or not needed
+        for (int y = begin; y < end; y += most) {
+          const int last = std::min(end, y + most), needed = std::min(height, (last - 1) * step + 2);
+          if (!project.tiles) ahead.weights = project.panel(0, first);
+          while (known < needed) {
+            const int place = known % places, lines = std::min(needed - known, places - place);
+            multiply(rows_of(from.x + (image * height + known) * width * from.stride, from.stride,
+                             lines * width, from.channels),
+                     expand, p, q, 0, from.channels, true, {}, buffer.get() + place * line, pitch, kind,
+                     ahead);
+            known += lines;
           }
-          float* to = between + (i - y) * from.out_width * pitch;
-          with(kind, [&](auto act) {
-            if (step == 1) depth_line<1>(lines, pitch, from, hidden, weights, act, to);
-            else depth_line<2>(lines, pitch, from, hidden, weights, act, to);
-          });
+          for (int i = y; i < last; i++) {
+            const float* lines[3];
+            for (int k = 0; k < 3; k++) {
+              const int at = i * step - 1 + k;
+              lines[k] = at < 0 || at >= height ? nullptr : buffer.get() + at % places * line;
+            }
+            float* to = between + (i - y) * from.out_width * pitch;
+            with(kind, [&](auto act) {
+              if (step == 1)
+                depth_line<1>(lines, pitch, from, n, weights + first, expand.outputs, act, to);
+              else
+                depth_line<2>(lines, pitch, from, n, weights + first, expand.outputs, act, to);
+            });
+          }
+          const int64_t row = (image * from.out_height + y) * from.out_width;
+          float* to = out + row * stride;
+          const Addend more = g ? Addend{to, stride}
+                                : Addend{addend.x ? addend.x + row * addend.stride : nullptr, addend.stride};
+          if (!expand.tiles) ahead.weights = expand.panel(p, 0);
+          multiply(between_of(between, pitch, (last - y) * from.out_width, n), project, 0,
+                   project.panels(), first, n, !g, more, to, stride, kNone, ahead);
         }
-        const int64_t row = (image * from.out_height + y) * from.out_width;
-        const float* more = addend.x ? addend.x + row * addend.stride : nullptr;
-        multiply(between_of(between, pitch, (last - y) * from.out_width, hidden), project, 0,
-                 project.panels(), 0, hidden, true, {more, addend.stride}, out + row * stride,
-                 stride, kNone, ahead);
       }
-    }
   }
 }
 
