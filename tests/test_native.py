@@ -16,6 +16,7 @@ from visattn_dense.attention import (
     CrossShapedWindowAttention,
     FocusedLinearAttention,
     LePESelfAttention,
+    LiteMLA,
     SelfAttention,
 )
 from visattn_dense.attention.naive import as_naive
@@ -166,6 +167,53 @@ def test_attention_survives_large_logits_and_shows_nans(kernels, tokens, dtype):
     k[0, 7] = float('nan')
     native.attend(q, k, v, out, groups, heads=1, scale=1.)
     assert out.isnan().all()
+
+
+def relu_reference(qkv: Tensor, epsilon: float) -> Tensor:
+    """Attention of ReLU features of (B, N, h, 3, d) in float64."""
+    q, k, v = qkv.double().transpose(1, 2).unbind(3)
+    weights = q.relu() @ k.relu().mT
+    return (weights / (weights.sum(-1, keepdim=True) + epsilon) @ v).transpose(1, 2)
+
+
+# The kernel takes 64 tokens at a time, and 256 or more for each of its sums.
+@pytest.mark.parametrize('tokens', [1, 31, 64, 257, 1031])
+@pytest.mark.parametrize(('heads', 'dim'), [(1, 32), (3, 7), (2, 16), (2, 45), (5, 1)])
+def test_attention_of_relu_features(kernels, tokens, heads, dim):
+    qkv = random(2, tokens, heads, 3, dim + 2)[..., 1:-1]         # rows at a distance
+    qkv[0, 0] = -1.                                              # a query without a key
+    out = native.relu_attention(qkv, epsilon=1e-15)
+    assert out[0, 0].eq(0).all()
+    torch.testing.assert_close(out.double(), relu_reference(qkv, 1e-15), rtol=1e-5, atol=5e-6)
+    exact = native.relu_attention(qkv.bfloat16().float(), epsilon=.1)
+    torch.testing.assert_close(exact.double(), relu_reference(qkv.bfloat16(), .1), rtol=1e-5,
+                               atol=5e-6)
+    near(native.relu_attention(qkv.bfloat16(), epsilon=.1), exact)
+
+
+def test_attention_of_relu_features_of_many_tokens(kernels):
+    qkv = random(1, 20_011, 1, 3, 5)                             # more than 64 · 256
+    torch.testing.assert_close(native.relu_attention(qkv, epsilon=1.).double(),
+                               relu_reference(qkv, 1.), rtol=1e-5, atol=5e-6)
+
+
+def test_attention_of_relu_features_shows_nans_and_knows_no_threads(kernels):
+    qkv = random(3, 600, 3, 3, 20)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            results.append(native.relu_attention(qkv, epsilon=1e-6))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+    for which, lost in ((0, (1, 300, 2)), (1, (1, slice(None), 2)), (2, (1, slice(None), 2, 7))):
+        part = qkv.clone()
+        part[1, 300, 2, which, 7] = float('nan')
+        out = native.relu_attention(part, epsilon=1e-6)
+        found = torch.zeros_like(out, dtype=torch.bool)
+        found[lost] = True
+        assert torch.equal(out.isnan(), found)
 
 
 @pytest.mark.parametrize('kernel', [3, 5])
@@ -483,6 +531,27 @@ def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
     assert error(out) < max(1.2 * error(torchs), 2**-8)
     # torch's own attention of whole maps is the faster one in bfloat16.
     assert bool(called) != (name == 'self'), called
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('size', [(6, 6), (7, 11), (1, 2)])
+@torch.no_grad()
+def test_prepared_attention_of_nchw_maps(size, dtype, monkeypatch):
+    module = LiteMLA(24, 3, scales=(5, 3)).eval()
+    for parameter in module.parameters():
+        parameter.normal_(std=.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = random(2, 24, *size).contiguous(memory_format=torch.channels_last)
+    expected = as_naive(copy.deepcopy(module))(x)
+    called = []
+    prepared = optimize_for_inference(module.to(dtype))
+    relu_attention = native.relu_attention
+    monkeypatch.setattr(native, 'relu_attention',
+                        lambda *args, **kwargs: called.append(1) or relu_attention(*args, **kwargs))
+    out = prepared(x.to(dtype))
+    assert out.is_contiguous(memory_format=torch.channels_last) and out.dtype == dtype
+    assert len(called) == 3
+    error = (out.float() - expected).norm() / expected.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 2**-5)
 
 
 @torch.no_grad()

@@ -66,6 +66,8 @@ CALLS = {
                 lambda: dict(window=(3, 2), num_heads=2, position=random(1, 6, 6),
                              scale=random(1, 1, 6), power=3, epsilon=1e-6, **kernel(6, 5))),
     'relu': (relu_attention, lambda: [random(2, 3, 3, 5, 11)], lambda: dict(epsilon=1e-15)),
+    'relu, NHWC': (relu_attention, lambda: [random(2, 11, 3, 3, 5).permute(0, 2, 3, 4, 1)],
+                   lambda: dict(epsilon=1e-6)),
     'performer': (performer_attention, lambda: [random(2, 11, 6) / 3 for _ in range(3)],
                   lambda: dict(w=random(4, 6), epsilon=1e-8)),
     'depthwise': (depthwise, lambda: [random(2, 5, 7, 3)],

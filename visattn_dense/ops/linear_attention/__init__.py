@@ -12,7 +12,7 @@ The arguments are those of the functions in `reference`, and `mode` (see
 reference   the equations, with the matrices of weights in memory
 torch_form  torch's products, linear in the number of tokens
 triton_form kernels for all three, forward and backward; triton_kernels holds the kernels
-compiled    focused attention by the kernel in C++
+compiled    kernels in C++ for focused and relu attention, of NHWC maps
 """
 from .. import choose
 from ..choose import Form, Operator, compiled_form, reference_form
@@ -26,7 +26,7 @@ focused_attention = Operator(
     Form('torch', torch_form.focused_attention), reference_form(reference.focused_attention))
 
 relu_attention = Operator(
-    'relu_attention',
+    'relu_attention', compiled_form(compiled.relu_attention, compiled.why_not_relu),
     choose.triton_form(triton_form.relu_attention, triton_form.why_not_relu),
     Form('torch', torch_form.relu_attention),
     reference_form(reference.relu_attention))

@@ -1,4 +1,4 @@
-"""Focused linear attention by the kernel in C++. The kernel reads and writes rows of the map."""
+"""Linear attention by the kernels in C++. The kernels read and write rows of the map."""
 from typing import Any
 
 import torch.nn.functional as F
@@ -37,3 +37,16 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     native.focused(q, k, v, out, groups, heads=num_heads, epsilon=epsilon, position=position,
                    inverse_scale=1 / F.softplus(scale.detach().flatten()), power=int(power))
     return out
+
+
+def why_not_relu(qkv: Tensor, **_: object) -> str | None:
+    return native.why_not(_rows_of_tokens(qkv))
+
+
+def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
+    return native.relu_attention(_rows_of_tokens(qkv), epsilon=epsilon).permute(0, 2, 3, 1)
+
+
+def _rows_of_tokens(qkv: Tensor) -> Tensor:
+    """(B, h, 3, d, N) to (B, N, h, 3, d). If the map is NHWC in memory, these are rows."""
+    return qkv.permute(0, 4, 1, 2, 3)

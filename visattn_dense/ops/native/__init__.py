@@ -1,7 +1,7 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
 attention.cpp  softmax attention between groups of tokens
-kernels.cpp    focused linear attention between groups of tokens, depthwise convolution in windows
+kernels.cpp    linear attention, depthwise convolution in windows
 linear.cpp     linear layers, one or two in a chain, of rows or of a convolution's patches; two
                with a depthwise convolution between
 vectors.h      what all share
@@ -24,9 +24,10 @@ from .operators import (
     focused,
     linear,
     mobile,
+    relu_attention,
     suits_tiles,
     why_not,
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'linear', 'mobile', 'suits_tiles', 'tiles', 'why_not']
+           'linear', 'mobile', 'relu_attention', 'suits_tiles', 'tiles', 'why_not']

@@ -1,11 +1,218 @@
-// Focused linear attention between groups of tokens, and depthwise convolution inside windows, of
-// NHWC maps in float32 or bfloat16: compiled for the processor at hand
-// (visattn_dense/ops/native/build.py), called by visattn_dense/ops/native/operators.py, which says
-// what the arguments are. All sums are in float32; bfloat16 is a format of the maps in memory alone.
+// Linear attention, focused (between groups of tokens) or of ReLU features (of the whole map), and
+// depthwise convolution inside windows, of NHWC maps in float32 or bfloat16: compiled for the
+// processor at hand (visattn_dense/ops/native/build.py), called by
+// visattn_dense/ops/native/operators.py, which says what the arguments are. All sums are in float32;
+// bfloat16 is a format of the maps in memory alone.
 
 #include "vectors.h"
 
+#include <new>
+
 namespace {
+
+// Floats from the start of a cache line on, with any values at first.
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : floats_(static_cast<float*>(::operator new(size * sizeof(float), LINE))) {}
+  ~Buffer() { ::operator delete(floats_, LINE); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  float* data() { return floats_; }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  float* floats_;
+};
+
+// The sum of each of W vectors.
+inline Vec totals(const Vec (&x)[W]) {
+  Ints even, odd;
+  for (int i = 0; i < W; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+  Vec y[W];
+  UNROLL for (int i = 0; i < W; i++) y[i] = x[i];
+  UNROLL for (int n = W / 2; n >= 1; n /= 2)
+    UNROLL for (int i = 0; i < n; i++)
+      y[i] = __builtin_shuffle(y[2 * i], y[2 * i + 1], even) +
+             __builtin_shuffle(y[2 * i], y[2 * i + 1], odd);
+  return y[0];
+}
+
+// Linear attention. The sums of a head over its keys, features^T values, have a row for each feature.
+// The rows are cut in columns of two vectors, the last column filled up with zeros: column by column,
+// they lie one after the other.
+
+constexpr int TOKENS = 64;            // that are worked on at a time
+constexpr int BLOCK = W > 8 ? 8 : 4;  // rows of a product: heads have 32 channels as a rule
+static_assert(TOKENS % W == 0);
+
+// The numbers of a value, filled up to whole columns.
+inline int whole_columns(int dim) { return (dim + 2 * W - 1) / (2 * W) * 2 * W; }
+
+// Adds features^T values of some keys. The features are rows at a distance; the values have a row of
+// two vectors for each key, column after column.
+inline void add_products(const float* features, int distance, const float* values, int count,
+                         int dim, float* sums) {
+  for (int from = 0; from < dim; from += 2 * W, sums += dim * 2 * W, values += count * 2 * W)
+    in_blocks<BLOCK>(dim, [&](int d, auto size) {
+      constexpr int R = decltype(size)::value;
+      float* to = sums + d * 2 * W;
+      Vec acc[R][2];
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < 2; c++) acc[r][c] = load(to + (2 * r + c) * W);
+      accumulate<R, 2>(features + d, 1, distance, values, count, acc);
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < 2; c++) store(to + (2 * r + c) * W, acc[r][c]);
+    });
+}
+
+// Calls write(i, from, n, x) with features sums of each query i: x is a vector of them from channel
+// `from` on, of which the first n count (none if n <= 0).
+template <typename Write>
+inline void multiply_sums(const float* features, int distance, int count, int dim,
+                          const float* sums, Write&& write) {
+  for (int from = 0; from < dim; from += 2 * W, sums += dim * 2 * W)
+    in_blocks<BLOCK>(count, [&](int i, auto size) {
+      constexpr int R = decltype(size)::value;
+      Vec acc[R][2];
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < 2; c++) acc[r][c] = Vec{};
+      accumulate<R, 2>(features + i * distance, distance, 1, sums, dim, acc);
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < 2; c++)
+          write(i + r, from + c * W, dim - from - c * W, acc[r][c]);
+    });
+}
+
+// Writes the first n numbers of a vector.
+template <typename Number>
+inline void put(Number* to, Vec x, int n) {
+  if (n >= W) return store(to, x);
+  for (int i = 0; i < n; i++) store(to + i, x[i]);
+}
+
+// Attention of ReLU features (visattn_dense/attention/litemla.py has the equation). A token has q, k
+// and v of each head side by side: `heads * 3` rows of `dim` numbers, at a distance of `stride`.
+template <typename Number>
+struct ReluAttention {
+  const Number* qkv;
+  Number* out;
+  int64_t stride;
+  int tokens, heads, dim;
+  float epsilon;
+
+  // From one token to the next.
+  int64_t row() const { return 3 * stride * heads; }
+  // q (0), k (1) or v (2) of a token.
+  const Number* part(int64_t token, int head, int which) const {
+    return qkv + token * row() + (3 * head + which) * stride;
+  }
+  // Numbers of a head's features, filled up to whole vectors.
+  int features() const { return (dim + W - 1) / W * W; }
+  // The sums of a head, features^T values, then those of the features alone.
+  int64_t products() const { return int64_t(dim) * whole_columns(dim); }
+  int64_t sums() const { return products() + features(); }
+};
+
+// Adds what `count` keys (and the values behind them) give to the sums of a head.
+template <typename Number>
+void summarise(const ReluAttention<Number>& a, const Number* keys, int count, float* sums,
+               float* features, float* values) {
+  const int dim = a.dim, distance = a.features(), width = whole_columns(dim);
+  const int64_t row = a.row(), to_value = a.stride;
+  for (int i = 0; i < count; i++) {
+    const Number *k = keys + i * row, *v = k + to_value;
+    for (int c = 0; c < distance; c += W)
+      store(features + i * distance + c, activate(get(k + c, dim - c), kRelu));
+    float* to = values + i * 2 * W;
+    for (int c = 0; c < width; c += 2 * W, to += count * 2 * W) {
+      store(to, get(v + c, dim - c));
+      store(to + W, get(v + c + W, dim - c - W));
+    }
+  }
+  add_products(features, distance, values, count, dim, sums);
+  float* weight = sums + a.products();
+  for (int c = 0; c < distance; c += W) {
+    Vec sum = load(weight + c);
+    for (int i = 0; i < count; i++) sum += load(features + i * distance + c);
+    store(weight + c, sum);
+  }
+}
+
+// Writes what `count` queries take from the sums of a head.
+template <typename Number>
+void distribute(const ReluAttention<Number>& a, const Number* queries, int count, const float* sums,
+                Number* out, float* features) {
+  const int dim = a.dim, distance = a.features(), channels = a.heads * dim;
+  const int64_t row = a.row();
+  const float* weight = sums + a.products();
+  float inverse[TOKENS];
+  for (int from = 0; from < count; from += W) {
+    Vec below[W] = {};
+    for (int i = 0; i < std::min(W, count - from); i++)
+      for (int c = 0; c < distance; c += W) {
+        const Number* q = queries + (from + i) * row + c;
+        const Vec feature = activate(get(q, dim - c), kRelu);
+        store(features + (from + i) * distance + c, feature);
+        below[i] += feature * load(weight + c);
+      }
+    store(inverse + from, 1 / (totals(below) + a.epsilon));
+  }
+  multiply_sums(features, distance, count, dim, sums, [&](int i, int from, int n, Vec x) {
+    put(out + i * channels + from, x * inverse[i], n);
+  });
+}
+
+template <typename Number>
+void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
+  // Each share of an image's tokens has sums of its own, however many threads there are: at most 64.
+  const int size = std::max(4, (a.tokens + 64 * TOKENS - 1) / (64 * TOKENS)) * TOKENS;
+  const int shares = (a.tokens + size - 1) / size;
+  // Where there are few shares, a thread has a part of the heads.
+  const int64_t all_shares = int64_t(batch) * shares;
+  const int wanted = threads == 1 ? 1 : (2 * threads + all_shares - 1) / all_shares;
+  const int parts = std::min(a.heads, wanted);
+  Buffer sums(all_shares * a.heads * a.sums());
+  const auto sums_of = [&](int64_t share, int head) {
+    return sums.data() + (share * a.heads + head) * a.sums();
+  };
+  // Calls f(share, head, token, count) for each share and head, some tokens at a time.
+  const auto each = [&](auto&& f) {
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < all_shares * parts; item++) {
+      const int64_t share = item / parts, image = share / shares;
+      const int part = item % parts, from = share % shares * size;
+      for (int i = from; i < std::min(a.tokens, from + size); i += TOKENS)
+        for (int head = part * a.heads / parts; head < (part + 1) * a.heads / parts; head++)
+          f(share, head, image * a.tokens + i, std::min(TOKENS, a.tokens - i));
+    }
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    Buffer features(TOKENS * a.features()), values(TOKENS * whole_columns(a.dim));
+    each([&](int64_t share, int head, int64_t token, int count) {
+      float* own = sums_of(share, head);
+      if (token % a.tokens % size == 0) std::fill(own, own + a.sums(), 0.f);
+      summarise(a, a.part(token, head, 1), count, own, features.data(), values.data());
+    });
+    // The sums of an image go to its first share.
+#pragma omp for schedule(static)
+    for (int64_t pair = 0; pair < int64_t(batch) * a.heads; pair++) {
+      const int64_t first = pair / a.heads * shares;
+      const int head = pair % a.heads;
+      float* to = sums_of(first, head);
+      for (int64_t share = first + 1; share < first + shares; share++) {
+        const float* from = sums_of(share, head);
+        for (int64_t i = 0; i < a.sums(); i++) to[i] += from[i];
+      }
+    }
+    each([&](int64_t share, int head, int64_t token, int count) {
+      distribute(a, a.part(token, head, 0), count, sums_of(share / shares * shares, head),
+                 a.out + (token * a.heads + head) * a.dim, features.data());
+    });
+  }
+}
 
 // Focused linear attention (visattn_dense/attention/focused.py has the equation).
 template <typename Number>
@@ -67,8 +274,6 @@ inline float focus(const Focused<Number>& a, const Number* x, const float* posit
   });
   return norm / length();
 }
-
-constexpr int TOKENS = 32;  // that are worked on at a time
 
 // Adds to `sums`, for each head and column, f_p(k)^T v (dim rows of two vectors), and to `weight`
 // f_p(k), over some keys.
@@ -265,6 +470,16 @@ void visattn_focused(const void* q, const void* k, const void* v, void* out, int
                             k_stride, v_stride, out_stride, position, inverse_scale, epsilon,
                             power, heads, dim},
             rows, starts, places, groups, threads);
+  });
+}
+
+void visattn_relu_attention(const void* qkv, void* out, int64_t stride, int batch, int tokens,
+                            int heads, int dim, float epsilon, int bfloat16, int threads) {
+  in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    relu_attention(ReluAttention<Number>{static_cast<const Number*>(qkv), static_cast<Number*>(out),
+                                         stride, tokens, heads, dim, epsilon},
+                   batch, threads);
   });
 }
 

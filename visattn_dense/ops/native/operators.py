@@ -159,6 +159,22 @@ def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, hea
              position.float().contiguous(), inverse_scale.float(), heads, power, epsilon)
 
 
+def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
+    """Linear attention of ReLU features; see `visattn_dense.ops.linear_attention`.
+
+    Args:
+        qkv: (B, N, h, 3, d), viewed as rows: q, k and v of each token and head.
+        epsilon: ε.
+
+    Returns:
+        (B, N, h, d).
+
+    Raises:
+        RuntimeError: `qkv` cannot be viewed as rows.
+    """
+    return _relu_attention(qkv, epsilon)
+
+
 def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
               window: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0),
               accumulate: bool = False, activation: str = 'none') -> None:
@@ -286,6 +302,17 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
         torch.get_num_threads())
 
 
+@torch.library.custom_op('visattn::relu_attention', mutates_args=(), device_types='cpu')
+def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
+    rows, = _rows(qkv)
+    batch, tokens, heads, _, dim = qkv.shape
+    out = _fake_relu_attention(qkv, epsilon)
+    library().visattn_relu_attention(
+        _pointer(rows), _pointer(out), rows.stride(0), batch, tokens, heads, dim, epsilon,
+        _DTYPES.index(qkv.dtype), torch.get_num_threads())
+    return out
+
+
 @torch.library.custom_op('visattn::depthwise', mutates_args={'out'}, device_types='cpu')
 def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
                above: int, left: int, accumulate: bool, activation: int) -> None:
@@ -411,6 +438,12 @@ def _(q, k, v, out, q_rows, q_starts, k_rows, k_starts, absent, routed, heads, s
 @_focused.register_fake
 def _(q, k, v, out, rows, starts, places, position, inverse_scale, heads, power, epsilon):
     return None
+
+
+@_relu_attention.register_fake
+def _fake_relu_attention(qkv, epsilon):
+    batch, tokens, heads, _, dim = qkv.shape
+    return qkv.new_empty(batch, tokens, heads, dim)
 
 
 @_depthwise.register_fake
