@@ -534,22 +534,26 @@ def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('batch', [1, 2])
 @pytest.mark.parametrize('size', [(6, 6), (7, 11), (1, 2)])
 @torch.no_grad()
-def test_prepared_attention_of_nchw_maps(size, dtype, monkeypatch):
+def test_prepared_attention_of_nchw_maps(size, batch, dtype, monkeypatch):
     module = LiteMLA(24, 3, scales=(5, 3)).eval()
     for parameter in module.parameters():
         parameter.normal_(std=.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    x = random(2, 24, *size).contiguous(memory_format=torch.channels_last)
+    x = random(batch, 24, *size).contiguous(memory_format=torch.channels_last)
     expected = as_naive(copy.deepcopy(module))(x)
     called = []
     prepared = optimize_for_inference(module.to(dtype))
     relu_attention = native.relu_attention
     monkeypatch.setattr(native, 'relu_attention',
                         lambda *args, **kwargs: called.append(1) or relu_attention(*args, **kwargs))
+    maps = []
+    prepared.proj.register_forward_pre_hook(lambda _, args: maps.append(args[0]))
     out = prepared(x.to(dtype))
-    assert out.is_contiguous(memory_format=torch.channels_last) and out.dtype == dtype
-    assert len(called) == 3
+    for each in (*maps, out):
+        assert each.is_contiguous(memory_format=torch.channels_last) and each.dtype == dtype
+    assert len(called) == 3 and len(maps) == 1
     error = (out.float() - expected).norm() / expected.norm()
     assert error < (1e-5 if dtype == torch.float32 else 2**-5)
 

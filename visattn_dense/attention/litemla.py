@@ -76,6 +76,10 @@ class LiteMLA(UsesOperators, nn.Module):
         """(B, C, H, W) to (B, out_dim, H, W)."""
         qkv = self.qkv(x)
         out = [self.attend(tokens) for tokens in (qkv, *(scale(qkv) for scale in self.aggreg))]
+        if out[0].is_contiguous(memory_format=torch.channels_last):
+            # From NHWC maps of a single image, torch.cat along dim 1 would make an NCHW map.
+            rows = torch.cat([heads.permute(0, 2, 3, 1) for heads in out], dim=-1)
+            return self.proj(rows.permute(0, 3, 1, 2))
         return self.proj(torch.cat(out, dim=1))
 
     def attend(self, qkv: Tensor) -> Tensor:
