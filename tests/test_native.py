@@ -20,7 +20,13 @@ from visattn_dense.attention import (
     SelfAttention,
 )
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.layers import DepthwiseConv, Mlp, optimize_for_inference
+from visattn_dense.layers import (
+    DepthwiseConv,
+    GroupedPointwiseConv,
+    Mlp,
+    optimize_for_inference,
+)
+from visattn_dense.layers.packed import NativeGroupedConv
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
 from visattn_dense.ops.native import build
@@ -388,6 +394,20 @@ def test_mobile_convolutions(kernels, size, channels, hidden, outputs, stride, a
                                    rtol=1e-5, atol=5e-5)
 
 
+@pytest.mark.parametrize(('groups', 'inputs', 'outputs'), [
+    (3, 32, 32), (2, 16, 16), (4, 1, 3), (5, 13, 37), (1, 40, 100)])
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (7, 11)])
+def test_linear_layers_of_groups(kernels, size, groups, inputs, outputs):
+    x = random(2, *size, groups * inputs + 3)[..., 1:-2]
+    weight = random(groups, outputs, inputs)
+    out = native.grouped(x, native.in_groups(weight), outputs=outputs)
+    expected = x.double().unflatten(-1, (groups, inputs)).unsqueeze(-2) @ weight.double().mT
+    torch.testing.assert_close(out.double(), expected.flatten(-3), rtol=1e-5, atol=1e-5)
+    assert native.grouped(x[:0], native.in_groups(weight), outputs=outputs).shape[0] == 0
+    with pytest.raises(RuntimeError, match='float32'):
+        native.grouped(x.double(), native.in_groups(weight), outputs=outputs)
+
+
 @pytest.fixture
 def in_tiles(monkeypatch):
     """Says which of the next layers are in tiles, on a processor that has tiles."""
@@ -569,6 +589,23 @@ def test_prepared_layers_are_the_same():
     mlp, x = Mlp(6, 21).eval(), random(3, 5, 6)
     expected = mlp(x)
     torch.testing.assert_close(optimize_for_inference(mlp)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_prepared_convolution_in_groups_is_the_same(monkeypatch):
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    conv, x = GroupedPointwiseConv(15, 21, groups=3), random(2, 15, 5, 9)
+    expected = conv(x)
+
+    def prepare(*layers: torch.nn.Module) -> torch.nn.Module:
+        return optimize_for_inference(torch.nn.Sequential(*copy.deepcopy(layers)).eval())
+
+    prepared = prepare(conv)
+    assert type(prepared[0]) is NativeGroupedConv
+    torch.testing.assert_close(prepared(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(prepare(conv, torch.nn.ReLU())(x), F.relu(expected), rtol=1e-5,
+                               atol=1e-5)
+    assert prepare(conv.bfloat16())(x.bfloat16()).dtype == torch.bfloat16
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from .packed import (
     NativeConv2d,
     NativeFeedForward,
     NativeFusedMBConv,
+    NativeGroupedConv,
     NativeLinear,
     NativeMBConv,
     NativeSplitLinear,
@@ -341,6 +342,9 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
     if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
     forms = own(NativeConv2d) if _is_matrix_product(layer) else []
+    if (type(layer) is GroupedPointwiseConv and activation == NO_ACTIVATION
+            and weight.dtype == torch.float32 and native.available()):
+        forms.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
     if _has_onednn():
         if _is_pointwise(layer):
             forms.append(form(PackedPointwiseConv))

@@ -225,6 +225,24 @@ class NativeSplitLinear(Native):
                              epsilon=self.eps)
 
 
+class NativeGroupedConv(Packed):
+    """A 1×1 convolution in groups of channels by the kernels, in float32. For inference alone.
+
+    Args:
+        layer: the convolution, without a bias, on the CPU.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(torch.float32, NO_ACTIVATION)
+        weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
+        self.outputs, self.packed = weight.shape[1], native.in_groups(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W) float32, NHWC in memory."""
+        out = native.grouped(x.float().permute(0, 2, 3, 1), self.packed, outputs=self.outputs)
+        return out.permute(0, 3, 1, 2)
+
+
 class NativeFeedForward(Native):
     """The second half of a transformer block, s + mlp(norm(s)) with s = x + update, in float32.
 

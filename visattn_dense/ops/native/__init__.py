@@ -1,7 +1,7 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
 attention.cpp  softmax attention between groups of tokens
-kernels.cpp    linear attention, depthwise convolution in windows
+kernels.cpp    linear attention, depthwise convolution in windows, 1×1 convolution in groups
 linear.cpp     linear layers, one or two in a chain, of rows or of a convolution's patches; two
                with a depthwise convolution between
 vectors.h      what all share
@@ -22,6 +22,8 @@ from .operators import (
     chain,
     depthwise,
     focused,
+    grouped,
+    in_groups,
     linear,
     mobile,
     relu_attention,
@@ -30,4 +32,5 @@ from .operators import (
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'linear', 'mobile', 'relu_attention', 'suits_tiles', 'tiles', 'why_not']
+           'grouped', 'in_groups', 'linear', 'mobile', 'relu_attention', 'suits_tiles', 'tiles',
+           'why_not']

@@ -1,8 +1,8 @@
 // Linear attention, focused (between groups of tokens) or of ReLU features (of the whole map), and
-// depthwise convolution inside windows, of NHWC maps in float32 or bfloat16: compiled for the
-// processor at hand (visattn_dense/ops/native/build.py), called by
-// visattn_dense/ops/native/operators.py, which says what the arguments are. All sums are in float32;
-// bfloat16 is a format of the maps in memory alone.
+// depthwise convolution inside windows, of NHWC maps in float32 or bfloat16; 1x1 convolution in
+// groups of channels, float32: compiled for the processor at hand
+// (visattn_dense/ops/native/build.py), called by visattn_dense/ops/native/operators.py, which says
+// what the arguments are. All sums are in float32; bfloat16 is a format of the maps in memory alone.
 
 #include "vectors.h"
 
@@ -338,6 +338,60 @@ void distribute(const Focused<Number>& a, const int32_t* rows, int count, const 
   }
 }
 
+// 1x1 convolution in groups of channels. The weight of a group has a row of `line` numbers for each
+// input, filled up with zeros.
+struct Grouped {
+  const float *x, *weight;
+  float* out;
+  int64_t stride, rows;
+  int groups, inputs, outputs, line;
+};
+
+// R rows of one group, two vectors of the outputs. Inlined, GCC keeps the sums in memory.
+template <int R>
+__attribute__((noinline)) void multiply_group(const float* x, int64_t stride, const float* weight,
+                                              int64_t line, int inputs, Vec (&acc)[R][2]) {
+  Vec sum[R][2];
+  UNROLL for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = Vec{};
+  for (int i = 0; i < inputs; i++, x++, weight += line) {
+    const Vec left = load(weight), right = load(weight + W);
+    UNROLL for (int r = 0; r < R; r++) {
+      const float number = x[r * stride];
+      sum[r][0] += number * left;
+      sum[r][1] += number * right;
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) acc[r][0] = sum[r][0], acc[r][1] = sum[r][1];
+}
+
+// Some rows of one group, from the group's first input and to its first output.
+inline void multiply_group(const Grouped& a, const float* x, const float* weight, float* out,
+                           int count) {
+  const int outputs = a.outputs;
+  const int64_t out_stride = int64_t(a.groups) * outputs;
+  for (int from = 0; from < outputs; from += 2 * W)
+    in_blocks<BLOCK>(count, [&](int row, auto size) {
+      constexpr int R = decltype(size)::value;
+      Vec acc[R][2];
+      multiply_group<R>(x + row * a.stride, a.stride, weight + from, a.line, a.inputs, acc);
+      float* to = out + row * out_stride + from;
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < 2; c++)
+          put(to + r * out_stride + c * W, acc[r][c], outputs - from - c * W);
+    });
+}
+
+void grouped(const Grouped& a, int threads) {
+  constexpr int COUNT = 16;  // rows at a time: few, so that memory is read and written in order
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < a.rows; row += COUNT)
+    for (int g = 0; g < a.groups; g++)
+      multiply_group(a, a.x + row * a.stride + g * a.inputs,
+                     a.weight + int64_t(g) * a.inputs * a.line,
+                     a.out + (row * a.groups + g) * a.outputs,
+                     std::min<int64_t>(COUNT, a.rows - row));
+}
+
 template <typename Number>
 struct Depthwise {
   const Number* x;
@@ -481,6 +535,12 @@ void visattn_relu_attention(const void* qkv, void* out, int64_t stride, int batc
                                          stride, tokens, heads, dim, epsilon},
                    batch, threads);
   });
+}
+
+// float32 alone.
+void visattn_grouped(const float* x, int64_t stride, int64_t rows, const float* weight, float* out,
+                     int groups, int inputs, int outputs, int line, int threads) {
+  grouped(Grouped{x, weight, out, stride, rows, groups, inputs, outputs, line}, threads);
 }
 
 int visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_stride, int batch,

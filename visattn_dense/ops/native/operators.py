@@ -5,7 +5,7 @@ side by side in memory. The distance from one row to the next is constant, but m
 So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
 
 Maps are float32 or bfloat16, all maps of a call in one dtype. Everything else (weights, position,
-sums) is float32. Linear layers (`linear`, `chain`) take float32 alone.
+sums) is float32. Layers (`linear`, `chain`, `mobile`, `grouped`) take float32 alone.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import ctypes
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .build import Source, library, tiles
@@ -25,6 +26,8 @@ _DTYPES = torch.float32, torch.bfloat16     # by their numbers in vectors.h
 # A layer of fewer weights than this is faster as vectors: it gives too few products for each number
 # that is split.
 _LEAST_IN_TILES = 12_000
+# Two of the widest vectors: a multiple of what the kernel of `grouped` takes at a time.
+_LINE = 32
 
 
 class Groups(NamedTuple):
@@ -277,6 +280,28 @@ def mobile(x: Tensor, expand: Layer, kernel: Tensor, project: Layer, *, stride: 
                    stride, addend, ACTIVATIONS.index(activation))
 
 
+def in_groups(weight: Tensor) -> Tensor:
+    """The weight (G, O, I) of G linear layers beside each other, as `grouped` takes the weight."""
+    return F.pad(weight.detach().float().mT, (0, -weight.shape[1] % _LINE)).contiguous()
+
+
+def grouped(x: Tensor, weight: Tensor, *, outputs: int) -> Tensor:
+    """A linear layer of each group of channels.
+
+    Args:
+        x: (..., G · I).
+        weight: from `in_groups`.
+        outputs: O, of each group.
+
+    Returns:
+        (..., G · O).
+
+    Raises:
+        RuntimeError: `x` is not float32.
+    """
+    return _grouped(x, weight, outputs)
+
+
 @torch.library.custom_op('visattn::attend_groups', mutates_args={'out'}, device_types='cpu')
 def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_starts: Tensor,
             k_rows: Tensor, k_starts: Tensor, absent: Tensor | None, routed: Tensor | None,
@@ -371,6 +396,23 @@ def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Ten
             _pointer(project), outputs, _in_tiles(expand), _in_tiles(project), *_addend(addend),
             _pointer(out), outputs, x.shape[0], activation, torch.get_num_threads())
     return out
+
+
+@torch.library.custom_op('visattn::grouped', mutates_args=(), device_types='cpu')
+def _grouped(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    x, = _float_rows(x)
+    out = _fake_grouped(x, weight, outputs)
+    groups, inputs, line = weight.shape
+    if out.numel():
+        library().visattn_grouped(
+            _pointer(x), _distance(x), x.numel() // (groups * inputs), _pointer(weight),
+            _pointer(out), groups, inputs, outputs, line, torch.get_num_threads())
+    return out
+
+
+@_grouped.register_fake
+def _fake_grouped(x, weight, outputs):
+    return x.new_empty(*x.shape[:-1], weight.shape[0] * outputs)
 
 
 @_mobile.register_fake

@@ -6,6 +6,9 @@ The arguments are those of `reference.grouped_pointwise`, and `mode` (see
 reference    the equation
 torch_form   torch's convolution, which launches a kernel for each group on a GPU
 triton_form  one kernel forward and two backward; triton_kernels holds the kernels
+
+For inference on a CPU, `visattn_dense.layers.optimize` puts a packed layer in the place of the
+operator.
 """
 from .. import choose
 from ..choose import Form, Operator, reference_form
