@@ -2,7 +2,7 @@
 // depthwise convolution inside windows, of NHWC maps in float32 or bfloat16; 1x1 convolution in
 // groups of channels, float32: compiled for the processor at hand
 // (visattn_dense/ops/native/build.py), called by visattn_dense/ops/native/operators.py, which says
-// what the arguments are. All sums are in float32; bfloat16 is a format of the maps in memory alone.
+// what the arguments are. All sums are float32; bfloat16 is a format of the maps in memory alone.
 
 #include "vectors.h"
 
@@ -39,9 +39,9 @@ inline Vec totals(const Vec (&x)[W]) {
   return y[0];
 }
 
-// Linear attention. The sums of a head over its keys, features^T values, have a row for each feature.
-// The rows are cut in columns of two vectors, the last column filled up with zeros: column by column,
-// they lie one after the other.
+// Linear attention. The sums of a head over its keys, features^T values, have a row for each
+// feature. The rows are cut in columns of two vectors, the last column filled up with zeros. The
+// columns lie one after the other.
 
 constexpr int TOKENS = 64;            // that are worked on at a time
 constexpr int BLOCK = W > 8 ? 8 : 4;  // rows of a product: heads have 32 channels as a rule
@@ -50,8 +50,8 @@ static_assert(TOKENS % W == 0);
 // The numbers of a value, filled up to whole columns.
 inline int whole_columns(int dim) { return (dim + 2 * W - 1) / (2 * W) * 2 * W; }
 
-// Adds features^T values of some keys. The features are rows at a distance; the values have a row of
-// two vectors for each key, column after column.
+// Adds features^T values of some keys. The features are rows at a distance. The values have a row
+// of two vectors for each key, column after column.
 inline void add_products(const float* features, int distance, const float* values, int count,
                          int dim, float* sums) {
   for (int from = 0; from < dim; from += 2 * W, sums += dim * 2 * W, values += count * 2 * W)
@@ -92,8 +92,8 @@ inline void put(Number* to, Vec x, int n) {
   for (int i = 0; i < n; i++) store(to + i, x[i]);
 }
 
-// Attention of ReLU features (visattn_dense/attention/litemla.py has the equation). A token has q, k
-// and v of each head side by side: `heads * 3` rows of `dim` numbers, at a distance of `stride`.
+// Attention of ReLU features (visattn_dense/attention/litemla.py has the equation). A token has q,
+// k and v of each head side by side: `heads * 3` rows of `dim` numbers, at a distance of `stride`.
 template <typename Number>
 struct ReluAttention {
   const Number* qkv;
@@ -166,7 +166,8 @@ void distribute(const ReluAttention<Number>& a, const Number* queries, int count
 
 template <typename Number>
 void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
-  // Each share of an image's tokens has sums of its own, however many threads there are: at most 64.
+  // Each share of an image's tokens has sums of its own, however many threads there are. An image
+  // has 64 shares at most.
   const int size = std::max(4, (a.tokens + 64 * TOKENS - 1) / (64 * TOKENS)) * TOKENS;
   const int shares = (a.tokens + size - 1) / size;
   // Where there are few shares, a thread has a part of the heads.
@@ -225,116 +226,113 @@ struct Focused {
   int power, heads, dim;
 
   int channels() const { return heads * dim; }
-  // The values of a head and its sums over keys are cut in columns of two vectors.
-  int columns() const { return (dim + 2 * W - 1) / (2 * W); }
+  int64_t products() const { return int64_t(channels()) * whole_columns(dim); }
 };
 
-inline float dot(const float* a, const float* b, int n) {
-  Vec sum{};
-  float rest = 0;
-  int i = 0;
-  for (; i + W <= n; i += W) sum += load(a + i) * load(b + i);
-  for (; i < n; i++) rest += a[i] * b[i];
-  return rest + total(sum);
+inline Vec root(Vec x) {
+  for (int i = 0; i < W; i++) x[i] = std::sqrt(x[i]);
+  return x;
 }
 
-// One token: u^p with u = t / |t|, t = (relu(x + position) + epsilon) * inverse_scale.
-// Returns |t| / |u^p|, which f_p(t) is u^p times.
-template <typename Number>
-inline float focus(const Focused<Number>& a, const Number* x, const float* position,
-                   float* powers) {
-  const int channels = a.channels();
-  Vec squares{};
-  float rest = 0;
-  const auto add = [&](auto value) {
-    if constexpr (sizeof(value) == sizeof(float)) rest += value * value;
-    else squares += value * value;
-  };
-  const auto length = [&] {
-    const float sum = rest + total(squares);
-    squares = Vec{}, rest = 0;
-    return std::sqrt(sum);
-  };
-  in_lanes(channels, [&](auto zero, int c) {
-    using Lane = decltype(zero);
-    Lane t = load<Lane>(x + c);
-    if (position) t += load<Lane>(position + c);
-    t = ((t < zero ? zero : t) + a.epsilon) * load<Lane>(a.inverse_scale + c);
-    add(t);
-    store(powers + c, t);
-  });
-  const float norm = length(), inverse = 1 / norm;
-  in_lanes(channels, [&](auto zero, int c) {
-    using Lane = decltype(zero);
-    const Lane u = load<Lane>(powers + c) * inverse;
-    Lane power = u;
-    for (int i = 1; i < a.power; i++) power *= u;
-    add(power);
-    store(powers + c, power);
-  });
-  return norm / length();
-}
-
-// Adds to `sums`, for each head and column, f_p(k)^T v (dim rows of two vectors), and to `weight`
-// f_p(k), over some keys.
-template <typename Number>
-void summarise(const Focused<Number>& a, const int32_t* rows, const int32_t* places, int count, float* sums,
-               float* weight, float* powers, float* values) {
-  const int channels = a.channels();
-  for (int i = 0; i < count; i++) {
-    float* power = powers + i * channels;
-    const float* position = a.position ? a.position + int64_t(places[i]) * channels : nullptr;
-    const float factor = focus(a, a.k + rows[i] * a.k_stride, position, power);
-    for (int c = 0; c < channels; c++) weight[c] += power[c] *= factor;
-  }
-  for (int head = 0; head < a.heads; head++)
-    for (int column = 0; column < a.columns(); column++, sums += a.dim * 2 * W) {
-      const int from = column * 2 * W, here = std::min(2 * W, a.dim - from);
-      for (int i = 0; i < count; i++) {
-        copy(values + i * 2 * W, a.v + rows[i] * a.v_stride + head * a.dim + from, here);
-        std::fill(values + i * 2 * W + here, values + (i + 1) * 2 * W, 0.f);
+// Of some tokens: u^p with u = t / |t|, t = (relu(x + position) + epsilon) * inverse_scale, and the
+// factors |t| / |u^p|, which f_p(t) is u^p times. token(i) and position(i) (or null) point to the
+// channels of token i.
+template <typename Number, typename Token, typename Position>
+inline void focus(const Focused<Number>& a, int count, Token&& token, Position&& position,
+                  float* powers, float* factors) {
+  const int channels = a.channels(), power = a.power;
+  const float epsilon = a.epsilon, *inverse_scale = a.inverse_scale;
+  for (int from = 0; from < count; from += W) {
+    Vec squares[W] = {};
+    // Calls f(i, lane, c) for all channels of the tokens, and returns the lengths of what f gives.
+    // Sums from zero on would be denormal at first: where relu gives zero, u^p is tiny. A processor
+    // takes a hundred times as long for denormal numbers.
+    const auto lengths = [&](auto&& f) {
+      for (int i = 0; i < std::min(W, count - from); i++) {
+        float rest = std::numeric_limits<float>::min();
+        Vec sum = splat(rest);
+        in_lanes(channels, [&](auto zero, int c) {
+          const auto x = f(i, zero, c);
+          if constexpr (sizeof x == sizeof rest) rest += x * x;
+          else sum += x * x;
+          store(powers + (from + i) * channels + c, x);
+        });
+        sum[0] += rest;
+        squares[i] = sum;
       }
-      in_blocks<ROWS>(a.dim, [&](int d, auto size) {
-        constexpr int R = decltype(size)::value;
-        Vec acc[R][2];
-        product<R, 2>(powers + head * a.dim + d, 1, channels, values, count, acc);
-        for (int r = 0; r < R; r++)
-          for (int c = 0; c < 2; c++) {
-            float* to = sums + ((d + r) * 2 + c) * W;
-            store(to, load(to) + acc[r][c]);
-          }
-      });
+      return root(totals(squares));
+    };
+    const Vec norm = lengths([&](int i, auto zero, int c) {
+      using Lane = decltype(zero);
+      Lane t = load<Lane>(token(from + i) + c);
+      if (const float* added = position(from + i)) t += load<Lane>(added + c);
+      return ((t < zero ? zero : t) + epsilon) * load<Lane>(inverse_scale + c);
+    });
+    const Vec inverse = 1 / norm;
+    store(factors + from, norm / lengths([&](int i, auto zero, int c) {
+      using Lane = decltype(zero);
+      const Lane u = load<Lane>(powers + (from + i) * channels + c) * inverse[i];
+      Lane result = u;
+      for (int j = 1; j < power; j++) result *= u;
+      return result;
+    }));
+  }
+}
+
+// Adds to `sums`, for each head, f_p(k)^T v, and to `weight` f_p(k), over some keys.
+template <typename Number>
+void summarise(const Focused<Number>& a, const int32_t* rows, const int32_t* places, int count,
+               float* sums, float* weight, float* powers, float* values) {
+  const int channels = a.channels(), dim = a.dim, width = whole_columns(dim);
+  const int64_t stride = a.v_stride;
+  float factors[TOKENS];
+  focus(a, count, [&](int i) { return a.k + rows[i] * a.k_stride; },
+        [&](int i) { return a.position ? a.position + int64_t(places[i]) * channels : nullptr; },
+        powers, factors);
+  in_lanes(channels, [&](auto zero, int c) {
+    auto sum = load<decltype(zero)>(weight + c);
+    for (int i = 0; i < count; i++)
+      sum += load<decltype(zero)>(powers + i * channels + c) * factors[i];
+    store(weight + c, sum);
+  });
+  for (int head = 0; head < a.heads; head++, sums += dim * width) {
+    // The factor of k stands at v.
+    for (int i = 0; i < count; i++) {
+      const Number* v = a.v + rows[i] * stride + head * dim;
+      float* to = values + i * 2 * W;
+      for (int c = 0; c < width; c += 2 * W, to += count * 2 * W) {
+        store(to, get(v + c, dim - c) * factors[i]);
+        store(to + W, get(v + c + W, dim - c - W) * factors[i]);
+      }
     }
+    add_products(powers + head * dim, channels, values, count, dim, sums);
+  }
 }
 
 // Adds to `out` what some queries take from the sums over their keys.
 template <typename Number>
 void distribute(const Focused<Number>& a, const int32_t* rows, int count, const float* sums,
                 const float* weight, float* powers) {
-  const int channels = a.channels();
-  float factors[TOKENS];
-  for (int i = 0; i < count; i++)
-    factors[i] = focus(a, a.q + rows[i] * a.q_stride, nullptr, powers + i * channels);
-  for (int head = 0; head < a.heads; head++) {
-    float inverse[TOKENS];
-    // The factor of q stands above and below the line.
-    for (int i = 0; i < count; i++)
-      inverse[i] = 1 / (dot(powers + i * channels + head * a.dim, weight + head * a.dim, a.dim) +
-                        a.epsilon / factors[i]);
-    for (int column = 0; column < a.columns(); column++, sums += a.dim * 2 * W) {
-      const int from = column * 2 * W, here = std::min(2 * W, a.dim - from);
-      in_blocks<ROWS>(count, [&](int i, auto size) {
-        constexpr int R = decltype(size)::value;
-        Vec acc[R][2];
-        product<R, 2>(powers + i * channels + head * a.dim, channels, 1, sums, a.dim, acc);
-        for (int r = 0; r < R; r++) {
-          Number* to = a.out + rows[i + r] * a.out_stride + head * a.dim + from;
-          float result[2 * W];
-          for (int c = 0; c < 2; c++) store(result + c * W, acc[r][c] * inverse[i + r]);
-          for (int c = 0; c < here; c++) store(to + c, load<float>(to + c) + result[c]);
-        }
-      });
+  const int channels = a.channels(), dim = a.dim;
+  const int64_t stride = a.out_stride;
+  float factors[TOKENS], inverse[TOKENS];
+  focus(a, count, [&](int i) { return a.q + rows[i] * a.q_stride; },
+        [](int) { return static_cast<const float*>(nullptr); }, powers, factors);
+  for (int head = 0; head < a.heads; head++, sums += dim * whole_columns(dim)) {
+    const float *features = powers + head * dim, *keys = weight + head * dim;
+    for (int from = 0; from < count; from += W) {
+      Vec below[W] = {};
+      for (int i = 0; i < std::min(W, count - from); i++)
+        for (int c = 0; c < dim; c += W)
+          below[i] += get(features + (from + i) * channels + c, dim - c) * get(keys + c, dim - c);
+      // The factor of q stands above and below the line.
+      store(inverse + from, 1 / (totals(below) + a.epsilon / load(factors + from)));
     }
+    Number* out = a.out + head * dim;
+    multiply_sums(features, channels, count, dim, sums, [&](int i, int from, int n, Vec x) {
+      Number* to = out + rows[i] * stride + from;
+      put(to, get(to, n) + x * inverse[i], n);
+    });
   }
 }
 
@@ -474,16 +472,16 @@ void depthwise(const Depthwise<Number>& a, int batch, int height, int window_h, 
 template <typename Number>
 void focused(const Focused<Number>& a, const int32_t* rows, const int32_t* starts,
              const int32_t* places, int groups, int threads) {
-  const int channels = a.channels(), sums_size = a.heads * a.columns() * a.dim * 2 * W;
-  const int64_t size = sums_size + channels;
-  std::vector<float> partial(threads * size);
+  const int channels = a.channels();
+  const int64_t products = a.products(), size = products + channels;
+  Buffer partial(threads * size);
   for (int group = 0; group < groups; group++) {
     const int from = starts[group], count = starts[group + 1] - from;
     const int blocks = (count + TOKENS - 1) / TOKENS;
-    std::fill(partial.begin(), partial.end(), 0.f);
+    std::fill(partial.data(), partial.data() + threads * size, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-      std::vector<float> powers(TOKENS * channels), values(TOKENS * 2 * W);
+      Buffer powers(TOKENS * channels), values(TOKENS * whole_columns(a.dim));
       // A part of the keys for each share of the sums, however many threads there really are.
 #pragma omp for schedule(static)
       for (int part = 0; part < threads; part++) {
@@ -491,17 +489,17 @@ void focused(const Focused<Number>& a, const int32_t* rows, const int32_t* start
         for (int block = part * blocks / threads; block < (part + 1) * blocks / threads; block++) {
           const int i = block * TOKENS;
           summarise(a, rows + from + i, places + from + i, std::min(TOKENS, count - i), sums,
-                    sums + sums_size, powers.data(), values.data());
+                    sums + products, powers.data(), values.data());
         }
       }
 #pragma omp single
       for (int part = 1; part < threads; part++)
-        for (int64_t i = 0; i < size; i++) partial[i] += partial[part * size + i];
+        for (int64_t i = 0; i < size; i++) partial.data()[i] += partial.data()[part * size + i];
 #pragma omp for schedule(static)
       for (int block = 0; block < blocks; block++) {
         const int i = block * TOKENS;
         distribute(a, rows + from + i, std::min(TOKENS, count - i), partial.data(),
-                   partial.data() + sums_size, powers.data());
+                   partial.data() + products, powers.data());
       }
     }
   }
