@@ -211,11 +211,19 @@ void activate(float* x, int64_t stride, int rows, int n, Activation kind) {
   });
 }
 
-// The first row of a block, of `blocks` of about the same size, each a multiple of the rows that a
-// layer takes at a time.
+// How many rows a layer takes at a time.
+inline int rows_at_once(bool tiles) { return tiles ? BOTH : LINES[WIDE]; }
+
+// In how many blocks of at most `most` rows to cut the rows: as many for each thread.
+inline int64_t blocks_of(int64_t rows, int most, int threads, bool tiles) {
+  const int64_t round = int64_t(most) * threads, step = rows_at_once(tiles);
+  return std::min((rows + step - 1) / step, (rows + round - 1) / round * threads);
+}
+
+// The first row of a block, of `blocks` of about the same size.
 inline int64_t first_row(int64_t rows, int block, int blocks, bool tiles) {
-  const int unit = tiles ? BOTH : LINES[WIDE];
-  return std::min(rows, (rows + unit - 1) / unit * block / blocks * unit);
+  const int step = rows_at_once(tiles);
+  return std::min(rows, (rows + step - 1) / step * block / blocks * step);
 }
 
 // What is added to a product, beside the bias: rows of numbers, or nothing.
@@ -492,13 +500,14 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
   const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : 96;
-  int blocks = (rows + most - 1) / most;
+  int64_t blocks = blocks_of(rows, most, threads, layer.tiles);
   // Each part of a block in tiles splits the rows again: blocks of few rows are better.
-  if (layer.tiles) blocks = std::max<int64_t>(blocks, std::min<int64_t>(2 * threads, rows / FEW));
-  const int parts = std::min(layer.panels(), std::max(1, (layer.tiles ? 2 : 4) * threads / blocks));
+  if (layer.tiles) blocks = std::max(blocks, std::min<int64_t>(2 * threads, rows / FEW));
+  const int some = layer.tiles ? 2 * threads : blocks < threads ? 4 * threads : 0;
+  const int parts = std::min<int64_t>(layer.panels(), std::max<int64_t>(1, some / blocks));
   // Rows at such distances share few places of the cache: copied apart, they stay there.
   const bool gather = from.kernel || from.norm
-                      || (!layer.tiles && inputs % 512 == 0 && layer.panels() > parts);
+                      || (!layer.tiles && from.stride % 1024 == 0 && layer.panels() > parts);
   // Of wide patches, some positions at a time. Tiles begin at a multiple of DEPTH inputs.
   const int positions = std::max(1, from.kernel * from.kernel);
   int together = positions;
@@ -519,8 +528,12 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
       const int64_t last = first_row(rows, block + 1, blocks, layer.tiles);
       if (first == last) continue;
       const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
-      if (!layer.tiles)
-        ahead.weights = layer.panel(layer.panels() * ((item + threads) % parts) / parts, 0);
+      // Likely the next item of this thread.
+      const int next = item + threads, next_panel = layer.panels() * (next % parts) / parts;
+      ahead.clear();
+      if (!from.kernel && next < blocks * parts && next / parts != block)
+        ahead.add(from.x + first_row(rows, next / parts, blocks, layer.tiles) * from.stride,
+                  (last - first) * from.stride);
       float* to = out + first * stride + column;
       Addend so_far{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
       for (int p = 0; p < positions; p += together) {
@@ -532,6 +545,9 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
             else copy(row, from.x + i * from.stride, inputs);
             if (from.norm) Norm{nullptr, nullptr, from.epsilon}(row, inputs, row);
           }
+        if (!layer.tiles)
+          ahead.weights = end < positions ? layer.panel(panel, end * from.channels)
+                                          : layer.panel(next_panel, 0);
         const int n = (end - p) * from.channels;
         const float* x = gather ? buffer.get() : from.x + first * from.stride;
         multiply(rows_of(x, pitch, last - first, n), layer, panel,
@@ -568,9 +584,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   // Panels of vectors need not end at a whole tile: then the second layer takes all at once.
   const int group = second.tiles && !first.tiles ? first.panels()
                                                  : std::max(1, HIDDEN / (first.wide() * W));
-  // As many blocks for each thread.
-  const int64_t rounds = (rows + int64_t(BLOCK) * threads - 1) / (int64_t(BLOCK) * threads);
-  const int blocks = std::min(rows, rounds * threads);
+  const int blocks = blocks_of(rows, BLOCK, threads, first.tiles);
   const int64_t pitch = apart(inputs), between = apart(group * first.wide() * W);
 #pragma omp parallel num_threads(threads)
   {
