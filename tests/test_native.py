@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
@@ -307,6 +308,28 @@ ACTIVATIONS = {
     'none': lambda y: y, 'relu': F.relu, 'hardswish': F.hardswish, 'gelu': F.gelu,
     'gelu_tanh': lambda y: F.gelu(y, approximate='tanh'),
 }
+
+
+@pytest.mark.skipif(not native.available(), reason='no compiled kernels')
+def test_whoever_watches_sees_the_operators():
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen, x, layer = [], random(3, 4), native.Layer.of(random(2, 4), None)
+    with torch.inference_mode():
+        plain = native.linear(x, layer)
+        with Names():
+            watched = native.linear(x, layer)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            native.linear(x, layer)
+    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    assert 'visattn.linear.default' in seen
+    assert 'visattn::linear' in {event.key for event in profile.key_averages()}
+    # A gradient that the kernels do not have is an error, and not a result without a gradient.
+    with pytest.raises(RuntimeError):
+        native.linear(x.requires_grad_(), layer).sum().backward()
 
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)

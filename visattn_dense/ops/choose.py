@@ -117,11 +117,8 @@ class Operator:
 
 def _note(operator: str, form: str, reason: str | None) -> None:
     """Log a decision the first time. Log nothing while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return
-    decision = Decision(operator, form, reason)
-    if decision not in _decisions:
-        _decisions[decision] = None
+    if not torch.compiler.is_compiling() and (operator, form, reason) not in _decisions:
+        _decisions[Decision(operator, form, reason)] = None
         logging.getLogger('visattn_dense').info(
             '%s: %s', operator, f'{form} computes' if reason is None else f'not {form}: {reason}')
 

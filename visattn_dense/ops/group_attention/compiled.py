@@ -55,8 +55,9 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
                      n_win: int, scale: float, weight: None = None,
                      pool: None = None) -> Tensor:
     batch, height, width, _ = q.shape
-    first = torch.arange(0, batch * n_win**2, n_win**2)[:, None, None]
+    if batch > 1:                                # regions are numbered through all images
+        index = index + torch.arange(0, batch * n_win**2, n_win**2)[:, None, None]
     out = v.new_empty(v.shape)
     native.attend(q, k, v, out, region_groups(batch, height, width, n_win), heads=num_heads,
-                  scale=scale, routed=(index + first).flatten(0, 1))
+                  scale=scale, routed=index.flatten(0, 1))
     return out
