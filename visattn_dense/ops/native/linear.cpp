@@ -600,6 +600,9 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       const int64_t end = first_row(rows, block + 1, blocks, first.tiles);
       if (begin == end) continue;
       float* to = out + begin * stride;
+      // What the second layer adds to.
+      Addend start{addend.x ? addend.x + begin * addend.stride : nullptr, addend.stride};
+      if (from.norm || second.tiles) start = {to, stride};
       for (int64_t i = begin; i < end; i++) {
         float* row = buffer.get() + (i - begin) * pitch;
         float* sum = out + i * stride;
@@ -612,7 +615,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
         }
         else if (from.kernel) patch(from, i, 0, from.kernel * from.kernel, row);
         else copy(row, from.x + i * from.stride, inputs);
-        add(second.bias(), other, second.outputs, sum);
+        if (second.tiles) add(second.bias(), other, second.outputs, sum);
       }
       const Rows before = rows_of(buffer.get(), pitch, end - begin, inputs);
       // Likely the next block of this thread.
@@ -637,8 +640,8 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
           after = hidden_of(hidden, between, before.count, n);
         }
         if (!first.tiles) ahead.weights = first.panel(q == first.panels() ? 0 : q, 0);
-        multiply(after, second, 0, second.panels(), k, n, false, {to, stride}, to, stride, kNone,
-                 ahead);
+        multiply(after, second, 0, second.panels(), k, n, !p && !second.tiles,
+                 p ? Addend{to, stride} : start, to, stride, kNone, ahead);
       }
       if (normed)
         for (int64_t i = begin; i < end; i++)
