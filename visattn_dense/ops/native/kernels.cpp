@@ -6,25 +6,8 @@
 
 #include "vectors.h"
 
-#include <new>
 
 namespace {
-
-// Floats from the start of a cache line on, with any values at first.
-class Buffer {
- public:
-  explicit Buffer(int64_t size)
-      : floats_(static_cast<float*>(::operator new(size * sizeof(float), LINE))) {}
-  ~Buffer() { ::operator delete(floats_, LINE); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  float* data() { return floats_; }
-
- private:
-  static constexpr std::align_val_t LINE{64};
-  float* floats_;
-};
 
 // The sum of each of W vectors.
 inline Vec totals(const Vec (&x)[W]) {
@@ -83,13 +66,6 @@ inline void multiply_sums(const float* features, int distance, int count, int di
         UNROLL for (int c = 0; c < 2; c++)
           write(i + r, from + c * W, dim - from - c * W, acc[r][c]);
     });
-}
-
-// Writes the first n numbers of a vector.
-template <typename Number>
-inline void put(Number* to, Vec x, int n) {
-  if (n >= W) return store(to, x);
-  for (int i = 0; i < n; i++) store(to + i, x[i]);
 }
 
 // Attention of ReLU features (visattn_dense/attention/litemla.py has the equation). A token has q,
@@ -174,9 +150,9 @@ void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
   const int64_t all_shares = int64_t(batch) * shares;
   const int wanted = threads == 1 ? 1 : (2 * threads + all_shares - 1) / all_shares;
   const int parts = std::min(a.heads, wanted);
-  Buffer sums(all_shares * a.heads * a.sums());
+  const Floats sums = room(all_shares * a.heads * a.sums());
   const auto sums_of = [&](int64_t share, int head) {
-    return sums.data() + (share * a.heads + head) * a.sums();
+    return sums.get() + (share * a.heads + head) * a.sums();
   };
   // Calls f(share, head, token, count) for each share and head, some tokens at a time.
   const auto each = [&](auto&& f) {
@@ -191,11 +167,12 @@ void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
   };
 #pragma omp parallel num_threads(threads)
   {
-    Buffer features(TOKENS * a.features()), values(TOKENS * whole_columns(a.dim));
+    const Floats features = room(TOKENS * a.features());
+    const Floats values = room(TOKENS * whole_columns(a.dim));
     each([&](int64_t share, int head, int64_t token, int count) {
       float* own = sums_of(share, head);
       if (token % a.tokens % size == 0) std::fill(own, own + a.sums(), 0.f);
-      summarise(a, a.part(token, head, 1), count, own, features.data(), values.data());
+      summarise(a, a.part(token, head, 1), count, own, features.get(), values.get());
     });
     // The sums of an image go to its first share.
 #pragma omp for schedule(static)
@@ -210,7 +187,7 @@ void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
     }
     each([&](int64_t share, int head, int64_t token, int count) {
       distribute(a, a.part(token, head, 0), count, sums_of(share / shares * shares, head),
-                 a.out + (token * a.heads + head) * a.dim, features.data());
+                 a.out + (token * a.heads + head) * a.dim, features.get());
     });
   }
 }
@@ -474,32 +451,32 @@ void focused(const Focused<Number>& a, const int32_t* rows, const int32_t* start
              const int32_t* places, int groups, int threads) {
   const int channels = a.channels();
   const int64_t products = a.products(), size = products + channels;
-  Buffer partial(threads * size);
+  const Floats partial = room(threads * size);
   for (int group = 0; group < groups; group++) {
     const int from = starts[group], count = starts[group + 1] - from;
     const int blocks = (count + TOKENS - 1) / TOKENS;
-    std::fill(partial.data(), partial.data() + threads * size, 0.f);
+    std::fill(partial.get(), partial.get() + threads * size, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-      Buffer powers(TOKENS * channels), values(TOKENS * whole_columns(a.dim));
+      const Floats powers = room(TOKENS * channels), values = room(TOKENS * whole_columns(a.dim));
       // A part of the keys for each share of the sums, however many threads there really are.
 #pragma omp for schedule(static)
       for (int part = 0; part < threads; part++) {
-        float* sums = partial.data() + part * size;
+        float* sums = partial.get() + part * size;
         for (int block = part * blocks / threads; block < (part + 1) * blocks / threads; block++) {
           const int i = block * TOKENS;
           summarise(a, rows + from + i, places + from + i, std::min(TOKENS, count - i), sums,
-                    sums + products, powers.data(), values.data());
+                    sums + products, powers.get(), values.get());
         }
       }
 #pragma omp single
       for (int part = 1; part < threads; part++)
-        for (int64_t i = 0; i < size; i++) partial.data()[i] += partial.data()[part * size + i];
+        for (int64_t i = 0; i < size; i++) partial.get()[i] += partial.get()[part * size + i];
 #pragma omp for schedule(static)
       for (int block = 0; block < blocks; block++) {
         const int i = block * TOKENS;
-        distribute(a, rows + from + i, std::min(TOKENS, count - i), partial.data(),
-                   partial.data() + products, powers.data());
+        distribute(a, rows + from + i, std::min(TOKENS, count - i), partial.get(),
+                   partial.get() + products, powers.get());
       }
     }
   }

@@ -175,13 +175,6 @@ inline Vec gelu_tanh(Vec x) {
 
 #endif
 
-inline void put(float* to, Vec x, int n) {
-  if (n >= W) return store(to, x);
-  float lanes[W];
-  store(lanes, x);
-  std::memcpy(to, lanes, sizeof(float) * n);
-}
-
 // to = a + b, for n numbers; b may be null.
 void add(const float* a, const float* b, int n, float* to) {
   for (int c = 0; c < n; c += W) {

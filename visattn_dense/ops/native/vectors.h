@@ -122,6 +122,13 @@ inline Vec get(const Number* x, int n) {
   return load(lanes);
 }
 
+// Stores the first n numbers of a vector.
+template <typename Number>
+inline void put(Number* to, Vec x, int n) {
+  if (n >= W) return store(to, x);
+  for (int i = 0; i < n; i++) store(to + i, float(x[i]));
+}
+
 // x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
 // the least-squares fit of 2^f for the relative error, 2e-9 at most. The vectors take each step
 // together: one alone would wait for its last step.
