@@ -1,4 +1,5 @@
 """`optimize_for_inference` packs what is faster packed on this machine, and remembers that."""
+import copy
 import json
 import logging
 import time
@@ -7,7 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from visattn_dense.layers import Mlp, TransformerBlock, optimize, optimize_for_inference
+from visattn_dense.attention import TokenPerformer
+from visattn_dense.layers import (
+    FusedMBConv,
+    MBConv,
+    Mlp,
+    Residual,
+    SoftSplit,
+    TransformerBlock,
+    optimize,
+    optimize_for_inference,
+)
+from visattn_dense.layers.packed import Native
 from visattn_dense.ops import measured, native
 
 
@@ -135,6 +147,35 @@ def test_layers_are_fused_where_this_is_faster(monkeypatch, choice):
     (fused, apart), = asked
     torch.testing.assert_close(fused, apart, rtol=1e-5, atol=1e-5)
     assert (type(block.mlp) is Mlp) == (choice == 'apart')
+
+
+@pytest.mark.skipif(not native.available() or native.tiles(),
+                    reason='kernels, and a processor without AMX, are needed')
+@pytest.mark.parametrize('make', [
+    lambda: nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 5)),
+    lambda: TransformerBlock(6, nn.Linear(6, 6)),
+    lambda: nn.Sequential(nn.Conv2d(7, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 1)),
+    lambda: Residual(MBConv(7, 7), shortcut=True), lambda: Residual(FusedMBConv(7, 7)),
+    lambda: TokenPerformer(63, 8, split=SoftSplit(3, 2, 1))],
+    ids=['linear', 'block', 'convolutions', 'mobile', 'fused mobile', 'split'])
+def test_bfloat16_layers_by_the_float32_kernels(monkeypatch, make):
+    """Without instructions for bfloat16 products they are the fastest; they round once."""
+    def fastest(what, names, calls):
+        assert names[0] == 'apart' or names[0].startswith('Packed')     # as without a measurement
+        assert calls[0]().dtype == torch.bfloat16
+        return next((name for name in names if name.startswith('Native')), names[0])
+
+    monkeypatch.setattr(optimize, 'fastest', fastest)
+    model = make().eval()
+    for tensor in model.parameters():
+        nn.init.uniform_(tensor, -.2, .4)
+    model.bfloat16()
+    exact, x = copy.deepcopy(model).float(), torch.randn(2, 7, 9, 6).bfloat16()
+    with torch.no_grad():
+        out = optimize_for_inference(model)(x)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), exact(x.float()), rtol=.02, atol=.02)
+    assert any(isinstance(module, Native) for module in model.modules())
 
 
 @pytest.mark.skipif(not native.suits_tiles(160**2), reason='a processor with AMX is needed')

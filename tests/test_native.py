@@ -572,8 +572,8 @@ def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
         return float((t.float() - exact).norm() / exact.norm())
 
     assert error(out) < max(1.2 * error(torchs), 2**-8)
-    # torch's own attention of whole maps is the faster one in bfloat16.
-    assert bool(called) != (name == 'self'), called
+    # With tile registers, torch's own attention of whole maps is the faster one in bfloat16.
+    assert bool(called) != (name == 'self' and native.tiles()), called
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

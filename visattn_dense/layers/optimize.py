@@ -130,7 +130,8 @@ def _pack(parent: nn.Module) -> None:
         setattr(parent, name, packed)
         if activation != NO_ACTIVATION:
             setattr(parent, following[0], nn.Identity())
-    if fused and (packed := _fastest(fused.what, fused.forms, fused.call, ('apart', fused.apart))):
+    if fused and (packed := _fastest(fused.what, fused.forms, fused.call, ('apart', fused.apart),
+                                     fused.usual)):
         fused.install(packed)
 
 
@@ -158,15 +159,17 @@ def _native_forms(form: type[Packed], weights: int, *args: Any, **kwargs: Any) -
 
 
 def _fastest(what: str, forms: Sequence[_Form], call: Callable[[Packed], Any],
-             plain: tuple[str, Callable[[], Any]]) -> Packed | None:
+             plain: tuple[str, Callable[[], Any]], usual: bool = True) -> Packed | None:
     """The form that is the fastest on this machine; None if the plain layers are.
 
-    Weights are packed only for a form that is measured or taken.
+    Weights are packed only for a form that is measured or taken. `usual`: the first form is usually
+    the fastest; else the plain layers are.
     """
-    makers = [functools.cache(form.make) for form in forms]
-    names = [*(form.name for form in forms), plain[0]]
-    name = fastest(what, names, [*(lambda make=make: call(make()) for make in makers), plain[1]])
-    return None if name == plain[0] else makers[names.index(name)]()
+    makers = {form.name: functools.cache(form.make) for form in forms}
+    calls = {name: lambda make=make: call(make()) for name, make in makers.items()}
+    calls = calls | dict([plain]) if usual else dict([plain]) | calls
+    name = fastest(what, list(calls), list(calls.values()))
+    return None if name == plain[0] else makers[name]()
 
 
 class _Fused(NamedTuple):
@@ -178,24 +181,29 @@ class _Fused(NamedTuple):
         call: computes a sample with the one layer.
         apart: computes the sample with the layers of the model, as they are then.
         install: puts the layer in their place.
+        usual: whether the one layer is usually the faster.
     """
     what: str
     forms: list[_Form]
     call: Callable[[Packed], Any]
     apart: Callable[[], Any]
     install: Callable[[Packed], None]
+    usual: bool
 
 
 def _fused(parent: nn.Module) -> _Fused | None:
     """What can take the place of several layers of `parent`, or None."""
     weights = list(parent.parameters())
     if not (isinstance(parent, (TransformerBlock, Residual, ProjectsSplit)) and weights
-            and native.available() and all(
-                w.device.type == 'cpu' and w.dtype == torch.float32 and w.numel()
-                for w in weights)):
+            and all(w.device.type == 'cpu' and w.dtype == weights[0].dtype and w.numel()
+                    for w in weights)):
         return None
+    dtype = weights[0].dtype
+    if not _is_for_kernels(dtype):
+        return None
+    usual = dtype == torch.float32
     if isinstance(parent, ProjectsSplit):
-        return _fused_split(parent)
+        return _fused_split(parent, dtype, usual)
     if isinstance(parent, TransformerBlock):
         mlp, norm = parent.mlp, parent.norm2
         if (type(parent).finish is not TransformerBlock.finish or type(norm) is not PreNorm
@@ -205,14 +213,14 @@ def _fused(parent: nn.Module) -> _Fused | None:
         forms = _native_forms(NativeFeedForward, mlp.fc1.weight.numel(), norm, mlp.fc1, mlp.fc2,
                               activation)
         channels = norm.weight.numel()
-        tokens = torch.full((1, _rows(channels), channels), .5)
+        tokens = torch.full((1, _rows(channels), channels), .5, dtype=dtype)
 
         def install(packed: Packed) -> None:
             parent.norm2, parent.mlp = nn.Identity(), packed
             parent.finish = packed.forward
 
-        return _Fused(f'{norm}, {mlp}', forms, lambda packed: packed(tokens, tokens),
-                      lambda: parent.finish(tokens, tokens, Handover()), install)
+        return _Fused(f'{norm}, {mlp}, {dtype}', forms, lambda packed: packed(tokens, tokens),
+                      lambda: parent.finish(tokens, tokens, Handover()), install, usual)
     main, forms = parent.main, _fused_branch(parent.main, parent.shortcut)
     if not forms:
         return None
@@ -222,11 +230,11 @@ def _fused(parent: nn.Module) -> _Fused | None:
     def install(packed: Packed) -> None:
         parent.main, parent.shortcut = packed, False
 
-    what = f'{main}, {parent.shortcut}'
-    return _Fused(what, forms, lambda packed: packed(image), lambda: parent(image), install)
+    what = f'{main}, {parent.shortcut}, {dtype}'
+    return _Fused(what, forms, lambda packed: packed(image), lambda: parent(image), install, usual)
 
 
-def _fused_split(parent: nn.Module) -> _Fused | None:
+def _fused_split(parent: nn.Module, dtype: torch.dtype, usual: bool) -> _Fused | None:
     """One layer in place of a soft split, its norm and its linear layer."""
     split, names = parent.split, parent.projection
     norm = parent.get_submodule(names[0]) if names[0] else None
@@ -236,7 +244,7 @@ def _fused_split(parent: nn.Module) -> _Fused | None:
         return None
     channels = linear.in_features // split.kernel_size**2
     side = math.isqrt(_rows(linear.out_features)) * split.stride
-    image = torch.full((1, side, side, channels), .5).permute(0, 3, 1, 2)
+    image = torch.full((1, side, side, channels), .5, dtype=dtype).permute(0, 3, 1, 2)
 
     def apart() -> Tensor:
         tokens = split(image)
@@ -248,9 +256,9 @@ def _fused_split(parent: nn.Module) -> _Fused | None:
             parent.set_submodule(names[0], nn.Identity())
         parent.set_submodule(names[1], packed)
 
-    return _Fused(f'{split}, {norm}, {linear}',
+    return _Fused(f'{split}, {norm}, {linear}, {dtype}',
                   _native_forms(NativeSplitLinear, linear.weight.numel(), split, norm, linear),
-                  lambda packed: packed(image), apart, install)
+                  lambda packed: packed(image), apart, install, usual)
 
 
 def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:
@@ -318,6 +326,15 @@ def _activation(module: nn.Module | None) -> Activation:
     return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), NO_ACTIVATION)
 
 
+def _is_for_kernels(dtype: torch.dtype) -> bool:
+    """Whether the kernels can be the fastest for layers of this dtype.
+
+    The kernels compute a bfloat16 layer in float32. Tile registers have products of bfloat16.
+    """
+    return native.available() and (dtype == torch.float32
+                                   or dtype == torch.bfloat16 and not native.tiles())
+
+
 def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
@@ -333,15 +350,17 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
         return _Form(kind.__name__, lambda: kind(layer, activation))
 
     def own(kind: type[Packed]) -> list[_Form]:
-        if weight.dtype != torch.float32 or not native.available():
+        if not _is_for_kernels(weight.dtype):
             return []
         return _native_forms(kind, weight.numel(), layer, activation)
 
+    own_first = weight.dtype == torch.float32
     if type(layer) is nn.Linear:
-        return [*own(NativeLinear), *([form(PackedLinear)] if _has_onednn() else [])]
+        forms = [form(PackedLinear)] if _has_onednn() else []
+        return own(NativeLinear) + forms if own_first else forms + own(NativeLinear)
     if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
-    forms = own(NativeConv2d) if _is_matrix_product(layer) else []
+    forms = own(NativeConv2d) if own_first and _is_matrix_product(layer) else []
     if (type(layer) is GroupedPointwiseConv and activation == NO_ACTIVATION
             and weight.dtype == torch.float32 and native.available()):
         forms.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
@@ -350,7 +369,9 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
             forms.append(form(PackedPointwiseConv))
         forms.append(form(PackedConv2d))
     if _suits_the_operator(layer, activation):
-        forms.insert(0 if weight.dtype == torch.float32 else len(forms), form(PackedDepthwiseConv))
+        forms.insert(0 if own_first else len(forms), form(PackedDepthwiseConv))
+    if not own_first and _is_matrix_product(layer):
+        forms += own(NativeConv2d)
     return forms
 
 

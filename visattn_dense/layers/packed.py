@@ -1,7 +1,8 @@
 """Layers for inference on a CPU, with their weights packed once and their activations built in.
 
 Packed...   by oneDNN; torch's own compiler (inductor) uses the same operators for a frozen model
-Native...   by the kernels of `visattn_dense.ops.native`, in float32
+Native...   by the kernels of `visattn_dense.ops.native`, in float32. The results have the dtype of
+            the weights: a bfloat16 layer computes in float32 and rounds once.
 
 Each block of a matrix product gets bias and activation while the block is in the caches.
 `visattn_dense.layers.optimize` puts these layers in the places of the plain ones.
@@ -144,11 +145,13 @@ class Native(Packed):
 
     Args:
         layers: the matrix products that the layer consists of.
+        dtype: of the result.
         activation: see the layer.
     """
 
-    def __init__(self, layers: list[native.Layer], activation: Activation) -> None:
-        super().__init__(torch.float32, activation)
+    def __init__(self, layers: list[native.Layer], dtype: torch.dtype,
+                 activation: Activation) -> None:
+        super().__init__(dtype, activation)
         self.layers = layers
 
     @property
@@ -169,11 +172,12 @@ class NativeLinear(Native):
     def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
                  in_tiles: bool = True) -> None:
         super().__init__([native.Layer.of(layer.weight.flatten(1), layer.bias, in_tiles=in_tiles)],
-                         activation)
+                         layer.weight.dtype, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) to (..., out_features) float32."""
-        return native.linear(x.float(), *self.layers, activation=_native(self.activation))
+        """(..., in_features) to (..., out_features)."""
+        out = native.linear(x.float(), *self.layers, activation=_native(self.activation))
+        return out.to(self.dtype)
 
 
 class NativeConv2d(Native):
@@ -188,14 +192,14 @@ class NativeConv2d(Native):
 
     def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
                  in_tiles: bool = True) -> None:
-        super().__init__([_convolution(layer, in_tiles)], activation)
+        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, activation)
         self.patches = _patches(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
         out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
                             activation=_native(self.activation))
-        return out.permute(0, 3, 1, 2)
+        return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
 class NativeSplitLinear(Native):
@@ -215,14 +219,16 @@ class NativeSplitLinear(Native):
         weight, bias = (linear.weight, linear.bias) if norm is None else _with_norm(norm, linear)
         # From channel by channel to position by position.
         kernel = weight.unflatten(1, (-1, split.kernel_size**2)).transpose(1, 2).flatten(1)
-        super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], NO_ACTIVATION)
+        super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], linear.weight.dtype,
+                         NO_ACTIVATION)
         self.patches = native.Patches(split.kernel_size, split.stride, split.padding)
         self.eps = None if norm is None else norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, H', W', outputs) float32."""
-        return native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
-                             epsilon=self.eps)
+        """(B, C, H, W) to (B, H', W', outputs)."""
+        out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
+                            epsilon=self.eps)
+        return out.to(self.dtype)
 
 
 class NativeGroupedConv(Packed):
@@ -259,20 +265,21 @@ class NativeFeedForward(Native):
                  *, in_tiles: bool = True) -> None:
         super().__init__([
             native.Layer.of(*_with_norm(norm, fc1), in_tiles=in_tiles),
-            native.Layer.of(fc2.weight, fc2.bias, in_tiles=in_tiles)], activation)
+            native.Layer.of(fc2.weight, fc2.bias, in_tiles=in_tiles)], fc1.weight.dtype, activation)
         self.eps = norm.eps
 
     def forward(self, x: Tensor, update: Tensor, handover: Handover | None = None) -> Tensor:
-        """Two (..., C) to (..., C) float32; see `TransformerBlock.finish`."""
+        """Two (..., C) to (..., C); see `TransformerBlock.finish`."""
         following = handover.following if handover else None
         out = native.chain(x.float(), *self.layers, update=update.float(),
                            epsilon=self.eps, activation=_native(self.activation),
                            following=None if following is None else
-                           (following.weight, following.bias, following.eps))
+                           (following.weight.float(), following.bias.float(), following.eps))
         if following is None:
-            return out
-        out, handover.normed = out
-        return out
+            return out.to(self.dtype)
+        out, normed = out
+        handover.normed = normed.to(self.dtype)
+        return out.to(self.dtype)
 
 
 class NativeFusedMBConv(Native):
@@ -289,16 +296,17 @@ class NativeFusedMBConv(Native):
 
     def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: Activation, *,
                  shortcut: bool, in_tiles: bool = True) -> None:
-        super().__init__([_convolution(conv, in_tiles) for conv in (spatial, point)], activation)
+        super().__init__([_convolution(conv, in_tiles) for conv in (spatial, point)],
+                         point.weight.dtype, activation)
         self.patches, self.shortcut = _patches(spatial), shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
         x = x.float().permute(0, 2, 3, 1)
         out = native.chain(x, *self.layers, patches=self.patches,
                            addend=x if self.shortcut else None,
                            activation=_native(self.activation))
-        return out.permute(0, 3, 1, 2)
+        return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
 class NativeMBConv(Native):
@@ -315,20 +323,22 @@ class NativeMBConv(Native):
 
     def __init__(self, expand: nn.Conv2d, depth: nn.Conv2d, project: nn.Conv2d,
                  activation: Activation, *, shortcut: bool, in_tiles: bool = True) -> None:
-        super().__init__([_convolution(conv, in_tiles) for conv in (expand, project)], activation)
-        weight = depth.weight.detach().flatten(1).T
-        bias = weight.new_zeros(weight.shape[1]) if depth.bias is None else depth.bias.detach()
+        super().__init__([_convolution(conv, in_tiles) for conv in (expand, project)],
+                         depth.weight.dtype, activation)
+        weight = depth.weight.detach().float().flatten(1).T
+        bias = (weight.new_zeros(weight.shape[1]) if depth.bias is None else
+                depth.bias.detach().float())
         self.kernel = torch.cat([weight, bias[None]])
         self.stride, self.shortcut = depth.stride[0], shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H', W') float32, NHWC in memory."""
+        """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
         x = x.float().permute(0, 2, 3, 1)
         expand, project = self.layers
         out = native.mobile(x, expand, self.kernel, project, stride=self.stride,
                             addend=x if self.shortcut else None,
                             activation=_native(self.activation))
-        return out.permute(0, 3, 1, 2)
+        return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
 def _with_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from .rows import region_groups, window_groups
 
 
 def why_not_full(q: Tensor, k: Tensor, v: Tensor, **_: object) -> str | None:
-    # Over a whole map the products are large, and torch has instructions for large products.
-    if q.dtype == torch.bfloat16:
+    # Over a whole map the products are large, and torch has the tile registers for large products.
+    if q.dtype == torch.bfloat16 and native.tiles():
         return "torch's fused attention is faster in bfloat16"
     return native.why_not(q)
 
