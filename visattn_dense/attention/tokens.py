@@ -70,9 +70,13 @@ class TokenPerformer(ProjectsSplit, UsesOperators, nn.Module):
         """Linear attention: (B, N, D) each to (B, N, D)."""
         return performer_attention(q, k, v, self.w, epsilon=self.eps, mode=self.mode)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` takes to k, q and v, (B, ..., D) each."""
+        return self.kqv(self.norm1(self.split(x))).chunk(3, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D); with a split, from (B, C', H, W) to (B, H', W', D)."""
-        k, q, v = self.kqv(self.norm1(self.split(x))).chunk(3, dim=-1)
+        k, q, v = self.project(x)
         y = self.attend(k.flatten(1, -2), q.flatten(1, -2), v.flatten(1, -2)).view(v.shape)
         x, normed = self.norm2(v, self.dropout(self.proj(y)))
         return x + self.dropout(self.mlp(normed))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn_dense.errors import UserError
-from visattn_dense.layers import PackedConv2d, PackedLinear
+from visattn_dense.layers.packed import Packed
 
 from .watching import backbone_of, checked_point, one_image, position_of
 
@@ -40,7 +40,7 @@ def receptive_fields(model: nn.Module, image: Tensor, point: tuple[float, float]
     generator = torch.Generator().manual_seed(0)
     fields = {}
     # torch would give the gradient of the other layers alone.
-    if any(isinstance(module, (PackedConv2d, PackedLinear)) for module in backbone.modules()):
+    if any(isinstance(module, Packed) for module in backbone.modules()):
         raise UserError(f'{type(backbone).__name__} has packed weights, which have no gradient: '
                         'take the model before optimize_for_inference')
     with torch.enable_grad():

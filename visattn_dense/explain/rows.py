@@ -36,7 +36,7 @@ from visattn_dense.attention.cswin import CrossShapedAttention, StripeBranch
 from visattn_dense.attention.focused import EPS
 from visattn_dense.attention.ghost import GhostSelfAttention
 from visattn_dense.errors import UserError, few
-from visattn_dense.layers import pad_to_multiple, resize_position_grid
+from visattn_dense.layers import SoftSplit, pad_to_multiple, resize_position_grid
 from visattn_dense.ops.group_attention import reference as softmax
 from visattn_dense.ops.linear_attention import reference as linear
 from visattn_dense.ops.precision import without_autocast
@@ -136,6 +136,15 @@ def map_size(attention: nn.Module, x: Tensor, size: tuple[int, int] | None) -> t
 @map_size.register
 def _nchw(attention: LiteMLA, x: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
     return tuple(x.shape[2:])
+
+
+@map_size.register(TokenPerformer)
+@map_size.register(WideSelfAttention)
+def _split(attention: TokenPerformer | WideSelfAttention, x: Tensor,
+           size: tuple[int, int] | None) -> tuple[int, int]:
+    """With a soft split, or the layer that has its place for inference, `x` is (1, C, H, W)."""
+    split = next((m for m in attention.modules() if isinstance(m, SoftSplit)), None)
+    return map_size.dispatch(object)(attention, x, size) if split is None else split.map_size(x)
 
 
 def known_attentions() -> list[type[nn.Module]]:
@@ -259,7 +268,7 @@ def _softmax_of_tokens(attention: SelfAttention | GhostSelfAttention | WideSelfA
 def _performer(attention: TokenPerformer, x: Tensor, positions: Sequence[Position], *,
                size: tuple[int, int] | None = None) -> Rows:
     """φ(q)·φ(k) with the performer's random features, over all positions, one head."""
-    k, q, v = attention.kqv(attention.norm1(x)).flatten(1, -2).chunk(3, dim=-1)
+    k, q, v = (t.flatten(1, -2) for t in attention.project(x))
 
     def weigh(q: Tensor, k: Tensor) -> Tensor:
         q, k = (linear.performer_feature(t, attention.w.to(t)) for t in (q, k))

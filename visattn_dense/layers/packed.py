@@ -221,6 +221,7 @@ class NativeSplitLinear(Native):
         kernel = weight.unflatten(1, (-1, split.kernel_size**2)).transpose(1, 2).flatten(1)
         super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], linear.weight.dtype,
                          NO_ACTIVATION)
+        self.split = split                       # for who asks for the geometry
         self.patches = native.Patches(split.kernel_size, split.stride, split.padding)
         self.eps = None if norm is None else norm.eps
 

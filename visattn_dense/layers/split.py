@@ -16,10 +16,14 @@ class SoftSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H', W', C · k²), channel by channel."""
+        patches = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
+        return patches.transpose(1, 2).unflatten(1, self.map_size(x))
+
+    def map_size(self, x: Tensor) -> tuple[int, int]:
+        """(H', W') of the tokens from the map x, (B, C, H, W)."""
         height, width = ((size + 2 * self.padding - self.kernel_size) // self.stride + 1
                          for size in x.shape[2:])
-        patches = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
-        return patches.transpose(1, 2).unflatten(1, (height, width))
+        return height, width
 
     def extra_repr(self) -> str:
         return f'{self.kernel_size}, stride={self.stride}, padding={self.padding}'
