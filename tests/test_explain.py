@@ -486,8 +486,12 @@ def test_weights_too_small_for_a_picture_are_still_seen():
     assert (picture[4, 6] != picture[0, 0]).any()
 
 
-def test_an_optimized_model_is_explained_and_has_no_field(image: Tensor):
-    model = EfficientViT('b0').eval()
+@pytest.mark.parametrize('make', [
+    lambda: EfficientViT('b0'), lambda: T2TViT('7'),
+    lambda: T2TViT(dict(embed_dim=64, depth=4, num_heads=2, mlp_ratio=2., tokens='transformer'))],
+    ids=['mobile blocks', 'performer tokens', 'transformer tokens'])
+def test_an_optimized_model_is_explained_and_has_no_field(make, image: Tensor):
+    model = make().eval()
     expected = explain(model, image).looks
     fast = optimize_for_inference(copy.deepcopy(model))
     for found, look in zip(explain(fast, image).looks, expected, strict=True):
