@@ -354,25 +354,24 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
             return []
         return _native_forms(kind, weight.numel(), layer, activation)
 
-    own_first = weight.dtype == torch.float32
+    theirs: list[_Form] = []
     if type(layer) is nn.Linear:
-        forms = [form(PackedLinear)] if _has_onednn() else []
-        return own(NativeLinear) + forms if own_first else forms + own(NativeLinear)
-    if layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
+        ours = own(NativeLinear)
+        if _has_onednn():
+            theirs = [form(PackedLinear)]
+    elif layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
-    forms = own(NativeConv2d) if own_first and _is_matrix_product(layer) else []
-    if (type(layer) is GroupedPointwiseConv and activation == NO_ACTIVATION
-            and weight.dtype == torch.float32 and native.available()):
-        forms.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
-    if _has_onednn():
-        if _is_pointwise(layer):
-            forms.append(form(PackedPointwiseConv))
-        forms.append(form(PackedConv2d))
-    if _suits_the_operator(layer, activation):
-        forms.insert(0 if own_first else len(forms), form(PackedDepthwiseConv))
-    if not own_first and _is_matrix_product(layer):
-        forms += own(NativeConv2d)
-    return forms
+    else:
+        ours = own(NativeConv2d) if _is_matrix_product(layer) else []
+        if (type(layer) is GroupedPointwiseConv and activation == NO_ACTIVATION
+                and weight.dtype == torch.float32 and native.available()):
+            ours.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
+        if _suits_the_operator(layer, activation):
+            ours.append(form(PackedDepthwiseConv))
+        if _has_onednn():
+            theirs = [*([form(PackedPointwiseConv)] if _is_pointwise(layer) else []),
+                      form(PackedConv2d)]
+    return ours + theirs if weight.dtype == torch.float32 else theirs + ours
 
 
 def _is_matrix_product(layer: nn.Module) -> bool:

@@ -89,7 +89,6 @@ constexpr int HEAD = 1 << 18;  // numbers of a head's keys and values that stay 
 // Vectors that are exponentiated together.
 constexpr int TOGETHER = W == 16 ? 8 : 4;
 
-
 // One or two vectors of queries, and what the keys so far give.
 struct Tile {
   const int32_t* rows;

@@ -200,15 +200,6 @@ inline __attribute__((always_inline)) void accumulate(const float* a, int64_t ro
   }
 }
 
-// The same from zero.
-template <int R, int C>
-inline void product(const float* a, int64_t row, int64_t step, const float* b, int n,
-                    Vec (&acc)[R][C]) {
-  for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) acc[r][c] = Vec{};
-  accumulate(a, row, step, b, n, acc);
-}
-
 // The largest power of two below R.
 constexpr int half_of(int R) { return R > 2 ? 2 * half_of((R + 1) / 2) : 1; }
 
