@@ -1,13 +1,15 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
-attention.cpp  softmax attention between groups of tokens
-kernels.cpp    linear attention, depthwise convolution in windows, 1×1 convolution in groups
-linear.cpp     linear layers, one or two in a chain, of rows or of a convolution's patches; two
-               with a depthwise convolution between
-vectors.h      what all share
-tiles.h        products in the tile registers of a processor with AMX
-build          compiles the sources once for each processor, if there is a compiler
-operators      the kernels as operators of torch
+attention.cpp         softmax attention between groups of tokens
+linear_attention.cpp  linear attention, focused or of ReLU features
+convolution.cpp       depthwise convolution in windows, 1×1 convolution in groups
+linear.cpp            linear layers, one or two in a chain, of rows or of a convolution's patches;
+                      two with a depthwise convolution between
+vectors.h             what all share
+depthwise.h           the inner loop of depthwise convolutions
+tiles.h               products in the tile registers of a processor with AMX
+build                 compiles the sources once for each processor, if there is a compiler
+operators             the kernels as operators of torch
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
 operator. With `VISATTN_AMX=0` the kernels use no tile registers.

@@ -1,5 +1,6 @@
-// Softmax attention between groups of tokens, of NHWC maps in float32 or bfloat16: compiled and
-// called as kernels.cpp is. All sums are in float32.
+// Softmax attention between groups of tokens, of NHWC maps in float32 or bfloat16: compiled for the
+// processor at hand (build.py), called by operators.py, which says what the arguments are. All sums are
+// float32; bfloat16 is a format of the maps in memory alone.
 //
 // The keys of a group are taken some at a time, and the softmax is that of the keys so far (Milakov
 // and Gimelshein, 2018, algorithm 3).
@@ -156,13 +157,8 @@ void logits(const Tile& tile, int dim, const Source& from, int n, float* to, Vec
     const float* key[R];
     for (int r = 0; r < R; r++) key[r] = from.key(j + r);
     Vec acc[R][C] = {};
-    const float* query = tile.queries;
-    for (int d = 0; d < dim; d++, query += C * W) {
-      Vec line[C];
-      UNROLL for (int c = 0; c < C; c++) line[c] = load(query + c * W);
-      UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < C; c++) acc[r][c] += key[r][d] * line[c];
-    }
+    multiply_add<R, C>(dim, [&](int r, int d) { return key[r][d]; },
+                       [&](int d) { return tile.queries + d * C * W; }, acc);
     UNROLL for (int r = 0; r < R; r++)
       UNROLL for (int c = 0; c < C; c++) store(to + ((j + r) * C + c) * W, acc[r][c]);
     UNROLL for (int c = 0; c < C; c++) {
@@ -180,13 +176,8 @@ void add_values(const float* weights, const Source& from, int column, int n, con
   Vec acc[R][N];
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int c = 0; c < N; c++) acc[r][c] = load(result + r * pitch + c * W) * shrink[r];
-  for (int j = 0; j < n; j++, weights += C * W) {
-    const float* value = from.value(j) + column;
-    Vec line[N];
-    UNROLL for (int c = 0; c < N; c++) line[c] = load(value + c * W);
-    UNROLL for (int r = 0; r < R; r++)
-      UNROLL for (int c = 0; c < N; c++) acc[r][c] += weights[r] * line[c];
-  }
+  multiply_add<R, N>(n, [&](int r, int j) { return weights[j * C * W + r]; },
+                     [&](int j) { return from.value(j) + column; }, acc);
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int c = 0; c < N; c++) store(result + r * pitch + c * W, acc[r][c]);
 }

@@ -1,9 +1,10 @@
 // Linear layers of float32 rows, two of them in a chain, and two with a depthwise convolution
-// between: compiled as kernels.cpp is.
+// between: compiled as attention.cpp is.
 //
 // The rows are those of a matrix, or the patches that a convolution sees in an NHWC map. A few rows
 // at a time go through all layers, so what lies between the layers stays in the cache.
 
+#include "depthwise.h"
 #include "tiles.h"
 
 namespace {
@@ -643,27 +644,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   }
 }
 
-// T neighbours from column x on, one vector of their channels: a 3x3 depthwise convolution of step S
-// and its activation. A line beyond the map is null. `Inside`: no column lies beyond the map.
-template <int S, int T, bool Inside, typename Act>
-inline void depth_tile(const float* const (&lines)[3], int64_t pitch, int width, int x,
-                       const Vec (&weight)[9], Vec bias, Act&& act, float* out) {
-  Vec acc[T];
-  UNROLL for (int t = 0; t < T; t++) acc[t] = bias;
-  UNROLL for (int ky = 0; ky < 3; ky++) {
-    if (!lines[ky]) continue;
-    UNROLL for (int i = 0; i < (T - 1) * S + 3; i++) {
-      const int column = x * S - 1 + i;
-      if (!Inside && (column < 0 || column >= width)) continue;
-      const Vec value = load(lines[ky] + column * pitch);
-      UNROLL for (int t = 0; t < T; t++)
-        if (i >= t * S && i < t * S + 3) acc[t] += value * weight[ky * 3 + i - t * S];
-    }
-  }
-  UNROLL for (int t = 0; t < T; t++) store(out + t * pitch, act(acc[t]));
-}
-
-// A line of n channels; `weights` and the bias after them are rows of `channels` numbers.
+// A line of n channels of a 3x3 depthwise convolution of step S, and its activation; `weights` and the bias after them are rows of `channels` numbers.
 template <int S, typename Act>
 void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int n,
                 const float* weights, int channels, Act&& act, float* out) {
@@ -675,11 +656,13 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
     for (int i = 0; i < 3; i++) here[i] = lines[i] ? lines[i] + c : nullptr;
     in_blocks<4>(from.out_width, [&](int x, auto size) {
       constexpr int T = decltype(size)::value;
-      float* to = out + x * pitch + c;
+      Vec acc[T];
+      UNROLL for (int t = 0; t < T; t++) acc[t] = bias;
       if (x > 0 && (x + T - 1) * S + 1 < from.width)
-        depth_tile<S, T, true>(here, pitch, from.width, x, weight, bias, act, to);
+        depth_tile<3, S, T, true>(here, pitch, 0, from.width, x, weight, acc);
       else
-        depth_tile<S, T, false>(here, pitch, from.width, x, weight, bias, act, to);
+        depth_tile<3, S, T, false>(here, pitch, 0, from.width, x, weight, acc);
+      UNROLL for (int t = 0; t < T; t++) store(out + (x + t) * pitch + c, act(acc[t]));
     });
   }
 }

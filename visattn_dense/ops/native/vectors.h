@@ -183,21 +183,31 @@ struct Nothing {
   void operator()(int) const {}
 };
 
-// acc[r][c] += sum over i < n of a[r * row + i * step] * b[i][c], b a matrix of C vectors a row. Calls
-// meanwhile(i) beside the products.
-template <int R, int C, typename F = Nothing>
-inline __attribute__((always_inline)) void accumulate(const float* a, int64_t row, int64_t step,
-                                                      const float* b, int n, Vec (&acc)[R][C],
-                                                      F&& meanwhile = {}) {
-  for (int i = 0; i < n; i++, a += step, b += C * W) {
+// acc[r][c] += sum over i < n of left(i)[r] right(i)[c]: left(i) gives R floats, right(i) the place of C
+// vectors. Calls meanwhile(i) beside the products.
+template <int R, int C, typename Left, typename Right, typename F = Nothing>
+inline __attribute__((always_inline)) void multiply_add(int n, Left&& left, Right&& right,
+                                                        Vec (&acc)[R][C], F&& meanwhile = {}) {
+  for (int i = 0; i < n; i++) {
     meanwhile(i);
+    const float* b = right(i);
     Vec line[C];
     UNROLL for (int c = 0; c < C; c++) line[c] = load(b + c * W);
     UNROLL for (int r = 0; r < R; r++) {
-      const float x = a[r * row];
+      const float x = left(r, i);
       UNROLL for (int c = 0; c < C; c++) acc[r][c] += x * line[c];
     }
   }
+}
+
+// The same with left(i)[r] = a[r * row + i * step], and C vectors of b at a distance, side by side by
+// default.
+template <int R, int C, typename F = Nothing>
+inline __attribute__((always_inline)) void accumulate(const float* a, int64_t row, int64_t step,
+                                                      const float* b, int n, Vec (&acc)[R][C],
+                                                      F&& meanwhile = {}, int64_t distance = C * W) {
+  multiply_add<R, C>(n, [&](int r, int i) { return a[r * row + i * step]; },
+                     [&](int i) { return b + i * distance; }, acc, meanwhile);
 }
 
 // The largest power of two below R.
