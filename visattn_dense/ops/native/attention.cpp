@@ -152,7 +152,7 @@ void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
 // The logits of n keys, n rows of C vectors, and the largest logit of each query so far.
 template <int C, typename Source>
 void logits(const Tile& tile, int dim, const Source& from, int n, float* to, Vec (&top)[C]) {
-  in_blocks<C == 1 ? 8 : ROWS>(n, [&](int j, auto size) {
+  in_blocks<(C > 1 ? ROWS : W > 8 ? 12 : 8)>(n, [&](int j, auto size) {
     constexpr int R = decltype(size)::value;
     const float* key[R];
     for (int r = 0; r < R; r++) key[r] = from.key(j + r);

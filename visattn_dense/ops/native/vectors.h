@@ -129,28 +129,33 @@ inline void put(Number* to, Vec x, int n) {
   for (int i = 0; i < n; i++) store(to + i, float(x[i]));
 }
 
-// x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f with n whole and |f| <= 1/2; the polynomial is
-// the least-squares fit of 2^f for the relative error, 2e-9 at most. The vectors take each step
+// x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f, n whole; the polynomial has the least largest
+// relative error of its degree in 2^f: 7.5e-8 in [0, 1], 1.9e-9 in [-1/2, 1/2]. The vectors take each step
 // together: one alone would wait for its last step.
 template <int N>
 inline void exp2(Vec (&x)[N]) {
+  Vec p[N];
+#if defined(__AVX512F__)
+  constexpr int degree = 5;
+  constexpr float factor[] = {9.9999992506e-1f, 6.9315307320e-1f, 2.4015361704e-1f,
+                              5.5826318053e-2f, 8.9893400913e-3f, 1.8775766748e-3f};
+  Vec f[N];
+  UNROLL for (int i = 0; i < N; i++) f[i] = (Vec)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);
+#else
+  constexpr int degree = 6;
   constexpr float factor[] = {1.f,           .69314720574f,    .24022646890f,   5.5503287771e-2f,
                               9.6184889739e-3f, 1.3399931182e-3f, 1.5345807480e-4f};
-  Vec whole[N], p[N];
-#if defined(__AVX512F__)
-  UNROLL for (int i = 0; i < N; i++) whole[i] = (Vec)_mm512_roundscale_ps((__m512)x[i], 0);
-  UNROLL for (int i = 0; i < N; i++) x[i] -= whole[i];
-#else
   constexpr float magic = 12582912.f;           // 1.5 * 2^23: adding it rounds to a whole number
+  Vec whole[N], (&f)[N] = x;
   UNROLL for (int i = 0; i < N; i++) x[i] = x[i] < splat(-126.f) ? splat(-126.f) : x[i];
   UNROLL for (int i = 0; i < N; i++) whole[i] = x[i] + magic;
   UNROLL for (int i = 0; i < N; i++) x[i] -= whole[i] - magic;
 #endif
-  UNROLL for (int i = 0; i < N; i++) p[i] = x[i] * factor[6] + factor[5];
-  UNROLL for (int k = 4; k >= 0; k--)
-    UNROLL for (int i = 0; i < N; i++) p[i] = p[i] * x[i] + factor[k];
+  UNROLL for (int i = 0; i < N; i++) p[i] = f[i] * factor[degree] + factor[degree - 1];
+  UNROLL for (int k = degree - 2; k >= 0; k--)
+    UNROLL for (int i = 0; i < N; i++) p[i] = p[i] * f[i] + factor[k];
 #if defined(__AVX512F__)
-  UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)whole[i]);
+  UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);  // 2^n p
 #else
   UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)((Ints)p[i] + ((Ints)whole[i] << 23));
 #endif
