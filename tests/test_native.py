@@ -184,6 +184,36 @@ def relu_reference(qkv: Tensor, epsilon: float) -> Tensor:
 
 
 # The kernel takes 64 tokens at a time, and 256 or more for each of its sums.
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('n_win', 'side', 'channels'), [(1, 5, 3), (4, 2, 32), (3, 7, 100)])
+def test_routing(kernels, n_win, side, channels, dtype):
+    """Means beside those of float64; the regions beside torch's choice among the same means."""
+    x = random(2, n_win * side, n_win * side, 3 * channels).to(dtype)[..., channels:]
+    means = ops.region_means(x, n_win)
+    exact = x.double().unflatten(2, (n_win, side)).unflatten(1, (n_win, side)).mean((2, 4))
+    torch.testing.assert_close(means, exact.flatten(1, 2).to(dtype), rtol=1e-5, atol=1e-6)
+    q, k = means.chunk(2, -1)
+    for count in {1, min(5, n_win**2), n_win**2}:
+        logits, index = ops.top_regions(q, k, count=count, scale=-1.5)
+        every = q.double() @ k.double().mT * -1.5
+        true, chosen = every.topk(count)
+        assert index.equal(chosen)
+        torch.testing.assert_close(logits.double(), true, rtol=1e-2 if dtype != torch.float32
+                                   else 1e-5, atol=1e-5)
+
+
+def test_routing_of_equal_regions_and_of_nans(kernels):
+    """Of equal regions the first; NaN before all numbers; never a region beyond the map."""
+    q, k = torch.ones(1, 20, 4), torch.ones(1, 20, 4)
+    assert ops.top_regions(q, k, count=3, scale=1.)[1][0].tolist() == [[0, 1, 2]] * 20
+    k[0, 7], k[0, 11], q[0, 5] = torch.nan, torch.inf, -1.
+    logits, index = ops.top_regions(q, k, count=3, scale=1.)
+    assert index[0, 0].tolist() == [7, 11, 0] and index[0, 5].tolist() == [7, 0, 1]
+    assert logits[0, 0].isnan().tolist() == [True, False, False]
+    every = ops.top_regions(q, torch.full_like(k, torch.nan), count=20, scale=1.)[1]
+    assert every[0, 0].tolist() == list(range(20))
+
+
 @pytest.mark.parametrize('tokens', [1, 31, 64, 257, 1031])
 @pytest.mark.parametrize(('heads', 'dim'), [(1, 32), (3, 7), (2, 16), (2, 45), (5, 1)])
 def test_attention_of_relu_features(kernels, tokens, heads, dim):

@@ -28,6 +28,7 @@ from visattn_dense.ops.linear_attention import (
     relu_attention,
 )
 from visattn_dense.ops.pointwise import grouped_pointwise
+from visattn_dense.ops.routing import region_means, top_regions
 
 
 def random(*shape: int) -> Tensor:
@@ -62,6 +63,11 @@ CALLS = {
                         lambda: dict(index=routing(1, 4, 2), num_heads=3, n_win=2,
                                      scale=.5, weight=torch.rand(1, 4, 2).double(),
                                      pool=nn.MaxPool2d((1, 2)))),
+    'region means': (region_means, lambda: [random(2, 6, 9, 70)], lambda: dict(n_win=3)),
+    'top regions': (top_regions, lambda: [random(2, 19, 10), random(2, 19, 10)],
+                    lambda: dict(count=5, scale=.3)),
+    'top regions, all': (top_regions, lambda: [random(1, 4, 3), random(1, 4, 3)],
+                         lambda: dict(count=9, scale=-2.)),
     'focused': (focused_attention, lambda: [random(2, 5, 7, 3, 6)],
                 lambda: dict(window=(3, 2), num_heads=2, position=random(1, 6, 6),
                              scale=random(1, 1, 6), power=3, epsilon=1e-6, **kernel(6, 5))),

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from visattn_dense.layers import DepthwiseConv, crop, pad_to_multiple
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import region_attention
-from visattn_dense.ops.windows import region_means
+from visattn_dense.ops.routing import region_means, top_regions
 
 KVPool = Literal['identity', 'avgpool', 'maxpool', 'ada_avgpool', 'ada_maxpool']
 
 
-class TopkRouting(nn.Module):
+class TopkRouting(UsesOperators, nn.Module):
     """Choose the regions that each region attends to.
 
     Args:
@@ -65,9 +65,9 @@ class TopkRouting(nn.Module):
         """
         if not self.diff_routing:
             q, k = q.detach(), k.detach()
-        logits = self.emb(q) * self.scale @ self.emb(k).transpose(1, 2)
-        kept, index = logits.topk(min(self.topk, logits.shape[-1]), dim=-1)
-        return kept.softmax(-1) if weights else None, index
+        logits, index = top_regions(self.emb(q), self.emb(k), count=self.topk, scale=self.scale,
+                                    mode=self.mode)
+        return logits.softmax(-1) if weights else None, index
 
 
 class BiLevelRoutingAttention(UsesOperators, nn.Module):
@@ -136,7 +136,7 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
         qkv = self.qkv['qkv'](x)
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
-        means = region_means(qkv[..., :2 * self.qk_dim], self.n_win).flatten(1, 2)
+        means = region_means(qkv[..., :2 * self.qk_dim], self.n_win, mode=self.mode)
         weight, index = self.router(*means.chunk(2, -1),
                                     weights=self.soft_routing or self.router.diff_routing)
         out = region_attention(

@@ -40,7 +40,8 @@ from visattn_dense.layers import SoftSplit, pad_to_multiple, resize_position_gri
 from visattn_dense.ops.group_attention import reference as softmax
 from visattn_dense.ops.linear_attention import reference as linear
 from visattn_dense.ops.precision import without_autocast
-from visattn_dense.ops.windows import region_means, regions_of
+from visattn_dense.ops.routing import region_means
+from visattn_dense.ops.windows import regions_of
 
 Position = tuple[int, int]
 """(row, column) on the map of an attention."""
@@ -208,7 +209,7 @@ def _routed(attention: BiLevelRoutingAttention, x: Tensor, positions: Sequence[P
     x, _pads = pad_to_multiple(x, (n, n))
     q, k, v = attention.qkv['qkv'](x).split(
         [attention.qk_dim, attention.qk_dim, attention.dim], dim=-1)
-    weight, index = attention.router(*(region_means(t, n).flatten(1, 2) for t in (q, k)))
+    weight, index = attention.router(*(region_means(t, n) for t in (q, k)))
     keys, values = (regions_of(t, n)[0].flatten(0, 1) for t in (k, v))    # (R, r, r', C)
     height, width = region = keys.shape[1:3]
     rows = []

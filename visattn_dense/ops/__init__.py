@@ -3,6 +3,7 @@
 group_attention   softmax attention inside windows, between routed regions, of whole maps
 linear_attention  focused (FLatten), ReLU (EfficientViT) and performer (T2T-ViT) attention
 depthwise         depthwise convolution of an NHWC map
+routing           which regions of a map attend to which (BiFormer)
 pointwise         1×1 convolution in groups
 add_norm          the residual sum and its LayerNorm
 choose            which form of an operator computes, and `use_implementation`, which forces one

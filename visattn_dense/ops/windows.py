@@ -64,14 +64,6 @@ def pool_regions(k: Tensor, v: Tensor, n_win: int, pool: Callable[[Tensor], Tens
     return kv.split([k.shape[-1], v.shape[-1]], -1)
 
 
-def region_means(x: Tensor, n_win: int) -> Tensor:
-    """The mean of each region: (B, H, W, C) to (B, n_win, n_win, C)."""
-    regions = x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1))
-    if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64):
-        return regions.mean(4).mean(2)           # faster than both axes at a time
-    return regions.mean((2, 4))
-
-
 def tokens_on_map(x: Tensor, window_size: tuple[int, int]) -> Tensor:
     """Which tokens of the windows are on the map. The other tokens are padding around the map.
 

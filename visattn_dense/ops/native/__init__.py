@@ -2,6 +2,7 @@
 
 attention.cpp         softmax attention between groups of tokens
 linear_attention.cpp  linear attention, focused or of ReLU features
+routing.cpp           means of regions, and the regions that a region is routed to
 convolution.cpp       depthwise convolution in windows, 1×1 convolution in groups
 linear.cpp            linear layers, one or two in a chain, of rows or of a convolution's patches;
                       two with a depthwise convolution between
@@ -28,11 +29,13 @@ from .operators import (
     in_groups,
     linear,
     mobile,
+    region_means,
     relu_attention,
     suits_tiles,
+    top_regions,
     why_not,
 )
 
 __all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'grouped', 'in_groups', 'linear', 'mobile', 'relu_attention', 'suits_tiles', 'tiles',
-           'why_not']
+           'grouped', 'in_groups', 'linear', 'mobile', 'region_means', 'relu_attention',
+           'suits_tiles', 'tiles', 'top_regions', 'why_not']

@@ -24,7 +24,7 @@ import torch  # its OpenMP runtime is the one that the kernels use
 
 _FOLDER = Path(__file__).parent
 SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'linear_attention.cpp',
-                                       'convolution.cpp')]
+                                       'convolution.cpp', 'routing.cpp')]
 _HEADERS = [_FOLDER / name for name in ('vectors.h', 'tiles.h', 'depthwise.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
@@ -117,6 +117,10 @@ def _open(path: Path) -> ctypes.CDLL:
             ('grouped', None, [pointer] + [stride] * 2 + [pointer] * 2 + [integer] * 5),
             ('depthwise', integer,
              [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4),
+            ('region_means', None,
+             [pointer, stride] + [integer] * 5 + [pointer] + [integer] * 2),
+            ('route', None,
+             [pointer] * 2 + [stride] * 2 + [integer] * 4 + [real] + [pointer] * 2 + [integer] * 2),
             ('tiles', integer, []),
             ('reordered', stride, [integer] * 3),
             ('reorder', None, [pointer] * 2 + [integer] * 3 + [pointer]),

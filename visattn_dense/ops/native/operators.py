@@ -181,6 +181,42 @@ def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
     return _relu_attention(qkv, epsilon)
 
 
+def region_means(x: Tensor, n_win: int) -> Tensor:
+    """The mean of each region of a map; see `visattn_dense.ops.routing`.
+
+    Args:
+        x: (B, H, W, C), viewed as rows; `n_win` divides H and W.
+        n_win: regions along each side.
+
+    Returns:
+        (B, n_win², C).
+
+    Raises:
+        RuntimeError: `x` cannot be viewed as rows.
+    """
+    return _region_means(x, n_win)
+
+
+def top_regions(q: Tensor, k: Tensor, *, count: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The largest of the logits q kᵀ · scale, and their regions; see `visattn_dense.ops.routing`.
+
+    Of equal logits, the first regions are taken. NaN is larger than all numbers.
+
+    Args:
+        q, k: (B, R, Q), viewed as rows.
+        count: K, at most R.
+        scale: factor of the logits.
+
+    Returns:
+        logits: (B, R, K), the largest first.
+        index: (B, R, K) int64.
+
+    Raises:
+        RuntimeError: q or k cannot be viewed as rows.
+    """
+    return _top_regions(q, k, count, scale)
+
+
 def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
               window: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0),
               accumulate: bool = False, activation: str = 'none') -> None:
@@ -352,6 +388,37 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
         *map(_pointer, (rows, starts, places, position, inverse_scale)), epsilon, power,
         starts.shape[0] - 1, heads, q.shape[-1] // heads, _DTYPES.index(q.dtype),
         torch.get_num_threads())
+
+
+@_operator('visattn::region_means', mutates_args=())
+def _region_means(x: Tensor, n_win: int) -> Tensor:
+    rows, = _rows(x)
+    out = _fake_region_means(x, n_win)
+    library().visattn_region_means(
+        _pointer(rows), rows.stride(0), *x.shape, n_win, _pointer(out), _DTYPES.index(x.dtype),
+        torch.get_num_threads())
+    return out
+
+
+@_region_means.register_fake
+def _fake_region_means(x, n_win):
+    return x.new_empty(x.shape[0], n_win**2, x.shape[-1])
+
+
+@_operator('visattn::top_regions', mutates_args=())
+def _top_regions(q: Tensor, k: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor]:
+    tensors = _rows(q, k)
+    logits, index = _fake_top_regions(q, k, count, scale)
+    library().visattn_route(
+        *map(_pointer, tensors), *(t.stride(0) for t in tensors), *q.shape, count, scale,
+        _pointer(logits), _pointer(index), _DTYPES.index(q.dtype), torch.get_num_threads())
+    return logits, index
+
+
+@_top_regions.register_fake
+def _fake_top_regions(q, k, count, scale):
+    shape = *q.shape[:2], count
+    return q.new_empty(shape), q.new_empty(shape, dtype=torch.int64)
 
 
 @_operator('visattn::relu_attention', mutates_args=())

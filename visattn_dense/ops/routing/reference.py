@@ -1,0 +1,32 @@
+"""The equations of routing (BiFormer, arXiv 2303.08810, §3.2)."""
+from einops import reduce
+from torch import Tensor, einsum
+
+
+def region_means(x: Tensor, n_win: int) -> Tensor:
+    """The mean of each region of a map.
+
+    Args:
+        x: (B, H, W, C); n_win divides H and W.
+        n_win: regions along each side.
+
+    Returns:
+        (B, R, C) with R = n_win², row by row.
+    """
+    return reduce(x, 'b (j h) (i w) c -> b (j i) c', 'mean', j=n_win, i=n_win)
+
+
+def top_regions(q: Tensor, k: Tensor, *, count: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The K largest of the logits q_r · k_s · scale of each region r, K = min(count, R).
+
+    Args:
+        q, k: (B, R, Q), descriptors of R regions.
+        count: how many regions to choose; more than R means all regions.
+        scale: factor of the logits.
+
+    Returns:
+        logits: (B, R, K), the largest first.
+        index: (B, R, K) int64, their regions s.
+    """
+    logits, index = (einsum('b r c, b s c -> b r s', q, k) * scale).sort(-1, descending=True)
+    return logits[..., :count], index[..., :count]
