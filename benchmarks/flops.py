@@ -10,7 +10,7 @@ skip work (masks), the count is that of the dense form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,12 +86,16 @@ def _depthwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(out_shape) * weight[-1]**2
 
 
-def _window_attention(qkv: Shape, kernel: Shape, bias: Shape | None, heads: int, height: int,
-                      width: int, *args, out_shape=None, **kwargs) -> int:
+def _window_attention(qkv: Shape, kernels: Sequence[Shape], biases: Sequence[Shape | None],
+                      heads: int, windows: Sequence[int], *args, out_shape=None, **kwargs) -> int:
     """Windows of the padded map (B, H, W, 3, C), and a k × k convolution of each token.
 
-    The padding is counted, as where it is computed, so that the count does not depend on the form.
+    Each kind of windows has a part of the channels. The padding is counted, as where it is
+    computed, so that the count does not depend on the form.
     """
     batch, rows, columns, _, channels = qkv
-    tokens = batch * -(-rows // height) * height * -(-columns // width) * width
-    return 2 * tokens * channels * (2 * height * width + kernel[-1]**2)
+    total = 0
+    for kernel, height, width in zip(kernels, windows[::2], windows[1::2], strict=True):
+        tokens = batch * -(-rows // height) * height * -(-columns // width) * width
+        total += 2 * tokens * channels // len(kernels) * (2 * height * width + kernel[-1]**2)
+    return total

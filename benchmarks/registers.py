@@ -118,7 +118,7 @@ def windows(dtype: torch.dtype, head_dim: int) -> Tensor:
     qkv = torch.empty(1, 32, 32, 3, 2 * head_dim, dtype=dtype, requires_grad=True)
     kernel = torch.empty(2 * head_dim, 1, 3, 3, requires_grad=True)
     bias = torch.empty(2 * head_dim, requires_grad=True)
-    return gpu.window_attention(qkv, (32, 7), num_heads=2, kernel=kernel, bias=bias)
+    return gpu.window_attention(qkv, [(32, 7)], num_heads=2, kernels=[kernel], biases=[bias])
 
 
 def whole_maps(dtype: torch.dtype, head_dim: int) -> Tensor:

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from visattn_dense.attention import CrossShapedWindowAttention
 from visattn_dense.attention.naive import as_naive
@@ -50,7 +51,7 @@ def check(operator, inputs: list[Tensor], *, slack: float = 1, **options) -> lis
     def run(form: str, tensors: list[Tensor], rest: dict):
         with use_implementation(form):
             out = operator(*tensors, **rest)
-        wanted = [t for t in [*tensors, *rest.values()]
+        wanted = [t for t in [*tensors, *tree_leaves(rest)]
                   if isinstance(t, Tensor) and t.requires_grad]
         # Small numbers that all dtypes have.
         grad = torch.arange(out.numel(), device=DEVICE).mul(37).remainder(17).sub(8).div(8)
@@ -59,10 +60,10 @@ def check(operator, inputs: list[Tensor], *, slack: float = 1, **options) -> lis
 
     found = run('triton', inputs, options)
     exact = {id(t): t.detach().double().requires_grad_(t.requires_grad)
-             for t in [*inputs, *options.values()]
+             for t in [*inputs, *tree_leaves(options)]
              if isinstance(t, Tensor) and t.is_floating_point()}
     expected = run('reference', [exact[id(t)] for t in inputs],
-                   {name: exact.get(id(value), value) for name, value in options.items()})
+                   tree_map(lambda value: exact.get(id(value), value), options))
     kind = inputs[0].dtype
     assert found[0].dtype == kind
     assert [g.dtype for g in found[1:1 + len(inputs)]] == [t.dtype for t in inputs]
@@ -75,31 +76,37 @@ def check(operator, inputs: list[Tensor], *, slack: float = 1, **options) -> lis
 
 
 WINDOWS = {
-    # B, H, W, window, heads, channels of a head, side of the convolution, bias
-    'padding on all sides': (2, 4, 7, (3, 5), 1, 5, 3, True),
-    'vertical stripes': (1, 5, 5, (5, 2), 2, 8, 3, True),
-    'horizontal stripes': (1, 5, 4, (2, 4), 1, 3, 3, False),
-    'stripes of one column': (1, 6, 2, (6, 1), 1, 16, 3, True),
-    'one window': (1, 3, 5, (3, 5), 1, 7, 5, True),
-    'several tiles': (1, 11, 13, (11, 12), 1, 24, 3, True),
+    # B, H, W, windows, heads, channels of a head, side of the convolution, bias
+    'padding on all sides': (2, 4, 7, [(3, 5)], 1, 5, 3, True),
+    'vertical stripes': (1, 5, 5, [(5, 2)], 2, 8, 3, True),
+    'horizontal stripes': (1, 5, 4, [(2, 4)], 1, 3, 3, False),
+    'stripes of one column': (1, 6, 2, [(6, 1)], 1, 16, 3, True),
+    'one window': (1, 3, 5, [(3, 5)], 1, 7, 5, True),
+    'several tiles': (1, 11, 13, [(11, 12)], 1, 24, 3, True),
+    'two directions': (2, 4, 5, [(4, 2), (3, 5)], 4, 3, 3, True),
+    'three kinds': (1, 3, 4, [(3, 1), (1, 4), (2, 2)], 3, 5, 3, False),
+    'one bias of two': (1, 3, 4, [(3, 1), (2, 4)], 2, 3, 3, 'first'),
 }
 
 
 @pytest.mark.parametrize('padding_counts', [True, False])
 @pytest.mark.parametrize('name', WINDOWS)
 def test_windows_are_the_equation(name, padding_counts):
-    batch, height, width, window, heads, d, side, has_bias = WINDOWS[name]
-    grads = check(window_attention, [surrounded(batch, height, width, 3, heads * d)], window=window,
-                  num_heads=heads, kernel=learned(heads * d, 1, side, side),
-                  bias=learned(heads * d) if has_bias else None, padding_counts=padding_counts)
+    batch, height, width, windows, heads, d, side, has_bias = WINDOWS[name]
+    own = heads * d // len(windows)
+    grads = check(window_attention, [surrounded(batch, height, width, 3, heads * d)],
+                  windows=windows, num_heads=heads, padding_counts=padding_counts,
+                  kernels=[learned(own, 1, side, side) for _ in windows],
+                  biases=[learned(own) if has_bias is True or has_bias and i == 0 else None
+                          for i in range(len(windows))])
     assert (grads[0] != 0).all()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_windows_in_half_precision(dtype):
     """The parameters stay in float32, as under autocast."""
-    check(window_attention, [surrounded(1, 9, 10, 3, 32, dtype=dtype)], window=(9, 7), num_heads=1,
-          kernel=learned(32, 1, 3, 3), bias=learned(32), scale=.3)
+    check(window_attention, [surrounded(1, 9, 10, 3, 32, dtype=dtype)], windows=[(9, 7)],
+          num_heads=1, kernels=[learned(32, 1, 3, 3)], biases=[learned(32)], scale=.3)
 
 
 def test_padding_beside_very_low_and_very_high_logits():
@@ -111,8 +118,8 @@ def test_padding_beside_very_low_and_very_high_logits():
             qkv[:, :, :, 1].mul_(.01).add_(sign * 6.)
         for counts in (True, False):
             # Logits of 72 have errors of 72 roundings.
-            check(window_attention, [qkv], window=(2, 2), num_heads=1, kernel=learned(4, 1, 3, 3),
-                  bias=None, padding_counts=counts, slack=5)
+            check(window_attention, [qkv], windows=[(2, 2)], num_heads=1,
+                  kernels=[learned(4, 1, 3, 3)], biases=[None], padding_counts=counts, slack=5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -153,16 +160,18 @@ def test_all_regions_ask_for_one():
 
 def test_operator_of_windows_is_sound():
     """torch's own check: schema, fake tensors, autograd registration, AOT dispatch."""
-    qkv, kernel = surrounded(1, 3, 2, 3, 4), learned(4, 1, 3, 3)
-    for bias in (None, learned(4)):
-        torch.library.opcheck(torch.ops.visattn.window_attention.default,
-                              (qkv, kernel, bias, 1, 2, 2, .3, True, True))
+    qkv = surrounded(1, 3, 2, 3, 4)
+    for kinds, biases in ((1, []), (1, [learned(4)]), (2, [learned(2), learned(2)])):
+        kernels = [learned(4 // kinds, 1, 3, 3) for _ in range(kinds)]
+        torch.library.opcheck(
+            torch.ops.visattn.window_attention.default,
+            (qkv, kernels, biases, 2, [2, 2, 3, 1][:2 * kinds], .3, True, True))
 
 
 def test_a_pass_without_gradients_keeps_nothing_and_has_none():
     qkv, kernel = torch.randn(1, 2, 2, 3, 4, device=DEVICE), torch.randn(4, 1, 3, 3, device=DEVICE)
     out, mixed, _ = torch.ops.visattn.window_attention(
-        qkv.requires_grad_(), kernel, None, 1, 2, 2, .3, True, False)
+        qkv.requires_grad_(), [kernel], [], 1, [2, 2], .3, True, False)
     assert mixed.numel() == 0
     with pytest.raises(RuntimeError, match='keep=False'):
         out.sum().backward()
@@ -214,8 +223,8 @@ def test_triton_is_asked_first():
     q = torch.randn(1, 3, 4, device=DEVICE)
     with use_implementation('auto'):
         full_attention(q, q, q, num_heads=2)
-        window_attention(torch.randn(1, 2, 2, 3, 4, device=DEVICE), (2, 1), num_heads=1,
-                         kernel=learned(4, 1, 3, 3), bias=None)
+        window_attention(torch.randn(1, 2, 2, 3, 4, device=DEVICE), [(2, 1)], num_heads=1,
+                         kernels=[learned(4, 1, 3, 3)], biases=[None])
     computed = {each.operator: each.form for each in decisions() if each.reason is None}
     assert computed['window_attention'] == computed['full_attention'] == 'triton'
 
@@ -223,7 +232,8 @@ def test_triton_is_asked_first():
 def test_gradients_are_the_same_at_every_run():
     qkv, kernel = surrounded(1, 5, 4, 3, 8), learned(8, 1, 3, 3)
     runs = [torch.autograd.grad(
-        window_attention(qkv, (5, 3), num_heads=1, kernel=kernel, bias=None).square().sum(),
+        window_attention(qkv, [(5, 3)], num_heads=1, kernels=[kernel],
+                         biases=[None]).square().sum(),
         (qkv, kernel)) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
@@ -248,7 +258,8 @@ def test_a_new_size_takes_no_time():
         qkv = torch.randn(1, height, width, 3, 32, device=DEVICE).requires_grad_()
         torch.cuda.synchronize()
         start = time.perf_counter()
-        window_attention(qkv, (height, 7), num_heads=1, kernel=kernel, bias=None).sum().backward()
+        window_attention(qkv, [(height, 7)], num_heads=1, kernels=[kernel],
+                         biases=[None]).sum().backward()
         torch.cuda.synchronize()
         return time.perf_counter() - start
 

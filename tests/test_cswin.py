@@ -43,6 +43,24 @@ def test_one_stripe_by_hand():
     torch.testing.assert_close(out, torch.tensor([7 + 40.5, 7 + 80.5]))
 
 
+class Doubled(StripeAttention):
+    def forward(self, qkv):
+        return 2 * super().forward(qkv)
+
+
+def test_a_branch_can_be_watched_and_changed():
+    """The two directions are one operator. A hook on a branch, or another forward, still counts."""
+    attn = CrossShapedWindowAttention(8, 2, stripe_width=2)
+    attn.proj = torch.nn.Identity()
+    x = torch.randn(1, 3, 4, 8)
+    plain, seen = attn(x), []
+    attn.attns[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.testing.assert_close(attn(x), plain)
+    torch.testing.assert_close(seen[0], plain[..., :4])
+    attn.attns[1].__class__ = Doubled
+    torch.testing.assert_close(attn(x)[..., 4:], 2 * plain[..., 4:])
+
+
 def test_masked_padding_equals_attention_on_the_map_alone():
     """A stripe wider than the map, padding masked, is attention over the unpadded map."""
     wide = StripeAttention(16, 4, direction='vertical', stripe_width=7, mask_padding=True)

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from visattn_dense import ops
 from visattn_dense.attention import CrossShapedWindowAttention, SelfAttention
@@ -39,6 +40,12 @@ def kernel(channels: int, side: int = 3) -> dict[str, Tensor]:
     return dict(kernel=random(channels, 1, side, side), bias=random(channels))
 
 
+def kernels(channels: int, side: int = 3, *, kinds: int = 1) -> dict[str, list[Tensor]]:
+    """For each kind of windows."""
+    return dict(kernels=[random(channels, 1, side, side) for _ in range(kinds)],
+                biases=[random(channels) for _ in range(kinds)])
+
+
 def routing(batch: int, regions: int, topk: int) -> Tensor:
     return torch.rand(batch, regions, regions).topk(topk).indices
 
@@ -48,10 +55,13 @@ CALLS = {
     'full': (full_attention, lambda: [random(2, 7, 10), random(2, 7, 10), random(2, 7, 6)],
              lambda: dict(num_heads=2, scale=.3)),
     'windows': (window_attention, lambda: [random(2, 5, 7, 3, 6)],
-                lambda: dict(window=(3, 2), num_heads=3, **kernel(6))),
+                lambda: dict(windows=[(3, 2)], num_heads=3, **kernels(6))),
     'windows, padding left out': (window_attention, lambda: [random(1, 5, 3, 3, 4)],
-                                  lambda: dict(window=(2, 3), num_heads=1, scale=.7,
-                                               padding_counts=False, **kernel(4, 5))),
+                                  lambda: dict(windows=[(2, 3)], num_heads=1, scale=.7,
+                                               padding_counts=False, **kernels(4, 5))),
+    'stripes of two directions': (window_attention, lambda: [random(2, 5, 7, 3, 12)],
+                                  lambda: dict(windows=[(5, 2), (3, 7)], num_heads=4,
+                                               **kernels(6, kinds=2))),
     'routed': (routed_attention, lambda: [random(2, 5, 3, 2, 7), random(2, 5, 4, 2, 7),
                                           random(2, 5, 4, 2, 3)],
                lambda: dict(index=routing(2, 5, 3), scale=.4,
@@ -121,8 +131,8 @@ def test_inference_computes_the_equation(name):
     operator, tensors, options = CALLS[name]
     torch.manual_seed(0)
     inputs, rest = [t.float() for t in tensors()], options()
-    rest = {key: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-            for key, value in rest.items()}
+    rest = tree_map(lambda value: value.float() if isinstance(value, Tensor)
+                    and value.is_floating_point() else value, rest)
     expected = call(operator, *inputs, **rest, mode='reference')
     torch.testing.assert_close(call(operator, *inputs, **rest, mode='inference'), expected,
                                rtol=1e-4, atol=1e-5)

@@ -14,14 +14,14 @@ Official code: microsoft/CSWin-Transformer, segmentation/backbone/cswin_transfor
 heads and channels are arguments, not inferred from the stage; the padding of the map can be masked
 (`mask_padding`), which the official code does not offer.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers import DepthwiseConv
+from visattn_dense.layers import DepthwiseConv, is_called_plainly
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import window_attention
 
@@ -31,7 +31,7 @@ Direction = Literal['vertical', 'horizontal', 'full']
 class StripeBranch(UsesOperators, nn.Module):
     """One branch of the cross: the attention inside the stripes of one direction.
 
-    A subclass defines forward(qkv): (B, H, W, 3, C') to (B, H, W, C').
+    A subclass defines forward(qkv): (B, H, W, 3, C') to (B, H, W, C'), and may define `cross`.
 
     Args:
         dim: C', channels of the branch.
@@ -65,6 +65,22 @@ class StripeBranch(UsesOperators, nn.Module):
                 'horizontal': (self.stripe_width, width),
                 'full': (height, width)}[self.direction]
 
+    @staticmethod
+    def cross(branches: Sequence['StripeBranch'], qkv: Tensor) -> Tensor:
+        """All branches of a cross, side by side.
+
+        Args:
+            branches: of one class and one mode.
+            qkv: (B, H, W, 3, C), queries, keys and values of the branches one after another.
+
+        Returns:
+            (B, H, W, C).
+        """
+        # The backward pass of unbind writes each gradient once.
+        parts = qkv.unflatten(-1, (len(branches), -1)).unbind(-2)
+        out = [branch(part) for branch, part in zip(branches, parts, strict=True)]
+        return torch.cat(out, dim=-1) if len(out) > 1 else out[0]
+
 
 class StripeAttention(StripeBranch):
     """Softmax attention inside the stripes of one direction.
@@ -91,10 +107,25 @@ class StripeAttention(StripeBranch):
         Returns:
             (B, H, W, C').
         """
-        return window_attention(
-            qkv, self.window_size(*qkv.shape[1:3]), num_heads=self.num_heads, scale=self.scale,
-            padding_counts=not self.mask_padding, kernel=self.get_v.weight, bias=self.get_v.bias,
-            mode=self.mode)
+        return _attend([self], qkv)
+
+    @staticmethod
+    def cross(branches: Sequence['StripeAttention'], qkv: Tensor) -> Tensor:
+        """See `StripeBranch.cross`. One call of the operator, where nothing watches a branch."""
+        plain = all(type(branch).forward is StripeAttention.forward and (
+            torch.compiler.is_compiling() or is_called_plainly(branch)) for branch in branches)
+        return _attend(branches, qkv) if plain else StripeBranch.cross(branches, qkv)
+
+
+def _attend(branches: Sequence[StripeAttention], qkv: Tensor) -> Tensor:
+    """The branches, which differ in their direction and in LePE alone, side by side."""
+    first, size = branches[0], qkv.shape[1:3]
+    return window_attention(
+        qkv, [branch.window_size(*size) for branch in branches],
+        num_heads=first.num_heads * len(branches), scale=first.scale,
+        padding_counts=not first.mask_padding,
+        kernels=[branch.get_v.weight for branch in branches],
+        biases=[branch.get_v.bias for branch in branches], mode=first.mode)
 
 
 class CrossShapedAttention(nn.Module):
@@ -133,10 +164,8 @@ class CrossShapedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        # (B, H, W, 3, branch, C'). The backward pass of unbind writes each gradient once.
-        branches = self.qkv(x).unflatten(-1, (3, len(self.attns), -1)).unbind(-2)
-        out = [attn(qkv) for attn, qkv in zip(self.attns, branches, strict=True)]
-        return self.proj(torch.cat(out, dim=-1) if len(out) > 1 else out[0])
+        qkv = self.qkv(x).unflatten(-1, (3, -1))
+        return self.proj(self.attns[0].cross(self.attns, qkv))
 
 
 class CrossShapedWindowAttention(CrossShapedAttention):

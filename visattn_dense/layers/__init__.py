@@ -21,7 +21,7 @@ from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast
 from visattn_dense.ops.windows import merge_windows, partition_windows
 
-from .block import Handover, TransformerBlock
+from .block import Handover, TransformerBlock, is_called_plainly
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
 from .lepe import DepthwiseConv
@@ -48,7 +48,7 @@ __all__ = [
     'DropPath', 'FusedMBConv', 'GroupedPointwiseConv', 'Handover', 'LayerNorm2d',
     'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'ProjectsSplit', 'Residual',
     'SoftSplit', 'TransformerBlock',
-    'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_padded', 'merge_windows',
-    'optimize_for_inference', 'pad_to_multiple', 'partition_windows', 'resize_position_grid',
-    'sinusoid_table', 'without_autocast',
+    'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_called_plainly',
+    'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
+    'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',
 ]

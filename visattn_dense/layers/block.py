@@ -85,10 +85,14 @@ def accepts_handover(block: nn.Module) -> bool:
     compiled: the first, the middle and the last block of a stage would need a graph each.
     """
     return (type(block).forward is TransformerBlock.forward and isinstance(block.norm1, PreNorm)
-            and _is_called_plainly(block) and _is_called_plainly(block.norm1))
+            and is_called_plainly(block) and is_called_plainly(block.norm1))
 
 
-def _is_called_plainly(module: nn.Module) -> bool:
+def is_called_plainly(module: nn.Module) -> bool:
+    """Whether a call is the forward of the module's class: no hook, no other forward set by hand.
+
+    False too if torch.compile has compiled the module.
+    """
     return not (module._forward_hooks or module._forward_pre_hooks
                 or module._backward_hooks or module._backward_pre_hooks
                 or module._compiled_call_impl is not None or 'forward' in vars(module))

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from .padding import pad_to_multiple
 
+Window = tuple[int, int]
+"""(h, w) of a window."""
+
 
 def partition_windows(x: Tensor, window_size: tuple[int, int]) -> Tensor:
     """Cut a map into windows, row by row.

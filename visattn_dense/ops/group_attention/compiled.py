@@ -1,5 +1,5 @@
 """Softmax attention by the kernel in C++. The kernel reads and writes rows of the map."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import native
 from ..depthwise.compiled import taps, why_not_kernel
 from ..kept import kept
+from ..windows import Window
 from .rows import region_groups, window_groups
 
 
@@ -26,21 +27,21 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
     return out
 
 
-def why_not_windows(qkv: Tensor, window: tuple[int, int], *, kernel: Tensor,
+def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, kernels: Sequence[Tensor],
                     **_: object) -> str | None:
-    return why_not_kernel(kernel) or native.why_not(qkv[:, :, :, 0])
+    if len({kernel.shape[-1] for kernel in kernels}) > 1:
+        return 'the convolutions have different sides'
+    return why_not_kernel(kernels[0]) or native.why_not(qkv[:, :, :, 0])
 
 
-def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
-                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
-                     padding_counts: bool = True) -> Tensor:
-    q, k, v = qkv.unbind(3)
-    groups, corner = window_groups(*v.shape[:3], window, padding_counts)
-    out = v.new_empty(v.shape)
-    native.attend(q, k, v, out, groups, heads=num_heads, scale=scale)
-    native.depthwise(v, out, kept(taps, kernel), bias, window=window, corner=corner,
-                     accumulate=True)
-    return out
+def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
+                     kernels: Sequence[Tensor], biases: Sequence[Tensor | None],
+                     scale: float | None = None, padding_counts: bool = True) -> Tensor:
+    parts = []
+    for window, kernel, bias in zip(windows, kernels, biases, strict=True):
+        groups, corner = window_groups(*qkv.shape[:3], window, padding_counts)
+        parts.append(native.Windows(groups, window, corner, kept(taps, kernel), bias))
+    return native.windows(qkv, parts, heads=num_heads, scale=scale)
 
 
 def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *,

@@ -8,14 +8,16 @@ loop and no kernel.
 Why a Triton form cannot compute: `why_not_full`, `why_not_windows`, `why_not_regions` and
 `why_not_routed`, with the arguments of the forms.
 """
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import launching
 from ..precision import autocast_dtype
-from ..windows import pool_regions
+from ..windows import Window, pool_regions
 from .triton_launch import Grid, Groups, attend, gradients, readable, statistics
 
 MAX_HEAD_DIM = 128
@@ -36,22 +38,28 @@ def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
 
 # Windows and stripes.
 
-def why_not_windows(qkv: Tensor, window: tuple[int, int], *, num_heads: int, kernel: Tensor,
-                    scale: float | None = None, **_: object) -> str | None:
-    if kernel.shape[-1] not in KERNEL_SIDES:
+def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
+                    kernels: Sequence[Tensor], scale: float | None = None,
+                    **_: object) -> str | None:
+    if any(kernel.shape[-1] not in KERNEL_SIDES for kernel in kernels):
         return f'the side of the convolution is not one of {KERNEL_SIDES}'
     return _why_not(num_heads, scale, _cast(qkv)[0][:, :, :, 0])
 
 
-def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
-                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
-                     padding_counts: bool = True) -> Tensor:
+def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
+                     kernels: Sequence[Tensor], biases: Sequence[Tensor | None],
+                     scale: float | None = None, padding_counts: bool = True) -> Tensor:
     qkv, = _cast(qkv)
     scale = (qkv.shape[-1] // num_heads)**-.5 if scale is None else scale
-    learned = [t for t in (qkv, kernel, bias) if t is not None and t.requires_grad]
-    return torch.ops.visattn.window_attention(qkv, kernel, bias, num_heads, *window, scale,
-                                              padding_counts,
-                                              torch.is_grad_enabled() and len(learned) > 0)[0]
+    if all(bias is None for bias in biases):
+        biases = []
+    else:
+        biases = [kernel.new_zeros(len(kernel)) if bias is None else bias
+                  for kernel, bias in zip(kernels, biases, strict=True)]
+    learned = [t for t in (qkv, *kernels, *biases) if t.requires_grad]
+    return torch.ops.visattn.window_attention(
+        qkv, list(kernels), biases, num_heads, [n for window in windows for n in window], scale,
+        padding_counts, torch.is_grad_enabled() and len(learned) > 0)[0]
 
 
 def _cast(*tensors: Tensor) -> list[Tensor]:
@@ -60,66 +68,99 @@ def _cast(*tensors: Tensor) -> list[Tensor]:
     return [t if kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors]
 
 
-def _window_groups(qkv: Tensor, num_heads: int, window: tuple[int, int]) -> Groups:
-    grid = Grid.of(*qkv.shape[1:3], window)
-    return Groups(num_heads, grid, grid, clipped=True)
+class _Part(NamedTuple):
+    """The heads and channels with one kind of windows."""
+    groups: Groups
+    channels: slice
+    statistics: slice
+
+    def lse(self, q: Tensor, all_parts: Tensor) -> Tensor:
+        """The logarithms of this part."""
+        return all_parts[self.statistics].view(statistics(q, self.groups))
 
 
-@torch.library.custom_op('visattn::window_attention', mutates_args=())
-def _windows(qkv: Tensor, kernel: Tensor, bias: Tensor | None, num_heads: int, height: int,
-             width: int, scale: float, padding_counts: bool, keep: bool
-             ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = readable(qkv).unbind(3)
-    return attend(q, k, v, _window_groups(qkv, num_heads, (height, width)), scale,
-                  taps=kernel.contiguous(), bias=None if bias is None else bias.contiguous(),
-                  padding_counts=padding_counts, keep=keep)
+def _parts(qkv: Tensor, num_heads: int, windows: Sequence[int]) -> tuple[list[_Part], int]:
+    """The parts, and how many logarithms all have. `windows`: h and w of each kind in turn."""
+    count = len(windows) // 2
+    width, found, end = qkv.shape[-1] // count, [], 0
+    for i in range(count):
+        grid = Grid.of(*qkv.shape[1:3], (windows[2 * i], windows[2 * i + 1]))
+        groups = Groups(num_heads // count, grid, grid, clipped=True, parts=count)
+        start, end = end, end + math.prod(statistics(qkv, groups))
+        found.append(_Part(groups, slice(i * width, (i + 1) * width), slice(start, end)))
+    return found, end
+
+
+@torch.library.custom_op(
+    'visattn::window_attention', mutates_args=(),
+    schema='(Tensor qkv, Tensor[] kernels, Tensor[] biases, SymInt num_heads, SymInt[] windows, '
+           'float scale, bool padding_counts, bool keep) -> (Tensor, Tensor, Tensor)')
+def _windows(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
+    """out (B, H, W, C), the attention without the convolution or nothing, and the logarithms.
+
+    `windows`: h and w of each kind. `biases`: one for each kind, or none.
+    """
+    out, mixed, lse = _empty(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep)
+    qkv = readable(qkv)
+    for i, part in enumerate(_parts(qkv, num_heads, windows)[0]):
+        q, k, v = qkv[..., part.channels].unbind(3)
+        attend(q, k, v, part.groups, scale, out[..., part.channels], part.lse(q, lse),
+               taps=kernels[i].contiguous(), bias=biases[i].contiguous() if biases else None,
+               padding_counts=padding_counts, mixed=mixed[..., part.channels] if keep else None)
+    return out, mixed, lse
 
 
 @_windows.register_fake
-def _(qkv, kernel, bias, num_heads, height, width, scale, padding_counts, keep):
+def _empty(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1])
     return (out, torch.empty_like(out) if keep else out.new_empty(0),
-            statistics(qkv, _window_groups(qkv, num_heads, (height, width))))
+            qkv.new_empty(_parts(qkv, num_heads, windows)[1], dtype=torch.float32))
 
 
-@torch.library.custom_op('visattn::window_attention_backward', mutates_args=())
-def _windows_backward(grad: Tensor, qkv: Tensor, kernel: Tensor, bias: Tensor | None, mixed: Tensor,
-                      lse: Tensor, num_heads: int, height: int, width: int, scale: float
-                      ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = readable(qkv).unbind(3)
-    grad_qkv = qkv.new_empty(qkv.shape)
-    _, found = gradients(
-        readable(grad), q, k, v, mixed, lse, _window_groups(qkv, num_heads, (height, width)), scale,
-        grad_qkv.unbind(3), apart=3, taps=kernel.contiguous())
-    grad_kernel = kernel.new_empty(kernel.shape)
-    grad_kernel.view(num_heads, -1, found.shape[1] - 1).copy_(found[:, :-1].transpose(1, 2))
-    grad_bias = (kernel if bias is None else bias).new_empty(0 if bias is None else bias.shape)
-    if bias is not None:
-        grad_bias.view(num_heads, -1).copy_(found[:, -1])
-    return grad_qkv, grad_kernel, grad_bias
+@torch.library.custom_op(
+    'visattn::window_attention_backward', mutates_args=(),
+    schema='(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor[] biases, Tensor mixed, '
+           'Tensor lse, SymInt num_heads, SymInt[] windows, float scale) -> Tensor[]')
+def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
+    """Gradients of qkv, of each kernel and of each bias."""
+    grads = _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale)
+    grad_qkv, of_kernels, of_biases = grads[0], grads[1:1 + len(kernels)], grads[1 + len(kernels):]
+    grad, qkv = readable(grad), readable(qkv)
+    for i, part in enumerate(_parts(qkv, num_heads, windows)[0]):
+        q, k, v = qkv[..., part.channels].unbind(3)
+        _, found = gradients(
+            grad[..., part.channels], q, k, v, mixed[..., part.channels], part.lse(q, lse),
+            part.groups, scale, grad_qkv[..., part.channels].unbind(3), apart=3,
+            taps=kernels[i].contiguous())
+        heads = part.groups.heads
+        of_kernels[i].view(heads, -1, found.shape[1] - 1).copy_(found[:, :-1].transpose(1, 2))
+        if biases:
+            of_biases[i].view(heads, -1).copy_(found[:, -1])
+    return grads
 
 
 @_windows_backward.register_fake
-def _(grad, qkv, kernel, bias, mixed, lse, num_heads, height, width, scale):
-    return (qkv.new_empty(qkv.shape), kernel.new_empty(kernel.shape),
-            (kernel if bias is None else bias).new_empty(0 if bias is None else bias.shape))
+def _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
+    return [t.new_empty(t.shape) for t in (qkv, *kernels, *biases)]
 
 
 def _windows_context(ctx, inputs, output) -> None:
-    qkv, kernel, bias, *ctx.options, _, ctx.kept = inputs
+    qkv, kernels, biases, *ctx.options, _, ctx.kept = inputs
     _, mixed, lse = output
     ctx.mark_non_differentiable(mixed, lse)
-    ctx.save_for_backward(qkv, kernel, bias, mixed, lse)
+    ctx.kinds = len(kernels)
+    ctx.save_for_backward(qkv, mixed, lse, *kernels, *biases)
 
 
 def _windows_gradient(ctx, grad: Tensor, *_):
     if not ctx.kept:
         raise RuntimeError('visattn::window_attention was called with keep=False, so it has no '
                            'gradient')
-    found = torch.ops.visattn.window_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
-    grad_qkv, grad_kernel, grad_bias = found
-    has_bias = ctx.saved_tensors[2] is not None
-    return grad_qkv, grad_kernel, grad_bias if has_bias else None, *(None,) * 6
+    qkv, mixed, lse, *learned = ctx.saved_tensors
+    kernels, biases = learned[:ctx.kinds], learned[ctx.kinds:]
+    grad_qkv, *found = torch.ops.visattn.window_attention_backward(
+        grad, qkv, kernels, biases, mixed, lse, *ctx.options)
+    return grad_qkv, found[:ctx.kinds], found[ctx.kinds:], *(None,) * 5
 
 
 _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
@@ -198,14 +239,17 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tens
              num_heads: int, q_height: int, q_width: int, k_height: int, k_width: int,
              scale: float) -> tuple[Tensor, Tensor]:
     groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
-    out, _, lse = attend(readable(q), readable(k), readable(v), groups, scale)
+    out, lse = _empty_groups(q, k, v, index, weight, num_heads, q_height, q_width, k_height,
+                             k_width, scale)
+    attend(readable(q), readable(k), readable(v), groups, scale, out, lse)
     return out, lse
 
 
 @_forward.register_fake
-def _(q, k, v, index, weight, num_heads, q_height, q_width, k_height, k_width, scale):
+def _empty_groups(q, k, v, index, weight, num_heads, q_height, q_width, k_height, k_width, scale):
+    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width)
     return (q.new_empty(*q.shape[:3], v.shape[-1]),
-            statistics(q, _groups(q, k, num_heads, q_height, q_width, k_height, k_width)))
+            q.new_empty(statistics(q, groups), dtype=torch.float32))
 
 
 @torch.library.custom_op('visattn::group_attention_backward', mutates_args=())

@@ -1,5 +1,5 @@
 """The equations of softmax attention, with the matrices of logits in memory."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,17 +46,19 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
     return rearrange(attention(q, k, v, scale), 'b m n d -> b n (m d)')
 
 
-def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
-                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
-                     padding_counts: bool = True) -> Tensor:
+def window_attention(qkv: Tensor, windows: Sequence[tuple[int, int]], *, num_heads: int,
+                     kernels: Sequence[Tensor], biases: Sequence[Tensor | None],
+                     scale: float | None = None, padding_counts: bool = True) -> Tensor:
     """softmax(q kᵀ · scale) v + conv(v), window by window.
+
+    With G kinds of windows, part g of the heads and channels attends inside windows of kind g.
 
     Args:
         qkv: (B, H, W, 3, C): q, k and v. The map is zero-padded, centred, to whole windows.
-        window: (h, w).
+        windows: (h, w) of each kind of windows.
         num_heads: heads; divides C.
-        kernel, bias: (C, 1, k, k) and (C,), of the depthwise convolution of v (LePE), which is
-            zero-padded around each window.
+        kernels, biases: for each kind (C / G, 1, k, k) and (C / G,), of the depthwise convolution
+            of v (LePE), which is zero-padded around each window.
         scale: factor of the logits, (C / heads)^-½ by default.
         padding_counts: True: the padding takes part, with keys and values of zero. False: the
             padding takes no part.
@@ -64,6 +66,14 @@ def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
     Returns:
         (B, H, W, C).
     """
+    parts = rearrange(qkv, 'b h w t (g c) -> g b h w t c', g=len(windows))
+    return torch.cat([
+        _one_kind(part, window, num_heads // len(windows), kernel, bias, scale, padding_counts)
+        for part, window, kernel, bias in zip(parts, windows, kernels, biases, strict=True)], -1)
+
+
+def _one_kind(qkv: Tensor, window: tuple[int, int], num_heads: int, kernel: Tensor,
+              bias: Tensor | None, scale: float | None, padding_counts: bool) -> Tensor:
     q, k, v, real, whole = cut(qkv, window)                         # (windows, h, w, C)
     heads = (rearrange(t, 's h w (m d) -> s m (h w) d', m=num_heads) for t in (q, k, v))
     counted = None if padding_counts else rearrange(real, 's h w -> s 1 1 (h w)')

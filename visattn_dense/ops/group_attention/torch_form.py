@@ -1,11 +1,19 @@
 """Softmax attention by torch's fused operator: inside windows, and on whole maps."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..depthwise.torch_form import depthwise
 from ..padding import crop, is_padded, pad_to_multiple
-from ..windows import merge_windows, partition_windows, pool_regions, regions_of, tokens_on_map
+from ..windows import (
+    Window,
+    merge_windows,
+    partition_windows,
+    pool_regions,
+    regions_of,
+    tokens_on_map,
+)
 from .fused import fused_attention
 from .routed import routed_attention
 
@@ -17,9 +25,19 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
     return out.transpose(1, 2).flatten(2)
 
 
-def window_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int,
-                     kernel: Tensor, bias: Tensor | None, scale: float | None = None,
-                     padding_counts: bool = True) -> Tensor:
+def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
+                     kernels: Sequence[Tensor], biases: Sequence[Tensor | None],
+                     scale: float | None = None, padding_counts: bool = True) -> Tensor:
+    # The backward pass of unbind writes each gradient once.
+    parts = qkv.unflatten(-1, (len(windows), -1)).unbind(-2)
+    heads = num_heads // len(windows)
+    out = [_one_kind(part, window, heads, kernel, bias, scale, padding_counts)
+           for part, window, kernel, bias in zip(parts, windows, kernels, biases, strict=True)]
+    return torch.cat(out, -1) if len(out) > 1 else out[0]
+
+
+def _one_kind(qkv: Tensor, window: Window, num_heads: int, kernel: Tensor, bias: Tensor | None,
+              scale: float | None, padding_counts: bool) -> Tensor:
     padded, pads = pad_to_multiple(qkv, window, centred=True)
     stripes = partition_windows(padded, window)                     # (B·S, h, w, 3, C)
     mask = (tokens_on_map(qkv, window)[:, None, None]               # (B·S, 1, 1, N)

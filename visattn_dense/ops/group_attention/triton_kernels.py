@@ -34,8 +34,9 @@ each group; the other two kernels add the gradients of the convolution.
 HEADS heads; D channels of a head in q and k, E in v. KEYS: how many groups a group attends to. The
 query map has H rows, W columns, and QC groups of QH × QW tokens in a row of groups; the key map has
 KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column; UNIT divides
-all strides. `out` and the gradients are contiguous maps, except that the gradients may lie side by
-side, APART of them. `lse` and `delta` are (B · GROUPS, HEADS, QH · QW).
+all strides. `out`, `mixed` and the gradients are contiguous maps, or one of PARTS parts of their
+channels; the gradients may lie side by side, APART of them. `lse` and `delta` are
+(B · GROUPS, HEADS, QH · QW).
 
 No size is specialised (SIZES): one compilation serves every map.
 """
@@ -49,7 +50,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 SIZES = ['HEADS', 'GROUPS', 'KEYS', 'QC', 'QH', 'QW', 'KC', 'KH', 'KW', 'TOP', 'LEFT', 'H', 'W',
-         'padding_counts', 'rows_in_all',
+         'PARTS', 'padding_counts', 'rows_in_all',
          *(f'{tensor}_{axis}' for tensor in 'qkvg' for axis in 'byx')]
 """Arguments that change from map to map. Triton must not compile for their values."""
 
@@ -204,8 +205,8 @@ def _convolve(total, base, n, exists, rows, columns, y_stride, x_stride, taps,
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
-                   HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, padding_counts,
-                   q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
+                   HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
+                   padding_counts, q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
                    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
                    UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr,
                    WEIGHTED: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -263,8 +264,9 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
         top = new_top
 
     mix /= total[:, None]
-    place = image * (H * W * HEADS * E) + head * E + _at(y, x, W * HEADS * E, HEADS * E, E)
-    token = _token(n, columns, W * HEADS * E, HEADS * E, E)
+    x_stride = PARTS * HEADS * E
+    place = image * (H * W * x_stride) + head * E + _at(y, x, W * x_stride, x_stride, E)
+    token = _token(n, columns, W * x_stride, x_stride, E)
     if SIDE > 0:
         if mixed is not None:
             _store(mixed + place, token, exists, mix, E, BLOCK_E)
@@ -284,7 +286,7 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
         q, k, v, index, weight, mixed, lse, grad, delta, grad_q, tap_shares, scale,
-        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -304,9 +306,10 @@ def query_gradient_kernel(
                     _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
     grads = _load(grad + image * g_b + head * E + _at(y, x, g_y, g_x, UNIT),
                   _token(n, columns, g_y, g_x, UNIT), exists, E, BLOCK_E)
-    mixes = _load(mixed + image * (H * W * HEADS * E) + head * E
-                  + _at(y, x, W * HEADS * E, HEADS * E, E),
-                  _token(n, columns, W * HEADS * E, HEADS * E, E), exists, E, BLOCK_E)
+    x_stride = PARTS * HEADS * E
+    mixes = _load(mixed + image * (H * W * x_stride) + head * E
+                  + _at(y, x, W * x_stride, x_stride, E),
+                  _token(n, columns, W * x_stride, x_stride, E), exists, E, BLOCK_E)
     row_delta = tl.sum(mixes.to(tl.float32) * grads.to(tl.float32), 1)
     statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
     tl.store(delta + statistics + n, row_delta, mask=exists)
@@ -357,7 +360,7 @@ def query_gradient_kernel(
             grad_s *= factor
         total = _product(grad_s.to(keys.dtype), keys, total, PRECISION)
 
-    x_stride = APART * HEADS * D
+    x_stride = APART * PARTS * HEADS * D
     _store(grad_q + image * (H * W * x_stride) + head * D + _at(y, x, W * x_stride, x_stride, D),
            _token(n, columns, W * x_stride, x_stride, D), exists, total * scale, D, BLOCK_D)
 
@@ -390,7 +393,7 @@ def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl
 def key_gradient_kernel(
         q, k, v, weight, taps, lse, grad, delta, grad_k, grad_v, grad_w, parts,
         askers, offsets, segment_rows, segment_starts, scale,
-        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, rows_in_all,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS, rows_in_all,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -472,12 +475,13 @@ def key_gradient_kernel(
             _store(sums + D, m * (HEADS * (D + E)), exists, total_v, E, BLOCK_E)
             return
     _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m,
-                     columns, exists, KC, KH, KW, W, H, CLIPPED, APART, D, E, BLOCK_D, BLOCK_E)
+                     columns, exists, KC, KH, KW, W, H, PARTS, CLIPPED, APART, D, E, BLOCK_D,
+                     BLOCK_E)
 
 
 @triton.jit
 def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
-                     exists, KC, KH, KW, W, H, CLIPPED: tl.constexpr, APART: tl.constexpr,
+                     exists, KC, KH, KW, W, H, PARTS, CLIPPED: tl.constexpr, APART: tl.constexpr,
                      D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr,
                      BLOCK_E: tl.constexpr):
     """Store a tile of the gradients of k and v, maps like k and v."""
@@ -486,10 +490,10 @@ def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEAD
     if CLIPPED:
         width = W
         area = H * W
-    x_stride = APART * HEADS * D
+    x_stride = APART * PARTS * HEADS * D
     _store(grad_k + image * area * x_stride + head * D + _at(y, x, width * x_stride, x_stride, D),
            _token(m, columns, width * x_stride, x_stride, D), exists, total_k, D, BLOCK_D)
-    x_stride = APART * HEADS * E
+    x_stride = APART * PARTS * HEADS * E
     _store(grad_v + image * area * x_stride + head * E + _at(y, x, width * x_stride, x_stride, E),
            _token(m, columns, width * x_stride, x_stride, E), exists, total_v, E, BLOCK_E)
 
@@ -518,4 +522,4 @@ def part_sum_kernel(parts, grad_k, grad_v, offsets, segment_starts, HEADS, GROUP
         total_k += _load(found, m * (HEADS * (D + E)), exists, D, BLOCK_D)
         total_v += _load(found + D, m * (HEADS * (D + E)), exists, E, BLOCK_E)
     _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
-                     exists, KC, KH, KW, 0, 0, False, 1, D, E, BLOCK_D, BLOCK_E)
+                     exists, KC, KH, KW, 0, 0, 1, False, 1, D, E, BLOCK_D, BLOCK_E)

@@ -100,6 +100,8 @@ class Groups(NamedTuple):
         queries: the groups of q.
         keys: the groups of k and v, as many.
         clipped: whether the groups cover padding.
+        parts: how many such attentions write beside each other: `out` and the gradients are parts
+            of the channels of wider maps.
         index: (B, R, K), the groups that each group attends to; None: to itself.
         weight: (B, R, K), factor of k and v of these groups, or None.
     """
@@ -107,6 +109,7 @@ class Groups(NamedTuple):
     queries: Grid
     keys: Grid
     clipped: bool = False
+    parts: int = 1
     index: Tensor | None = None
     weight: Tensor | None = None
 
@@ -119,7 +122,8 @@ class Groups(NamedTuple):
         """The sizes that every kernel takes, in the order of their arguments."""
         q_side, k_side = self.queries, self.keys
         return (self.heads, q_side.count, self.listed, q_side.columns, q_side.height, q_side.width,
-                k_side.columns, k_side.height, k_side.width, q_side.top, q_side.left, *q.shape[1:3])
+                k_side.columns, k_side.height, k_side.width, q_side.top, q_side.left, *q.shape[1:3],
+                self.parts)
 
     def tile(self, kernel: Kernel, q: Tensor, v: Tensor) -> Tile:
         own, other = self.queries, self.keys
@@ -151,41 +155,33 @@ def strides(*maps: Tensor) -> tuple[int, ...]:
     return tuple(stride for t in maps for stride in t.stride()[:3])
 
 
-def statistics(q: Tensor, groups: Groups) -> Tensor:
-    """An empty tensor with a number for each query and head."""
-    return q.new_empty(len(q), groups.queries.count, groups.heads, groups.queries.tokens,
-                       dtype=torch.float32)
+def statistics(q: Tensor, groups: Groups) -> tuple[int, int, int, int]:
+    """(B, R, h, N): the shape of a tensor with a number for each query and head."""
+    return len(q), groups.queries.count, groups.heads, groups.queries.tokens
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, *,
-           taps: Tensor | None = None, bias: Tensor | None = None, padding_counts: bool = True,
-           keep: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: Tensor, lse: Tensor,
+           *, taps: Tensor | None = None, bias: Tensor | None = None, padding_counts: bool = True,
+           mixed: Tensor | None = None) -> None:
     """Forward.
 
     Args:
         q, k, v: (B, H, W, h·d), (B, H', W', h·d), (B, H', W', h·e), `readable`.
         groups: the geometry.
         scale: positive factor of the logits.
+        out: (B, H, W, h·e), written; one of `groups.parts` parts of the channels of a contiguous
+            map.
+        lse: `statistics`, float32, contiguous; written: the logarithm of the sum of the softmax.
         taps, bias: (h·e, 1, k, k) and (h·e,), of the depthwise convolution that is added, or None.
         padding_counts: whether the keys of the padding take part.
-        keep: with taps, also give the attention without the convolution, for backward.
-
-    Returns:
-        out: (B, H, W, h·e).
-        mixed: the attention without the convolution, or empty.
-        lse: (B, R, h, N), the logarithm of the sum of the softmax.
+        mixed: like `out`, written: with taps, the attention without the convolution. Or None.
     """
     from .triton_kernels import forward_kernel
-    out = q.new_empty(*q.shape[:3], v.shape[-1])
-    mixed = torch.empty_like(out) if keep and taps is not None else out.new_empty(0)
-    lse = statistics(q, groups)
     tile = groups.tile('forward', q, v)
     constants = groups.constants(tile, q, v, k, side=0 if taps is None else taps.shape[-1])
     launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
-           q, k, v, groups.index, groups.weight, taps, bias, out,
-           mixed if mixed.numel() else None, lse, scale, *groups.sizes(q), int(padding_counts),
-           *strides(q, k, v), **constants)
-    return out, mixed, lse
+           q, k, v, groups.index, groups.weight, taps, bias, out, mixed, lse, scale,
+           *groups.sizes(q), int(padding_counts), *strides(q, k, v), **constants)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor,
@@ -196,9 +192,9 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     Args:
         grad: (B, H, W, h·e), `readable`.
         q, k, v, groups, scale, taps: as in `attend`.
-        mixed, lse: the attention without the convolution, and the logarithms.
+        mixed, lse: the attention without the convolution, and the logarithms; as in `attend`.
         into: where the gradients of q, k and v are written: contiguous maps, or `apart` tensors
-            side by side.
+            side by side, each with `groups.parts` parts of its channels.
 
     Returns:
         The gradient of the weights of the routed groups, in float32, or None; and that of the

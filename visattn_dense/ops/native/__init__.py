@@ -21,6 +21,7 @@ from .operators import (
     Groups,
     Layer,
     Patches,
+    Windows,
     attend,
     chain,
     depthwise,
@@ -34,8 +35,9 @@ from .operators import (
     suits_tiles,
     top_regions,
     why_not,
+    windows,
 )
 
-__all__ = ['Groups', 'Layer', 'Patches', 'attend', 'available', 'chain', 'depthwise', 'focused',
-           'grouped', 'in_groups', 'linear', 'mobile', 'region_means', 'relu_attention',
-           'suits_tiles', 'tiles', 'top_regions', 'why_not']
+__all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'attend', 'available', 'chain', 'depthwise',
+           'focused', 'grouped', 'in_groups', 'linear', 'mobile', 'region_means', 'relu_attention',
+           'suits_tiles', 'tiles', 'top_regions', 'why_not', 'windows']

@@ -5,6 +5,7 @@
 // The keys of a group are taken some at a time, and the softmax is that of the keys so far (Milakov
 // and Gimelshein, 2018, algorithm 3).
 
+#include "depthwise.h"
 #include "tiles.h"
 
 #include <numeric>
@@ -20,49 +21,9 @@ struct Groups {
   int keys() const { return k_starts[groups]; }
 };
 
-// Some queries of one head, and all their keys: places in k_rows.
-struct Item {
-  int head, count, keys;
-  const int32_t *rows, *places;
-  float absent;
-};
-
-// Calls f(item) for all queries and heads, each thread with an f of its own that make() gives.
-// `together`: an item has a multiple of so many queries, but the last of a group.
-template <typename Make>
-void each_item(const Groups& a, int heads, int together, int threads, Make&& make) {
-  // More items than threads, each with some of its group's queries.
-  const int pairs = a.groups * heads;
-  const int parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / std::max(1, pairs);
-  // Routed groups share keys: so a thread takes many items of a head at a time.
-  const int shares = (4 * threads + heads - 1) / heads;
-  const int share = a.routes > 1 ? (a.groups * parts + shares - 1) / shares : 1;
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<int32_t> places;
-    auto f = make();
-#pragma omp for schedule(dynamic, share)
-    for (int64_t i = 0; i < int64_t(pairs) * parts; i++) {
-      const int part = i % parts, group = i / parts % a.groups, head = i / parts / a.groups;
-      const int count = a.q_starts[group + 1] - a.q_starts[group];
-      const int size = ((count + parts - 1) / parts + together - 1) / together * together;
-      const int from = part * size, to = std::min(count, from + size);
-      if (from >= to) continue;
-      places.clear();
-      for (int r = 0; r < a.routes; r++) {
-        const int target = a.routed ? a.routed[int64_t(group) * a.routes + r] : group;
-        const int first = a.k_starts[target], known = places.size();
-        places.resize(known + a.k_starts[target + 1] - first);
-        std::iota(places.begin() + known, places.end(), first);
-      }
-      f(Item{head, to - from, int(places.size()), a.q_rows + a.q_starts[group] + from,
-             places.data(), a.absent ? a.absent[group] : 0.f});
-    }
-  }
-}
-
 template <typename Number>
 struct Attention {
+  Groups groups;
   const Number *q, *k, *v;
   Number* out;
   int64_t q_stride, k_stride, v_stride, out_stride;
@@ -78,6 +39,70 @@ struct Attention {
   // Logits to base 2.
   float factor() const { return scale * 1.44269504088896f; }
 };
+
+// Some queries of one head, and all their keys: places in k_rows.
+struct Item {
+  int head, count, keys;
+  const int32_t *rows, *places;
+  float absent;
+};
+
+// The items of an attention.
+struct Items {
+  const Groups& groups;
+  int heads, parts, together;
+
+  // More items than threads, each with some of its group's queries. `share` attentions are computed at
+  // once. `together`: an item has a multiple of so many queries, but the last of a group.
+  Items(const Groups& groups, int heads, int share, int threads, int together)
+      : groups(groups), heads(heads), together(together) {
+    const int pairs = std::max(1, groups.groups * heads * share);
+    parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / pairs;
+  }
+  int64_t count() const { return int64_t(groups.groups) * heads * parts; }
+  // How many items in order a thread takes at a time: routed groups share the keys of a head.
+  int share(int threads) const {
+    const int shares = (4 * threads + heads - 1) / heads;
+    return groups.routes > 1 ? (groups.groups * parts + shares - 1) / shares : 1;
+  }
+  // Item i, whose keys are in `places`.
+  Item at(int64_t i, std::vector<int32_t>& places) const {
+    const int part = i % parts, group = i / parts % groups.groups, head = i / parts / groups.groups;
+    const int first = groups.q_starts[group], queries = groups.q_starts[group + 1] - first;
+    const int size = ((queries + parts - 1) / parts + together - 1) / together * together;
+    const int from = std::min(queries, part * size), to = std::min(queries, from + size);
+    places.clear();
+    for (int r = 0; r < groups.routes; r++) {
+      const int target = groups.routed ? groups.routed[int64_t(group) * groups.routes + r] : group;
+      const int start = groups.k_starts[target], known = places.size();
+      places.resize(known + groups.k_starts[target + 1] - start);
+      std::iota(places.begin() + known, places.end(), start);
+    }
+    return {head, to - from, int(places.size()), groups.q_rows + first + from, places.data(),
+            groups.absent ? groups.absent[group] : 0.f};
+  }
+};
+
+// Computes attentions, by objects F that compute their items. The threads of the team share the items.
+template <typename F, typename Number>
+void attend(const std::vector<Attention<Number>>& all, int heads, int together, int threads) {
+  std::vector<Items> items;
+  std::vector<std::unique_ptr<F>> compute(all.size());
+  int64_t count = 0;
+  for (const auto& a : all) {
+    items.emplace_back(a.groups, heads, int(all.size()), threads, together);
+    count += items.back().count();
+  }
+  std::vector<int32_t> places;
+#pragma omp for schedule(dynamic, items[0].share(threads))
+  for (int64_t i = 0; i < count; i++) {
+    size_t which = 0;
+    int64_t own = i;
+    while (own >= items[which].count()) own -= items[which++].count();
+    if (!compute[which]) compute[which].reset(new F(all[which]));
+    if (const Item item = items[which].at(own, places); item.count) (*compute[which])(item);
+  }
+}
 
 // As vectors. A row of logits belongs to one key and has a vector for every W neighbouring queries: so the
 // softmax runs down a column and needs no sum across a vector. A row of the result belongs to a query.
@@ -231,9 +256,8 @@ void finish(const Attention<Number>& a, const Tile& tile, int head) {
 template <typename Number>
 struct InVectors {
   const Attention<Number>& a;
-  const Groups& groups;
   // Whether to copy all keys of a head, since routed groups share them.
-  const bool all = groups.routes > 1 && int64_t(groups.keys()) * (a.dim + a.whole()) <= HEAD;
+  const bool all = a.groups.routes > 1 && int64_t(a.groups.keys()) * (a.dim + a.whole()) <= HEAD;
   int head = -1;                // whose keys `copies` are
   Copies copies;
   Floats keys, values;
@@ -241,7 +265,7 @@ struct InVectors {
   const Floats weights = room(KEYS * 2 * W), vectors = room(TILES * 2 * W * (a.dim + a.whole()));
   Tile tiles[TILES];
 
-  InVectors(const Attention<Number>& a, const Groups& groups) : a(a), groups(groups) {
+  explicit InVectors(const Attention<Number>& a) : a(a) {
     for (int t = 0; t < TILES; t++) {
       tiles[t].queries = vectors.get() + t * 2 * W * (a.dim + a.whole());
       tiles[t].result = tiles[t].queries + 2 * W * a.dim;
@@ -254,7 +278,7 @@ struct InVectors {
     const int64_t dim = a.dim, width = a.whole();
     if (n > most) most = n, keys = room(n * dim), values = room(n * width);
     for (int j = 0; j < n; j++) {
-      const int row = groups.k_rows[places ? places[j] : j];
+      const int row = a.groups.k_rows[places ? places[j] : j];
       copy(keys.get() + j * dim, a.key(row, head), a.dim);
       copy(values.get() + j * width, a.value(row, head), a.width);
     }
@@ -263,7 +287,7 @@ struct InVectors {
 
   void operator()(const Item& item) {
     if (!all) return attend(item, copy_keys(item.head, item.places, item.keys));
-    if (head != item.head) copies = copy_keys(head = item.head, nullptr, groups.keys());
+    if (head != item.head) copies = copy_keys(head = item.head, nullptr, a.groups.keys());
     attend(item, Places{copies, item.places});
   }
 
@@ -295,7 +319,7 @@ constexpr int ROUND = 512;      // queries at a time, in blocks of BOTH
 
 struct InTiles {
   const Attention<Bfloat16>& a;
-  const int32_t* k_rows;
+  const int32_t* const k_rows = a.groups.k_rows;
   const Registers registers{true};
   const int depth = steps_of(a.dim), width = (a.width + SIDE - 1) / SIDE * SIDE;
   // Queries: tiles of rows. Keys: SIDE of them, numbers by pairs. Values: SIDE numbers of all keys,
@@ -304,8 +328,8 @@ struct InTiles {
   std::vector<float> logits, result, top, shrink, sum;
   int most = 0;                 // keys for which there is room
 
-  InTiles(const Attention<Bfloat16>& a, const Groups& groups)
-      : a(a), k_rows(groups.k_rows), queries(new Line[ROUND * depth]), weights(new Line[2 * BOTH * FEW / DEPTH]),
+  explicit InTiles(const Attention<Bfloat16>& a)
+      : a(a), queries(new Line[ROUND * depth]), weights(new Line[2 * BOTH * FEW / DEPTH]),
         logits(2 * BOTH * FEW), result(ROUND * width), top(ROUND), shrink(2 * BOTH),
         sum(ROUND * W) {}
   InTiles(const InTiles&) = delete;
@@ -479,24 +503,76 @@ struct InTiles {
 
 #endif
 
+template <typename Number>
+void attend(const std::vector<Attention<Number>>& all, int heads, bool tiles, int threads) {
+#if VISATTN_TILES
+  if constexpr (std::is_same_v<Number, Bfloat16>)
+    if (tiles) return attend<InTiles>(all, heads, BOTH, threads);
+#endif
+  attend<InVectors<Number>>(all, heads, W, threads);
+}
+
 }  // namespace
 
-extern "C" void visattn_attention(
+extern "C" {
+
+// Softmax attention.
+void visattn_attention(
     const void* q, const void* k, const void* v, void* out, int64_t q_stride, int64_t k_stride,
     int64_t v_stride, int64_t out_stride, const int32_t* q_rows, const int32_t* q_starts,
     const int32_t* k_rows, const int32_t* k_starts, const int32_t* routed, const float* absent,
     int groups, int routes, int heads, int dim, int width, float scale, int bfloat16, int tiles,
     int threads) {
-  const Groups all{q_rows, q_starts, k_rows, k_starts, routed, absent, groups, routes};
   in_format(bfloat16, [&](auto zero) {
     using Number = decltype(zero);
-    const Attention<Number> a{
-        static_cast<const Number*>(q), static_cast<const Number*>(k), static_cast<const Number*>(v),
-        static_cast<Number*>(out), q_stride, k_stride, v_stride, out_stride, dim, width, scale};
-#if VISATTN_TILES
-    if constexpr (std::is_same_v<Number, Bfloat16>)
-      if (tiles) return each_item(all, heads, BOTH, threads, [&] { return InTiles(a, all); });
-#endif
-    each_item(all, heads, W, threads, [&] { return InVectors<Number>(a, all); });
+    const std::vector<Attention<Number>> all{
+        {{q_rows, q_starts, k_rows, k_starts, routed, absent, groups, routes},
+         static_cast<const Number*>(q), static_cast<const Number*>(k), static_cast<const Number*>(v),
+         static_cast<Number*>(out), q_stride, k_stride, v_stride, out_stride, dim, width, scale}};
+#pragma omp parallel num_threads(threads)
+    attend(all, heads, tiles, threads);
   });
 }
+
+// Windows of one kind, whose tokens attend to each other, and a depthwise convolution inside them; as in
+// build.py.
+struct Part {
+  const int32_t *rows, *starts;
+  const float *absent, *weight, *bias;
+  int groups, height, width, top, left;
+};
+
+// Softmax attention inside windows, and a depthwise convolution of v that is added. A row of qkv has q, k
+// and v of all parts, `apart` numbers from one to the next; a part has `heads` heads. Returns 1 where there is no code for the side of the
+// kernel, else 0.
+int visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, int batch, int height,
+                    int width, const Part* parts, int count, int heads, int dim, float scale, int kernel, int bfloat16,
+                    int tiles, int threads) {
+  return in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    const int channels = heads * dim;
+    const int64_t all_channels = int64_t(channels) * count;
+    const Number* from = static_cast<const Number*>(qkv);
+    Number* to = static_cast<Number*>(out);
+    std::vector<Attention<Number>> all;
+    std::vector<Depthwise<Number>> convolutions;
+    for (int i = 0; i < count; i++) {
+      const Part& part = parts[i];
+      const Number *q = from + i * channels, *k = q + apart, *v = k + apart;
+      Number* result = to + i * channels;
+      all.push_back({{part.rows, part.starts, part.rows, part.starts, nullptr, part.absent, part.groups, 1},
+                     q, k, v, result, stride, stride, stride, all_channels, dim, dim, scale});
+      convolutions.push_back({v, part.weight, part.bias, result, stride, all_channels, batch, height, width,
+                              channels, {part.height, part.width, part.top, part.left}, true, kNone});
+    }
+    return with_kernel(kernel, [&](auto side) {
+#pragma omp parallel num_threads(threads)
+      {
+        attend(all, heads, tiles, threads);
+        for (const auto& convolution : convolutions) depthwise<decltype(side)::value>(convolution);
+      }
+    });
+  });
+}
+
+}  // extern "C"

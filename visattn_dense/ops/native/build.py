@@ -46,6 +46,12 @@ class Source(ctypes.Structure):
                                                 'out_height', 'out_width'))]
 
 
+class Part(ctypes.Structure):
+    """Windows of one kind and a depthwise convolution inside them, as in attention.cpp."""
+    _fields_ = [*((name, _POINTER) for name in ('rows', 'starts', 'absent', 'weight', 'bias')),
+                *((name, _INTEGER) for name in ('groups', 'height', 'width', 'top', 'left'))]
+
+
 class _Unavailable(Exception):
     """The kernels cannot be had; the message says why."""
 
@@ -110,6 +116,9 @@ def _open(path: Path) -> ctypes.CDLL:
     for name, result, arguments in (
             ('attention', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 3),
+            ('windows', integer,
+             [pointer, stride, stride, pointer] + [integer] * 3 + [ctypes.POINTER(Part)]
+             + [integer] * 3 + [real] + [integer] * 4),
             ('focused', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('relu_attention', None,

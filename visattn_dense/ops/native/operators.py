@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .build import Source, library, tiles
+from .build import Part, Source, library, tiles
 from .build import why_not as why_no_kernels
 
 ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
@@ -55,6 +56,24 @@ class Groups(NamedTuple):
     k_starts: Tensor
     absent: Tensor | None = None
     places: Tensor | None = None
+
+
+class Windows(NamedTuple):
+    """Windows of one kind on a map, whose tokens attend to each other.
+
+    Attributes:
+        groups: the rows of each window.
+        size: (h, w) of a window.
+        corner: how many rows of the first window lie above the map, and how many columns left of
+            the map.
+        kernel: (k², C), of the depthwise convolution inside the windows; k is 3 or 5.
+        bias: (C,) of the convolution, or None.
+    """
+    groups: Groups
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    kernel: Tensor
+    bias: Tensor | None
 
 
 class Layer(NamedTuple):
@@ -141,6 +160,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, head
     scale = (q.shape[-1] // heads)**-.5 if scale is None else scale
     _attend(q, k, v, out, *groups[:5], None if routed is None else routed.int().contiguous(), heads,
             scale)
+
+
+def windows(qkv: Tensor, parts: Sequence[Windows], *, heads: int, scale: float | None) -> Tensor:
+    """softmax(q kᵀ · scale) v + conv(v) inside windows, of another kind for each part of the heads.
+
+    Args:
+        qkv: (B, H, W, 3, C), each of the three viewed as rows. Heads and channels are cut in as
+            many equal parts as there are kinds of windows.
+        parts: the windows of each part. All kernels have the same side.
+        heads: h of all parts.
+        scale: factor of the logits; None for d^-½.
+
+    Returns:
+        (B, H, W, C).
+
+    Raises:
+        RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
+    """
+    scale = (qkv.shape[-1] // heads)**-.5 if scale is None else scale
+    return _windows(qkv, [part.groups.k_rows for part in parts],
+                    [part.groups.k_starts for part in parts],
+                    [part.groups.absent for part in parts], [part.kernel for part in parts],
+                    [part.bias for part in parts],
+                    [n for part in parts for n in (*part.size, *part.corner)], heads, scale)
 
 
 def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, heads: int,
@@ -341,14 +384,15 @@ def grouped(x: Tensor, weight: Tensor, *, outputs: int) -> Tensor:
     return _grouped(x, weight, outputs)
 
 
-def _operator(name: str, *, mutates_args: Iterable[str]) -> Callable[[Callable], Callable]:
+def _operator(name: str, *, mutates_args: Iterable[str],
+              schema: str | None = None) -> Callable[[Callable], Callable]:
     """The function as an operator of torch, `torch.ops.visattn...`, for the CPU.
 
     A call goes past torch's dispatcher where nothing watches: this takes ten microseconds less.
     """
     def wrap(function: Callable) -> Callable:
-        registered = torch.library.custom_op(name, mutates_args=mutates_args,
-                                             device_types='cpu')(function)
+        registered = torch.library.custom_op(name, mutates_args=mutates_args, device_types='cpu',
+                                             schema=schema)(function)
 
         @functools.wraps(function)
         def call(*args: Any) -> Any:
@@ -376,6 +420,39 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_star
         *map(_pointer, (q_rows, q_starts, k_rows, k_starts, routed, absent)), groups,
         1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
         v.shape[-1] // heads, scale, _DTYPES.index(q.dtype), tiles(), torch.get_num_threads())
+
+
+@_operator('visattn::attend_windows', mutates_args=(),
+           schema='(Tensor qkv, Tensor[] rows, Tensor[] starts, Tensor?[] absent, '
+                  'Tensor[] kernels, Tensor?[] biases, SymInt[] geometry, SymInt heads, '
+                  'float scale) -> Tensor')
+def _windows(qkv: Tensor, rows: Sequence[Tensor], starts: Sequence[Tensor],
+             absent: Sequence[Tensor | None], kernels: Sequence[Tensor],
+             biases: Sequence[Tensor | None], geometry: Sequence[int], heads: int,
+             scale: float) -> Tensor:
+    queries = qkv[:, :, :, 0]
+    _rows(queries)
+    out = _fake_windows(qkv, rows, starts, absent, kernels, biases, geometry, heads, scale)
+    # The lists keep what float() makes until the kernel has read it.
+    kernels = [kernel.float().contiguous() for kernel in kernels]
+    biases = [None if bias is None else bias.float().contiguous() for bias in biases]
+    count = len(rows)
+    parts = (Part * count)(*(
+        Part(_pointer(rows[i]), _pointer(starts[i]), _pointer(absent[i]), _pointer(kernels[i]),
+             _pointer(biases[i]), starts[i].shape[0] - 1, *geometry[4 * i:4 * i + 4])
+        for i in range(count)))
+    if library().visattn_windows(
+            _pointer(qkv), _distance(queries), qkv.stride(3), _pointer(out), *qkv.shape[:3], parts,
+            count, heads // count, qkv.shape[-1] // heads, scale, math.isqrt(kernels[0].shape[0]),
+            _DTYPES.index(qkv.dtype), tiles(), torch.get_num_threads()):
+        raise RuntimeError(f'the kernel takes 3x3 and 5x5, got {kernels[0].shape[0]} weights for '
+                           'each channel')
+    return out
+
+
+@_windows.register_fake
+def _fake_windows(qkv, rows, starts, absent, kernels, biases, geometry, heads, scale):
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[-1])
 
 
 @_operator('visattn::focused_attention', mutates_args={'out'})

@@ -1,5 +1,4 @@
 """The equations of routing (BiFormer, arXiv 2303.08810, §3.2)."""
-from einops import reduce
 from torch import Tensor, einsum
 
 
@@ -13,7 +12,8 @@ def region_means(x: Tensor, n_win: int) -> Tensor:
     Returns:
         (B, R, C) with R = n_win², row by row.
     """
-    return reduce(x, 'b (j h) (i w) c -> b (j i) c', 'mean', j=n_win, i=n_win)
+    regions = x.unflatten(2, (n_win, -1)).unflatten(1, (n_win, -1))     # (B, n_win, h, n_win, w, C)
+    return regions.mean((2, 4)).flatten(1, 2)
 
 
 def top_regions(q: Tensor, k: Tensor, *, count: int, scale: float) -> tuple[Tensor, Tensor]:
