@@ -134,7 +134,7 @@ const Cubics TANH([](double x) {
 
 inline Vec gelu(Vec x, const Cubics& cubics) {
   const Vec size = (Vec)((Words)x & 0x7fffffffu);
-  const Vec u = (Vec)_mm512_min_ps((__m512)(size * ((2 * W - 1) / TAIL)), (__m512)splat(2 * W - 1));
+  const Vec u = min(size * ((2 * W - 1) / TAIL), splat(2 * W - 1));
   const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vec nearest = u + magic, rest = u - (nearest - magic);
   const auto factor = [&](int j) {
@@ -159,8 +159,7 @@ inline Vec gelu(Vec x) {
                          -6.700172242e-03f, 4.718356385e-03f, -2.593710551e-03f,
                          6.437077840e-04f, -4.001957678e-04f, 6.551481797e-04f,
                          -2.740660155e-04f};
-  Vec t = x < splat(-TAIL) ? splat(-TAIL) : x;
-  t = t > splat(TAIL) ? splat(TAIL) : t;
+  const Vec t = min(splat(TAIL), max(splat(-TAIL), x));
   const Vec s = t * t * (2 / (TAIL * TAIL)) - 1.f;
   Vec sum = splat(p[15]);
   UNROLL for (int i = 14; i >= 0; i--) sum = sum * s + p[i];
@@ -170,7 +169,7 @@ inline Vec gelu(Vec x) {
 // x / (1 + e^-y) with y = 2 sqrt(2 / pi) (x + 0.044715 x^3), in powers of 2.
 inline Vec gelu_tanh(Vec x) {
   const Vec y = x * (x * x * (2.302208198f * .044715f) + 2.302208198f);
-  const Vec power = exp2(y < Vec{} ? y : -y);
+  const Vec power = exp2(min(y, -y));
   return x * (y < Vec{} ? power : splat(1.f)) / (power + 1.f);
 }
 

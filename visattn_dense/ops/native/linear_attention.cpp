@@ -239,7 +239,7 @@ inline void focus(const Focused<Number>& a, int count, Token&& token, Position&&
       using Lane = decltype(zero);
       Lane t = load<Lane>(token(from + i) + c);
       if (const float* added = position(from + i)) t += load<Lane>(added + c);
-      return ((t < zero ? zero : t) + epsilon) * load<Lane>(inverse_scale + c);
+      return (max(zero, t) + epsilon) * load<Lane>(inverse_scale + c);
     });
     const Vec inverse = 1 / norm;
     store(factors + from, norm / lengths([&](int i, auto zero, int c) {

@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -36,7 +36,22 @@ typedef uint32_t Words __attribute__((vector_size(W * 4)));
 typedef uint16_t Halves __attribute__((vector_size(W * 2)));
 
 inline Vec splat(float x) { return x - Vec{}; }
+
+// The larger and the smaller one; b where one is NaN. GCC makes a comparison and a choice of `?`.
+inline float max(float a, float b) { return a > b ? a : b; }
+#if defined(__AVX512F__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#elif defined(__SSE__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm_max_ps((__m128)a, (__m128)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm_min_ps((__m128)a, (__m128)b); }
+#else
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
 
 // A lane is a vector or, for channels that fill none, a float.
 template <typename Lane>
@@ -130,30 +145,28 @@ inline void put(Number* to, Vec x, int n) {
   for (int i = 0; i < n; i++) store(to + i, float(x[i]));
 }
 
-// x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f, n whole; the polynomial has the least largest
-// relative error of its degree in 2^f: 7.5e-8 in [0, 1], 1.9e-9 in [-1/2, 1/2]. The vectors take each step
-// together: one alone would wait for its last step.
+// x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f, n whole; the polynomial of degree 5 has the least
+// largest relative error in 2^f, 7.5e-8, where f is. The vectors take each step together: one alone would
+// wait for its last step.
 template <int N>
 inline void exp2(Vec (&x)[N]) {
   Vec p[N];
 #if defined(__AVX512F__)
-  constexpr int degree = 5;
   constexpr float factor[] = {9.9999992506e-1f, 6.9315307320e-1f, 2.4015361704e-1f,
                               5.5826318053e-2f, 8.9893400913e-3f, 1.8775766748e-3f};
   Vec f[N];
   UNROLL for (int i = 0; i < N; i++) f[i] = (Vec)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);
 #else
-  constexpr int degree = 6;
-  constexpr float factor[] = {1.f,           .69314720574f,    .24022646890f,   5.5503287771e-2f,
-                              9.6184889739e-3f, 1.3399931182e-3f, 1.5345807480e-4f};
+  constexpr float factor[] = {1.0000000717f,    6.9314696706e-1f, 2.4022119724e-1f,
+                              5.5507132735e-2f, 9.6755413344e-3f, 1.3276471990e-3f};
   constexpr float magic = 12582912.f;           // 1.5 * 2^23: adding it rounds to a whole number
   Vec whole[N], (&f)[N] = x;
-  UNROLL for (int i = 0; i < N; i++) x[i] = x[i] < splat(-126.f) ? splat(-126.f) : x[i];
+  UNROLL for (int i = 0; i < N; i++) x[i] = max(splat(-126.f), x[i]);
   UNROLL for (int i = 0; i < N; i++) whole[i] = x[i] + magic;
   UNROLL for (int i = 0; i < N; i++) x[i] -= whole[i] - magic;
 #endif
-  UNROLL for (int i = 0; i < N; i++) p[i] = f[i] * factor[degree] + factor[degree - 1];
-  UNROLL for (int k = degree - 2; k >= 0; k--)
+  UNROLL for (int i = 0; i < N; i++) p[i] = f[i] * factor[5] + factor[4];
+  UNROLL for (int k = 3; k >= 0; k--)
     UNROLL for (int i = 0; i < N; i++) p[i] = p[i] * f[i] + factor[k];
 #if defined(__AVX512F__)
   UNROLL for (int i = 0; i < N; i++) x[i] = (Vec)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);  // 2^n p
@@ -244,11 +257,9 @@ enum Activation { kNone, kRelu, kHardswish, kGelu, kGeluTanh };  // as in operat
 inline Vec activate(Vec x, Activation kind) {
   const Vec zero{};
   switch (kind) {
-    case kRelu: return x < zero ? zero : x;
+    case kRelu: return max(zero, x);
     case kHardswish: {
-      Vec gate = x + 3.f;
-      gate = gate < zero ? zero : gate;
-      gate = gate > 6.f ? splat(6.f) : gate;
+      const Vec gate = min(splat(6.f), max(zero, x + 3.f));
       return x * gate * (1 / 6.f);
     }
     default: return x;
