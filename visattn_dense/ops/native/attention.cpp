@@ -47,21 +47,21 @@ struct Item {
   float absent;
 };
 
-// The items of an attention.
+// The items of one of the attentions that are computed together.
 struct Items {
   const Groups& groups;
   int heads, parts, together;
 
-  // More items than threads, each with some of its group's queries. `share` attentions are computed at
-  // once. `together`: an item has a multiple of so many queries, but the last of a group.
-  Items(const Groups& groups, int heads, int share, int threads, int together)
+  // More items than threads, each with some of its group's queries. `together`: an item has a multiple
+  // of so many queries, but the last of a group.
+  Items(const Groups& groups, int heads, int attentions, int threads, int together)
       : groups(groups), heads(heads), together(together) {
-    const int pairs = std::max(1, groups.groups * heads * share);
+    const int pairs = std::max(1, groups.groups * heads * attentions);
     parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / pairs;
   }
   int64_t count() const { return int64_t(groups.groups) * heads * parts; }
-  // How many items in order a thread takes at a time: routed groups share the keys of a head.
-  int share(int threads) const {
+  // How many items a thread takes at a time: routed groups share the keys of a head.
+  int at_once(int threads) const {
     const int shares = (4 * threads + heads - 1) / heads;
     return groups.routes > 1 ? (groups.groups * parts + shares - 1) / shares : 1;
   }
@@ -83,9 +83,9 @@ struct Items {
   }
 };
 
-// Computes attentions, by objects F that compute their items. The threads of the team share the items.
+// Computes attentions by an F for each, which computes items. The threads of the team share the items.
 template <typename F, typename Number>
-void attend(const std::vector<Attention<Number>>& all, int heads, int together, int threads) {
+void attend_by(const std::vector<Attention<Number>>& all, int heads, int together, int threads) {
   std::vector<Items> items;
   std::vector<std::unique_ptr<F>> compute(all.size());
   int64_t count = 0;
@@ -94,7 +94,7 @@ void attend(const std::vector<Attention<Number>>& all, int heads, int together, 
     count += items.back().count();
   }
   std::vector<int32_t> places;
-#pragma omp for schedule(dynamic, items[0].share(threads))
+#pragma omp for schedule(dynamic, items[0].at_once(threads))
   for (int64_t i = 0; i < count; i++) {
     size_t which = 0;
     int64_t own = i;
@@ -507,9 +507,9 @@ template <typename Number>
 void attend(const std::vector<Attention<Number>>& all, int heads, bool tiles, int threads) {
 #if VISATTN_TILES
   if constexpr (std::is_same_v<Number, Bfloat16>)
-    if (tiles) return attend<InTiles>(all, heads, BOTH, threads);
+    if (tiles) return attend_by<InTiles>(all, heads, BOTH, threads);
 #endif
-  attend<InVectors<Number>>(all, heads, W, threads);
+  attend_by<InVectors<Number>>(all, heads, W, threads);
 }
 
 }  // namespace

@@ -643,7 +643,8 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
   }
 }
 
-// A line of n channels of a 3x3 depthwise convolution of step S, and its activation; `weights` and the bias after them are rows of `channels` numbers.
+// A line of n channels of a 3x3 depthwise convolution of step S, and its activation. `weights` and the bias
+// after them are rows of `channels` numbers.
 template <int S, typename Act>
 void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& from, int n,
                 const float* weights, int channels, Act&& act, float* out) {
