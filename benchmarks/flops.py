@@ -86,7 +86,7 @@ def _depthwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(out_shape) * weight[-1]**2
 
 
-def _window_attention(qkv: Shape, kernels: Sequence[Shape], biases: Sequence[Shape | None],
+def _window_attention(qkv: Shape, kernels: Sequence[Shape], biases: Sequence[Shape],
                       heads: int, windows: Sequence[int], *args, out_shape=None, **kwargs) -> int:
     """Windows of the padded map (B, H, W, 3, C), and a k × k convolution of each token.
 

@@ -183,7 +183,6 @@ def relu_reference(qkv: Tensor, epsilon: float) -> Tensor:
     return (weights / (weights.sum(-1, keepdim=True) + epsilon) @ v).transpose(1, 2)
 
 
-# The kernel takes 64 tokens at a time, and 256 or more for each of its sums.
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(('n_win', 'side', 'channels'), [(1, 5, 3), (4, 2, 32), (3, 7, 100)])
 def test_routing(kernels, n_win, side, channels, dtype):
@@ -214,6 +213,7 @@ def test_routing_of_equal_regions_and_of_nans(kernels):
     assert every[0, 0].tolist() == list(range(20))
 
 
+# The kernel takes 64 tokens at a time, and 256 or more for each of its sums.
 @pytest.mark.parametrize('tokens', [1, 31, 64, 257, 1031])
 @pytest.mark.parametrize(('heads', 'dim'), [(1, 32), (3, 7), (2, 16), (2, 45), (5, 1)])
 def test_attention_of_relu_features(kernels, tokens, heads, dim):

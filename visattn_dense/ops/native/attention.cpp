@@ -35,7 +35,7 @@ struct Attention {
   const Number* value(int row, int head) const { return v + row * v_stride + head * width; }
   Number* result(int row, int head) const { return out + row * out_stride + head * width; }
   // The width in whole vectors.
-  int whole() const { return (width + W - 1) / W * W; }
+  int whole() const { return ::whole(width); }
   // Logits to base 2.
   float factor() const { return scale * 1.44269504088896f; }
 };
@@ -543,12 +543,12 @@ struct Part {
 };
 
 // Softmax attention inside windows, and a depthwise convolution of v that is added. A row of qkv has q, k
-// and v of all parts, `apart` numbers from one to the next; a part has `heads` heads. Returns 1 where there is no code for the side of the
-// kernel, else 0.
-int visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, int batch, int height,
-                    int width, const Part* parts, int count, int heads, int dim, float scale, int kernel, int bfloat16,
-                    int tiles, int threads) {
-  return in_format(bfloat16, [&](auto zero) {
+// and v of all parts, `apart` numbers from one to the next; a part has `heads` heads. `kernel`: the side of
+// the convolution's kernel, 3 or 5.
+void visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, int batch, int height,
+                     int width, const Part* parts, int count, int heads, int dim, float scale,
+                     int kernel, int bfloat16, int tiles, int threads) {
+  in_format(bfloat16, [&](auto zero) {
     using Number = decltype(zero);
     const int channels = heads * dim;
     const int64_t all_channels = int64_t(channels) * count;
@@ -565,7 +565,7 @@ int visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, i
       convolutions.push_back({v, part.weight, part.bias, result, stride, all_channels, batch, height, width,
                               channels, {part.height, part.width, part.top, part.left}, true, kNone});
     }
-    return with_kernel(kernel, [&](auto side) {
+    with_kernel(kernel, [&](auto side) {
 #pragma omp parallel num_threads(threads)
       {
         attend(all, heads, tiles, threads);

@@ -116,7 +116,7 @@ def _open(path: Path) -> ctypes.CDLL:
     for name, result, arguments in (
             ('attention', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 6 + [integer] * 5 + [real] + [integer] * 3),
-            ('windows', integer,
+            ('windows', None,
              [pointer, stride, stride, pointer] + [integer] * 3 + [ctypes.POINTER(Part)]
              + [integer] * 3 + [real] + [integer] * 4),
             ('focused', None,
@@ -124,7 +124,7 @@ def _open(path: Path) -> ctypes.CDLL:
             ('relu_attention', None,
              [pointer] * 2 + [stride] + [integer] * 4 + [real] + [integer] * 2),
             ('grouped', None, [pointer] + [stride] * 2 + [pointer] * 2 + [integer] * 5),
-            ('depthwise', integer,
+            ('depthwise', None,
              [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4),
             ('region_means', None,
              [pointer, stride] + [integer] * 5 + [pointer] + [integer] * 2),

@@ -63,17 +63,16 @@ void visattn_grouped(const float* x, int64_t stride, int64_t rows, const float* 
   grouped(Grouped{x, weight, out, stride, rows, groups, inputs, outputs, line}, threads);
 }
 
-// Returns 1 where there is no code for the side of the kernel, else 0.
-int visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_stride, int batch,
-                      int height, int width, int channels, int window_h, int window_w, int top, int left,
-                      int kernel, const float* weight, const float* bias, int accumulate, int activation,
-                      int bfloat16, int threads) {
-  return in_format(bfloat16, [&](auto zero) {
+void visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_stride, int batch,
+                       int height, int width, int channels, int window_h, int window_w, int top,
+                       int left, int kernel, const float* weight, const float* bias, int accumulate,
+                       int activation, int bfloat16, int threads) {
+  in_format(bfloat16, [&](auto zero) {
     using Number = decltype(zero);
     const Depthwise<Number> a{static_cast<const Number*>(x), weight, bias, static_cast<Number*>(out),
                               x_stride, out_stride, batch, height, width, channels,
                               {window_h, window_w, top, left}, accumulate != 0, Activation(activation)};
-    return with_kernel(kernel, [&](auto side) {
+    with_kernel(kernel, [&](auto side) {
 #pragma omp parallel num_threads(threads)
       depthwise<decltype(side)::value>(a);
     });

@@ -486,7 +486,7 @@ struct Norm {
 };
 
 // From one row of a thread's buffer to the next.
-inline int64_t apart(int n) { return (n + W - 1) / W * W + 16; }
+inline int64_t apart(int n) { return whole(n) + 16; }
 
 void linear(const Source& from, const Layer& layer, Addend addend, float* out, int64_t stride,
             int64_t rows, Activation kind, int threads) {

@@ -81,7 +81,7 @@ struct ReluAttention {
     return qkv + token * row() + (3 * head + which) * stride;
   }
   // Numbers of a head's features, filled up to whole vectors.
-  int features() const { return (dim + W - 1) / W * W; }
+  int features() const { return whole(dim); }
   // The sums of a head, features^T values, then those of the features alone.
   int64_t products() const { return int64_t(dim) * whole_columns(dim); }
   int64_t sums() const { return products() + features(); }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -430,8 +429,7 @@ def _windows(qkv: Tensor, rows: Sequence[Tensor], starts: Sequence[Tensor],
              absent: Sequence[Tensor | None], kernels: Sequence[Tensor],
              biases: Sequence[Tensor | None], geometry: Sequence[int], heads: int,
              scale: float) -> Tensor:
-    queries = qkv[:, :, :, 0]
-    _rows(queries)
+    queries, = _rows(qkv[:, :, :, 0])
     out = _fake_windows(qkv, rows, starts, absent, kernels, biases, geometry, heads, scale)
     # The lists keep what float() makes until the kernel has read it.
     kernels = [kernel.float().contiguous() for kernel in kernels]
@@ -441,12 +439,10 @@ def _windows(qkv: Tensor, rows: Sequence[Tensor], starts: Sequence[Tensor],
         Part(_pointer(rows[i]), _pointer(starts[i]), _pointer(absent[i]), _pointer(kernels[i]),
              _pointer(biases[i]), starts[i].shape[0] - 1, *geometry[4 * i:4 * i + 4])
         for i in range(count)))
-    if library().visattn_windows(
-            _pointer(qkv), _distance(queries), qkv.stride(3), _pointer(out), *qkv.shape[:3], parts,
-            count, heads // count, qkv.shape[-1] // heads, scale, math.isqrt(kernels[0].shape[0]),
-            _DTYPES.index(qkv.dtype), tiles(), torch.get_num_threads()):
-        raise RuntimeError(f'the kernel takes 3x3 and 5x5, got {kernels[0].shape[0]} weights for '
-                           'each channel')
+    library().visattn_windows(
+        _pointer(queries), queries.stride(0), qkv.stride(3), _pointer(out), *qkv.shape[:3], parts,
+        count, heads // count, qkv.shape[-1] // heads, scale, _side(kernels[0]),
+        _DTYPES.index(qkv.dtype), tiles(), torch.get_num_threads())
     return out
 
 
@@ -513,13 +509,10 @@ def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
 def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
                above: int, left: int, accumulate: bool, activation: int) -> None:
     inputs, outputs = _rows(x, out)
-    side = round(weight.shape[0]**.5)
-    done = library().visattn_depthwise(
+    library().visattn_depthwise(
         _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0), *x.shape,
-        height, width, above, left, side, _pointer(weight), _pointer(bias), accumulate, activation,
-        _DTYPES.index(x.dtype), torch.get_num_threads())
-    if done != 0:
-        raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
+        height, width, above, left, _side(weight), _pointer(weight), _pointer(bias), accumulate,
+        activation, _DTYPES.index(x.dtype), torch.get_num_threads())
 
 
 @_operator('visattn::linear', mutates_args=())
@@ -686,6 +679,14 @@ def _rows(*maps: Tensor) -> list[Tensor]:
                                'distance with the channels side by side is needed, got '
                                f'{x.dtype} of {tuple(x.shape)} with strides {x.stride()}')
     return [x.view(-1, x.shape[-1]) for x in maps]
+
+
+def _side(kernel: Tensor) -> int:
+    """The side of the kernel (k², C) of a depthwise convolution."""
+    side = round(kernel.shape[0]**.5)
+    if side not in (3, 5):
+        raise RuntimeError(f'a kernel of 3x3 or 5x5 is needed, got {side}x{side}')
+    return side
 
 
 def _pointer(x: Tensor | None) -> int | None:

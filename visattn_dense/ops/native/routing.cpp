@@ -14,41 +14,36 @@ struct Means {
   int height, width, channels, side;  // height and width of a region
 };
 
-// The mean of region (y, x) of an image. The lines of the region are summed on their own: a sum of all
-// tokens in order would be less exact.
-template <typename Number>
-void region_mean(const Means<Number>& a, int64_t image, int y, int x) {
+// The means of N lanes of channels of a region, whose first token is at `token`. The lines of the region are
+// summed on their own: a sum of all tokens in order would be less exact.
+template <typename Lane, int N, typename Number>
+inline void lane_means(const Means<Number>& a, const Number* token, Number* out) {
+  constexpr int width = sizeof(Lane) / sizeof(float);
   const int64_t line = int64_t(a.side) * a.width * a.stride;
-  const Number* first = a.x + ((image * a.side + y) * a.height * a.side + x) * a.width * a.stride;
-  Number* out = a.out + ((image * a.side + y) * a.side + x) * a.channels;
-  const float share = 1.f / (a.height * a.width);
-  constexpr int N = 4;  // vectors of channels at a time
-  int c = 0;
-  for (; c + N * W <= a.channels; c += N * W) {
-    Vec sum[N] = {};
-    for (int i = 0; i < a.height; i++) {
-      const Number* token = first + i * line + c;
-      Vec part[N] = {};
-      for (int j = 0; j < a.width; j++, token += a.stride)
-        UNROLL for (int n = 0; n < N; n++) part[n] += load(token + n * W);
-      UNROLL for (int n = 0; n < N; n++) sum[n] += part[n];
-    }
-    UNROLL for (int n = 0; n < N; n++) store(out + c + n * W, sum[n] * share);
+  Lane sum[N] = {};
+  for (int i = 0; i < a.height; i++) {
+    Lane part[N] = {};
+    for (int j = 0; j < a.width; j++)
+      UNROLL for (int n = 0; n < N; n++)
+        part[n] += load<Lane>(token + i * line + j * a.stride + n * width);
+    UNROLL for (int n = 0; n < N; n++) sum[n] += part[n];
   }
-  in_lanes(a.channels - c, [&](auto zero, int rest) {
-    auto sum = zero;
-    for (int i = 0; i < a.height; i++) {
-      const Number* token = first + i * line + c + rest;
-      auto part = zero;
-      for (int j = 0; j < a.width; j++, token += a.stride) part += load<decltype(zero)>(token);
-      sum += part;
-    }
-    store(out + c + rest, sum * share);
-  });
+  const float share = 1.f / (a.height * a.width);
+  UNROLL for (int n = 0; n < N; n++) store(out + n * width, sum[n] * share);
 }
 
-// Numbers in whole vectors.
-inline int whole(int n) { return (n + W - 1) / W * W; }
+// The means of region (y, x) of an image.
+template <typename Number>
+void region_mean(const Means<Number>& a, int64_t image, int y, int x) {
+  const Number* first = a.x + ((image * a.side + y) * a.height * a.side + x) * a.width * a.stride;
+  Number* out = a.out + ((image * a.side + y) * a.side + x) * a.channels;
+  constexpr int N = 4;  // vectors of channels at a time
+  int c = 0;
+  for (; c + N * W <= a.channels; c += N * W) lane_means<Vec, N>(a, first + c, out + c);
+  in_lanes(a.channels - c, [&](auto lane, int rest) {
+    lane_means<decltype(lane), 1>(a, first + c + rest, out + c + rest);
+  });
+}
 
 // A number by which to order logits from the largest on, and equal ones from the first region on. NaN is
 // larger than all numbers, as in torch.topk.

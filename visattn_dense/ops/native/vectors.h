@@ -69,6 +69,9 @@ inline void store(float* p, Lane x) {
   reinterpret_cast<Unaligned<Lane>*>(p)->x = x;
 }
 
+// n numbers, filled up to whole vectors.
+inline int whole(int n) { return (n + W - 1) / W * W; }
+
 inline float total(Vec x) {
   float sum = 0;
   for (int i = 0; i < W; i++) sum += x[i];
