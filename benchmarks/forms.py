@@ -39,7 +39,7 @@ def make_ready(form: str, module: nn.Module, dynamic: bool | None = None) -> Non
         ValueError: another form.
     """
     if form == 'optimized':
-        optimize_for_inference(module, cuda_graphs=1)
+        optimize_for_inference(module, graphs=1)
     elif form == 'compiled':
         for network in module.networks() if hasattr(module, 'networks') else [module]:
             # The forward of the instance: mmseg calls decode_head.forward, not decode_head.

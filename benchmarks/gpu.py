@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from visattn_dense.layers.cuda_graphs import record
+from visattn_dense.layers.graphs import record_on_gpu
 
 from .isolation import out_of_memory
 from .timing import Call, measure
@@ -17,7 +17,7 @@ MAX_BATCH = 512
 
 def graphed(call: Call) -> Call:
     """The call's kernels as one CUDA graph: replaying costs no launches."""
-    graph_replay, kept = record(call)
+    graph_replay, kept = record_on_gpu(call)
 
     def replay(kept: object = kept) -> None:
         graph_replay()

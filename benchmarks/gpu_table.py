@@ -153,7 +153,7 @@ class Table:
             with torch.autocast(self.device.type, getattr(torch, self.dtype)):
                 half = ours(x)
         error = parity.relative_error(tuple(t.float() for t in half), full)
-        optimize_for_inference(ours, cuda_graphs=1)
+        optimize_for_inference(ours, graphs=1)
         with torch.inference_mode():
             for _ in range(3):                       # plain, recorded, replayed
                 fast = ours(x)

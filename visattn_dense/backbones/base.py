@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
 from visattn_dense.layers.block import Handover, accepts_handover
-from visattn_dense.layers.cuda_graphs import Replayable
+from visattn_dense.layers.graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 
 # What other projects call an argument, and what a user does here.

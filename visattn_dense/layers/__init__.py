@@ -15,7 +15,7 @@ split      patches of a map as tokens
 half_weights  inside autocast: casts all weights of a block in one launch
 packed     layers for inference: packed weights, built-in activations, several layers in one
 optimize   prepares a model for inference: puts packed layers in place of the plain ones
-cuda_graphs  replays the launches of a module as one CUDA graph for each shape
+graphs     replays the passes of a module, one recording for each shape: a CUDA graph on a GPU
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast

@@ -1,5 +1,5 @@
 """Prepare a model for inference: folded norms, and on a CPU packed weights, fused layers and the
-compiled kernels of its operators; on a GPU, on request, CUDA graphs (`cuda_graphs`).
+compiled kernels of its operators; on request, graphs that replay whole passes (`graphs`).
 
 A linear layer and the activation after the layer become one call; so do a convolution and its
 activation, a convolution and a 1×1 convolution (`FusedMBConv`), and all of a transformer block that
@@ -19,7 +19,7 @@ from visattn_dense.ops import UsesOperators, native
 from visattn_dense.ops.measured import fastest
 
 from .block import Handover, TransformerBlock
-from .cuda_graphs import Replayable, ReplayedForward
+from .graphs import Replayable, ReplayedForward
 from .mbconv import (
     ConvNormAct,
     DepthwiseConv2d,
@@ -56,7 +56,7 @@ _DEPTHWISE: tuple[Activation, ...] = (NO_ACTIVATION, ('relu', ''), ('hardswish',
 _ROWS = 2**26
 
 
-def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Module:
+def optimize_for_inference(model: nn.Module, *, graphs: int = 0) -> nn.Module:
     """Make a model fast for inference, in place.
 
     On every device, each BatchNorm is folded into the convolution before it (`fold_batch_norm`).
@@ -68,8 +68,9 @@ def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Modu
     a C++ compiler, kernels that are compiled for the processor compute the operators in float32 and
     bfloat16 (mode 'inference' of `visattn_dense.ops.choose`). The first call on a machine compiles
     and measures, which takes seconds. The logger `visattn_dense` says which forms the layers have.
-    On a GPU, `cuda_graphs` lets one launch start a whole pass of a backbone
-    (`visattn_dense.layers.cuda_graphs`).
+    `graphs` lets a backbone replay a whole pass where a shape of its input comes again: on a GPU
+    with one launch, on a CPU without the Python between the kernels
+    (`visattn_dense.layers.graphs`).
 
     The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
     load a checkpoint into the model, or move the model to another device. So load the checkpoint
@@ -78,8 +79,8 @@ def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Modu
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
-        cuda_graphs: for how many shapes of its input each backbone keeps a CUDA graph. A shape is
-            recorded when it comes the second time. Each graph keeps the memory of its activations.
+        graphs: for how many shapes of its input each backbone keeps a graph. A shape is recorded
+            when it comes the second time. Each graph keeps the memory of its activations.
 
     Returns:
         The model.
@@ -96,8 +97,8 @@ def optimize_for_inference(model: nn.Module, *, cuda_graphs: int = 0) -> nn.Modu
     for module in list(model.modules()):
         if isinstance(module, UsesOperators) and module.mode == 'auto':
             module.mode = 'inference'
-        if cuda_graphs and isinstance(module, Replayable):
-            module.forward = ReplayedForward(module, cuda_graphs)
+        if graphs and isinstance(module, Replayable):
+            module.forward = ReplayedForward(module, graphs)
     _pack(model)
     taken = Counter(module.form if isinstance(module, Packed) else type(module).__name__
                     for module in model.modules()

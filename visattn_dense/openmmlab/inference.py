@@ -180,7 +180,9 @@ def _placed(model: nn.Module, device: str, half: bool, optimize: bool) -> nn.Mod
         raise UserError(f'device {device!r} is not to be had here: {error}') from error
     if optimize:
         from visattn_dense.layers import optimize_for_inference
-        optimize_for_inference(model)
+        # The frames of a video and the crops of a large image have one size. On a GPU, nobody has
+        # compared the results of a graph yet.
+        optimize_for_inference(model, graphs=int(device.startswith('cpu')))
     return model
 
 

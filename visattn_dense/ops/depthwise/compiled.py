@@ -7,9 +7,11 @@ from ..windows import window_corner
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1,
-            **_: object) -> str | None:
+            onto: Tensor | None = None, **_: object) -> str | None:
     if stride != 1:
         return 'the convolution has a stride'
+    if onto is not None and (onto.dtype != x.dtype or native.why_not(onto)):
+        return 'the map that the result is added to has another dtype or is not in rows'
     return why_not_kernel(weight) or native.why_not(x)
 
 

@@ -11,6 +11,7 @@ depthwise.h           the inner loop of depthwise convolutions
 tiles.h               products in the tile registers of a processor with AMX
 build                 compiles the sources once for each processor, if there is a compiler
 operators             the kernels as operators of torch
+recording             makes the calls of a pass again, without the Python between them
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
 operator. With `VISATTN_AMX=0` the kernels use no tile registers.
@@ -28,6 +29,7 @@ from .operators import (
     focused,
     grouped,
     in_groups,
+    is_watched,
     linear,
     mobile,
     region_means,
@@ -37,7 +39,9 @@ from .operators import (
     why_not,
     windows,
 )
+from .recording import record
 
 __all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'attend', 'available', 'chain', 'depthwise',
-           'focused', 'grouped', 'in_groups', 'linear', 'mobile', 'region_means', 'relu_attention',
-           'suits_tiles', 'tiles', 'top_regions', 'why_not', 'windows']
+           'focused', 'grouped', 'in_groups', 'is_watched', 'linear', 'mobile', 'record',
+           'region_means', 'relu_attention', 'suits_tiles', 'tiles', 'top_regions', 'why_not',
+           'windows']

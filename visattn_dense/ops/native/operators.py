@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .build import Part, Source, library, tiles
 from .build import why_not as why_no_kernels
+from .recording import Recording
 
 ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
 """The activations of linear layers. `depthwise` applies the first three."""
@@ -395,17 +396,40 @@ def _operator(name: str, *, mutates_args: Iterable[str],
 
         @functools.wraps(function)
         def call(*args: Any) -> Any:
-            return (registered if _is_watched() else function)(*args)
+            if not is_watched():
+                return function(*args)
+            recording = _recording()
+            if recording is None:
+                return registered(*args)
+            recording.keep(args)
+            return function(*args)
 
         call.register_fake = registered.register_fake
         return call
     return wrap
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether autograd, a tracer, a profiler or a mode of torch has to know of each operator."""
     return (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
             or _get_current_dispatch_mode() is not None or torch.autograd._profiler_enabled())
+
+
+def _run(kernel: str, *arguments: Any) -> None:
+    """Call a kernel of the library; a recording notes the call."""
+    function = getattr(library(), f'visattn_{kernel}')
+    function(*arguments)
+    recording = _recording()
+    if recording is not None:
+        recording.note(function, arguments)
+
+
+def _recording() -> Recording | None:
+    """The recording that is being made, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    mode = _get_current_dispatch_mode()
+    return mode if isinstance(mode, Recording) else None
 
 
 @_operator('visattn::attend_groups', mutates_args={'out'})
@@ -414,8 +438,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, q_rows: Tensor, q_star
             heads: int, scale: float) -> None:
     tensors = _rows(q, k, v, out)
     groups = q_starts.shape[0] - 1
-    library().visattn_attention(
-        *map(_pointer, tensors), *(t.stride(0) for t in tensors),
+    _run(
+        'attention', *map(_pointer, tensors), *(t.stride(0) for t in tensors),
         *map(_pointer, (q_rows, q_starts, k_rows, k_starts, routed, absent)), groups,
         1 if routed is None else routed.shape[-1], heads, q.shape[-1] // heads,
         v.shape[-1] // heads, scale, _DTYPES.index(q.dtype), tiles(), torch.get_num_threads())
@@ -439,10 +463,10 @@ def _windows(qkv: Tensor, rows: Sequence[Tensor], starts: Sequence[Tensor],
         Part(_pointer(rows[i]), _pointer(starts[i]), _pointer(absent[i]), _pointer(kernels[i]),
              _pointer(biases[i]), starts[i].shape[0] - 1, *geometry[4 * i:4 * i + 4])
         for i in range(count)))
-    library().visattn_windows(
-        _pointer(queries), queries.stride(0), qkv.stride(3), _pointer(out), *qkv.shape[:3], parts,
-        count, heads // count, qkv.shape[-1] // heads, scale, _side(kernels[0]),
-        _DTYPES.index(qkv.dtype), tiles(), torch.get_num_threads())
+    _run(
+        'windows', _pointer(queries), queries.stride(0), qkv.stride(3), _pointer(out),
+        *qkv.shape[:3], parts, count, heads // count, qkv.shape[-1] // heads, scale,
+        _side(kernels[0]), _DTYPES.index(qkv.dtype), tiles(), torch.get_num_threads())
     return out
 
 
@@ -456,8 +480,8 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
              places: Tensor, position: Tensor, inverse_scale: Tensor, heads: int, power: int,
              epsilon: float) -> None:
     tensors = _rows(q, k, v, out)
-    library().visattn_focused(
-        *map(_pointer, tensors), *(t.stride(0) for t in tensors),
+    _run(
+        'focused', *map(_pointer, tensors), *(t.stride(0) for t in tensors),
         *map(_pointer, (rows, starts, places, position, inverse_scale)), epsilon, power,
         starts.shape[0] - 1, heads, q.shape[-1] // heads, _DTYPES.index(q.dtype),
         torch.get_num_threads())
@@ -467,9 +491,9 @@ def _focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, starts:
 def _region_means(x: Tensor, n_win: int) -> Tensor:
     rows, = _rows(x)
     out = _fake_region_means(x, n_win)
-    library().visattn_region_means(
-        _pointer(rows), rows.stride(0), *x.shape, n_win, _pointer(out), _DTYPES.index(x.dtype),
-        torch.get_num_threads())
+    _run(
+        'region_means', _pointer(rows), rows.stride(0), *x.shape, n_win, _pointer(out),
+        _DTYPES.index(x.dtype), torch.get_num_threads())
     return out
 
 
@@ -482,8 +506,8 @@ def _fake_region_means(x, n_win):
 def _top_regions(q: Tensor, k: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor]:
     tensors = _rows(q, k)
     logits, index = _fake_top_regions(q, k, count, scale)
-    library().visattn_route(
-        *map(_pointer, tensors), *(t.stride(0) for t in tensors), *q.shape, count, scale,
+    _run(
+        'route', *map(_pointer, tensors), *(t.stride(0) for t in tensors), *q.shape, count, scale,
         _pointer(logits), _pointer(index), _DTYPES.index(q.dtype), torch.get_num_threads())
     return logits, index
 
@@ -499,9 +523,9 @@ def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
     rows, = _rows(qkv)
     batch, tokens, heads, _, dim = qkv.shape
     out = _fake_relu_attention(qkv, epsilon)
-    library().visattn_relu_attention(
-        _pointer(rows), _pointer(out), rows.stride(0), batch, tokens, heads, dim, epsilon,
-        _DTYPES.index(qkv.dtype), torch.get_num_threads())
+    _run(
+        'relu_attention', _pointer(rows), _pointer(out), rows.stride(0), batch, tokens, heads, dim,
+        epsilon, _DTYPES.index(qkv.dtype), torch.get_num_threads())
     return out
 
 
@@ -509,10 +533,10 @@ def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
 def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
                above: int, left: int, accumulate: bool, activation: int) -> None:
     inputs, outputs = _rows(x, out)
-    library().visattn_depthwise(
-        _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0), *x.shape,
-        height, width, above, left, _side(weight), _pointer(weight), _pointer(bias), accumulate,
-        activation, _DTYPES.index(x.dtype), torch.get_num_threads())
+    _run(
+        'depthwise', _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0),
+        *x.shape, height, width, above, left, _side(weight), _pointer(weight), _pointer(bias),
+        accumulate, activation, _DTYPES.index(x.dtype), torch.get_num_threads())
 
 
 @_operator('visattn::linear', mutates_args=())
@@ -521,9 +545,9 @@ def _linear(x: Tensor, epsilon: float | None, packed: Tensor, outputs: int, adde
     x, addend, _ = _float_rows(x, addend, None)
     out = _fake_linear(x, epsilon, packed, outputs, addend, kernel, stride, padding, activation)
     if out.numel():
-        library().visattn_linear(
-            ctypes.byref(_source(x, out, kernel, stride, padding, epsilon)), _pointer(packed),
-            outputs, _in_tiles(packed), *_addend(addend), _pointer(out), outputs,
+        _run(
+            'linear', ctypes.byref(_source(x, out, kernel, stride, padding, epsilon)),
+            _pointer(packed), outputs, _in_tiles(packed), *_addend(addend), _pointer(out), outputs,
             out.numel() // outputs, activation, torch.get_num_threads())
     return out
 
@@ -540,12 +564,11 @@ def _chain(x: Tensor, update: Tensor | None, epsilon: float | None, first: Tenso
         source = _source(x, out, kernel, stride, padding, epsilon)
         if epsilon is not None:
             source.update, source.update_stride = _addend(update)
-        library().visattn_chain(
-            ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
+        _run(
+            'chain', ctypes.byref(source), _pointer(first), hidden, _pointer(second), outputs,
             _in_tiles(first), _in_tiles(second), *_addend(addend), _pointer(out), outputs,
-            out.numel() // outputs, activation,
-            None if weight is None else _pointer(normed), _pointer(weight), _pointer(bias), eps,
-            torch.get_num_threads())
+            out.numel() // outputs, activation, None if weight is None else _pointer(normed),
+            _pointer(weight), _pointer(bias), eps, torch.get_num_threads())
     return out, normed
 
 
@@ -555,10 +578,11 @@ def _mobile(x: Tensor, expand: Tensor, hidden: int, kernel: Tensor, project: Ten
     x, addend, kernel = _float_rows(x, addend, kernel)
     out = _fake_linear(x, None, project, outputs, addend, 3, stride, 1, activation)
     if out.numel():
-        library().visattn_mobile(
-            ctypes.byref(_source(x, out, 3, stride, 1)), _pointer(expand), hidden, _pointer(kernel),
-            _pointer(project), outputs, _in_tiles(expand), _in_tiles(project), *_addend(addend),
-            _pointer(out), outputs, x.shape[0], activation, torch.get_num_threads())
+        _run(
+            'mobile', ctypes.byref(_source(x, out, 3, stride, 1)), _pointer(expand), hidden,
+            _pointer(kernel), _pointer(project), outputs, _in_tiles(expand), _in_tiles(project),
+            *_addend(addend), _pointer(out), outputs, x.shape[0], activation,
+            torch.get_num_threads())
     return out
 
 
@@ -568,8 +592,8 @@ def _grouped(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     out = _fake_grouped(x, weight, outputs)
     groups, inputs, line = weight.shape
     if out.numel():
-        library().visattn_grouped(
-            _pointer(x), _distance(x), x.numel() // (groups * inputs), _pointer(weight),
+        _run(
+            'grouped', _pointer(x), _distance(x), x.numel() // (groups * inputs), _pointer(weight),
             _pointer(out), groups, inputs, outputs, line, torch.get_num_threads())
     return out
 

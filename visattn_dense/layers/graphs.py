@@ -1,0 +1,156 @@
+"""Replay the passes of a module: one recording, a graph, for each shape of the input.
+
+On a GPU, a recording is a CUDA graph: one launch starts all kernels of a pass. On a CPU, it is a
+list of the calls of kernels and operators (`visattn_dense.ops.native.recording`): no Python runs
+between them.
+"""
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visattn_dense.ops import native
+
+Recorder = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
+
+_SEEN = 256
+"""The number of shapes that are remembered until they come again."""
+_OFTEN = 4
+"""How often a shape comes, while the oldest graph is not used, before it takes the place of that
+graph. A recording takes longer than a pass: with more shapes than graphs, each in its turn, graphs
+would otherwise cost time."""
+
+
+class Replayable:
+    """A second base class, beside nn.Module, of a module that maps one tensor to a tuple of tensors
+    and never reads a value of a tensor."""
+
+
+def record_on_gpu(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record the kernels of a call.
+
+    Args:
+        call: runs on the current stream of a CUDA device. Its inputs stay at their addresses.
+
+    Returns:
+        A function that runs the kernels again; and the outputs, which each replay overwrites.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph.replay, outputs
+
+
+_RECORDERS: dict[str, Recorder] = {'cuda': record_on_gpu, 'cpu': native.record}
+
+
+class ReplayedForward:
+    """The forward pass of a module, by a graph where a shape comes again.
+
+    The first pass at a shape runs as usual and builds the kernels. The second pass is recorded, and
+    later passes are replayed. The outputs are copies, and belong to the caller. A pass runs as
+    usual where a graph cannot serve: with gradients, while torch.compile traces or a profiler
+    watches, with a hook on a layer, inside another graph, on a CPU without the compiled kernels. If
+    a recording fails, the log says why, and the module records no more. A graph holds what the
+    module was when it was recorded: a layer that is exchanged later has no effect.
+
+    Args:
+        module: its class has the forward pass; the weights stay where they are.
+        limit: the number of graphs that are kept. A new one replaces the one that was not used for
+            the longest time. Each graph keeps the memory of the activations of its shape.
+        record: records a call; None for the recorder of the device. Another one serves tests.
+    """
+
+    def __init__(self, module: nn.Module, limit: int, record: Recorder | None = None) -> None:
+        self.module, self.limit, self.record = module, limit, record
+        self._graphs: OrderedDict[tuple, Callable[[Tensor], tuple[Tensor, ...]]] = OrderedDict()
+        self._seen: Counter[tuple] = Counter()               # passes without a graph
+        self._hooks: list[dict] = []                         # of the layers, when last recorded
+        self._lock = threading.Lock()                        # passes of a shape share one input
+
+    def __deepcopy__(self, memo: dict) -> 'ReplayedForward':
+        return type(self)(deepcopy(self.module, memo), self.limit, self.record)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.module, self.limit, self.record)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) to the outputs of the module."""
+        if self.limit < 1 or not _can_replay(x) or any(self._hooks):
+            return self._plain(x)
+        kind = x.device.type
+        key = (x.shape, x.stride(), x.dtype, x.device, torch.is_autocast_enabled(kind),
+               torch.get_autocast_dtype(kind), torch.get_num_threads())
+        with self._lock:
+            graph = self._graph(key, x)
+            if graph is not None:
+                return graph(x)
+        return self._plain(x)
+
+    def _graph(self, key: tuple, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+        """The graph of a shape, recorded now if it is time; None for a pass as usual."""
+        is_full = len(self._graphs) >= self.limit
+        if key in self._graphs:
+            if is_full and key == next(iter(self._graphs)):
+                self._seen.clear()                           # no graph is idle
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        if self._seen[key] < (_OFTEN if is_full else 1):
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()
+            self._seen[key] += 1
+            return None
+        self._hooks = [hooks for part in self.module.modules() if part is not self.module
+                       for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        if any(self._hooks):
+            return None
+        if is_full:
+            self._graphs.popitem(last=False)                 # before the new one needs memory
+        try:
+            self._graphs[key] = self._recorded(x)
+        except RuntimeError as error:
+            self.limit = 0
+            logging.getLogger('visattn_dense').warning(
+                'no graph of %s: %s', type(self.module).__name__, error)
+            return None
+        return self._graphs[key]
+
+    def _plain(self, x: Tensor) -> tuple[Tensor, ...]:
+        return type(self.module).forward(self.module, x)
+
+    def _recorded(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        kind = x.device.type
+        record = self.record or _RECORDERS[kind]
+        # Outside inference_mode: its tensors could not be written to later. Without the cache of
+        # autocast: a graph must not read a weight that autocast frees.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(
+                kind, dtype=torch.get_autocast_dtype(kind),
+                enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
+            given = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+            given.copy_(x)
+            replay, outputs = record(lambda: self._plain(given))
+
+        def run(x: Tensor) -> tuple[Tensor, ...]:
+            given.copy_(x)
+            replay()
+            return tuple(output.clone() for output in outputs)
+
+        return run
+
+
+def _can_replay(x: Tensor) -> bool:
+    if type(x) is not Tensor or native.is_watched():
+        return False
+    return not torch.cuda.is_current_stream_capturing() if x.is_cuda else (
+        x.device.type == 'cpu' and native.available())
