@@ -1,4 +1,6 @@
 """FLatten-CSWin: attention against its equation and the official code, and the backbone."""
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,6 +170,23 @@ def test_table_is_resized_in_float32():
 def test_a_table_of_another_grid_is_refused():
     with pytest.raises(ValueError, match='7x5'):
         resize_position_grid(torch.zeros(1, 36, 3), (7, 5), (3, 3))
+
+
+@torch.no_grad()
+def test_an_optimized_attention_takes_tables_of_every_size_and_new_weights():
+    plain = randomize(FocusedLinearAttention(16, 2, native_size=(4, 4)).eval())
+    fast = optimize_for_inference(copy.deepcopy(plain))
+
+    def compare():
+        for size in ((4, 4), (5, 3), (7, 6), (7, 6), (5, 3)):
+            x = torch.randn(1, *size, 16)
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-5)
+
+    compare()
+    for one, other in zip(plain.attns.parameters(), fast.attns.parameters(), strict=True):
+        one += .5
+        other += .5
+    compare()
 
 
 @pytest.mark.parametrize('direction', ['vertical', 'horizontal', 'full'])

@@ -74,7 +74,9 @@ class FocusedStripeAttention(StripeBranch):
             (B, H, W, C').
         """
         window = self.window_size(*qkv.shape[1:3])
-        position = resize_position_grid(self.positional_encoding, self.native_window, window)
+        position = self.positional_encoding
+        if window != self.native_window:
+            position = self.prepared(resize_position_grid, position, self.native_window, window)
         kernel, bias = self.local_kernel()
         return focused_attention(
             qkv, window, num_heads=self.num_heads, position=position, scale=self.scale,
@@ -82,11 +84,18 @@ class FocusedStripeAttention(StripeBranch):
 
     def local_kernel(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of one convolution of v that equals the sum of DWC and LePE."""
-        shared, own = self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.get_v.weight
-        margin = (shared.shape[-1] - own.shape[-1]) // 2
-        kernel = (shared + F.pad(own, (margin,) * 4) if margin >= 0
-                  else F.pad(shared, (-margin,) * 4) + own)
-        return kernel, self.dwc.bias.repeat(self.num_heads) + self.get_v.bias
+        return self.prepared(_sum_of_convolutions, self.dwc.weight, self.dwc.bias,
+                             self.get_v.weight, self.get_v.bias, self.num_heads)
+
+
+def _sum_of_convolutions(weight: Tensor, bias: Tensor, own: Tensor, own_bias: Tensor,
+                         num_heads: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of conv(each head; weight, bias) + conv(own, own_bias)."""
+    shared = weight.repeat(num_heads, 1, 1, 1)
+    margin = (shared.shape[-1] - own.shape[-1]) // 2
+    kernel = (shared + F.pad(own, (margin,) * 4) if margin >= 0
+              else F.pad(shared, (-margin,) * 4) + own)
+    return kernel, bias.repeat(num_heads) + own_bias
 
 
 class FocusedLinearAttention(CrossShapedAttention):

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from . import launching
+from .kept import kept
 
 Mode = Literal['auto', 'inference', 'reference']
 
@@ -26,6 +27,21 @@ Mode = Literal['auto', 'inference', 'reference']
 class UsesOperators:
     """A second base class, beside nn.Module, of a module that passes `mode` to its operators."""
     mode: Mode = 'auto'
+
+    def prepared(self, prepare: Callable[..., Any], weight: torch.Tensor, *more: Any) -> Any:
+        """prepare(weight, *more); in mode 'inference', on a CPU, kept until an argument changes.
+
+        In the other modes, gradients need the computation, and a weight may change unnoticed
+        (`weight.data`). On a GPU, a CUDA graph could read a result that is no longer kept.
+
+        Args:
+            prepare, weight, more: see `visattn_dense.ops.kept.kept`.
+        """
+        if (self.mode != 'inference' or type(weight) not in (torch.Tensor, torch.nn.Parameter)
+                or weight.device.type != 'cpu' or torch.compiler.is_compiling()
+                or torch.jit.is_tracing()):
+            return prepare(weight, *more)
+        return kept(prepare, weight, *more)
 
 
 class Form(NamedTuple):

@@ -1,4 +1,4 @@
-"""Keep what a form prepares from a weight, such as another layout, from one call to the next."""
+"""Keep what is prepared from weights, such as another layout, from one call to the next."""
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +8,26 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _kept = WeakTensorKeyDictionary()
 
 
-def kept(prepare: Callable[[Tensor], Any], weight: Tensor) -> Any:
-    """prepare(weight), computed once as long as the weight does not change.
+def kept(prepare: Callable[..., Any], weight: Tensor, *more: Any) -> Any:
+    """prepare(weight, *more), computed once as long as the arguments do not change.
 
-    If the weight was written to, or has other memory now, `prepare` runs again. The result lives as
-    long as `weight`, so the result must not refer to `weight`.
+    If a weight was written to, or has other memory now, `prepare` runs again. The last result lives
+    as long as `weight`, so the result must not refer to `weight`.
 
     Args:
         prepare: always the same function: a new lambda for each call would be computed each time.
-        weight: the argument of `prepare`.
+        weight: the first argument of `prepare`.
+        more: the others: weights, and values that can be compared.
     """
-    # Tensors made in torch.inference_mode have no version.
-    state = weight.data_ptr(), -1 if weight.is_inference() else weight._version
+    state = tuple(_state(argument) for argument in (weight, *more))
     found = _kept.setdefault(weight, {})
     if prepare not in found or found[prepare][0] != state:
-        found[prepare] = state, prepare(weight)
+        found[prepare] = state, prepare(weight, *more)
     return found[prepare][1]
+
+
+def _state(argument: Any) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    # Tensors made in torch.inference_mode have no version.
+    return argument.data_ptr(), -1 if argument.is_inference() else argument._version

@@ -7,6 +7,7 @@ from torch import Tensor
 from .. import native
 from ..depthwise.compiled import depthwise, taps, why_not_kernel
 from ..group_attention.rows import window_groups
+from ..kept import kept
 from . import torch_form
 
 
@@ -33,10 +34,14 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     q, k, v = qkv.unbind(3)
     groups, corner = window_groups(*v.shape[:3], window, False)
     out = v.new_empty(v.shape)
-    native.depthwise(v, out, taps(kernel), bias, window=window, corner=corner)
+    native.depthwise(v, out, kept(taps, kernel), bias, window=window, corner=corner)
     native.focused(q, k, v, out, groups, heads=num_heads, epsilon=epsilon, position=position,
-                   inverse_scale=1 / F.softplus(scale.detach().flatten()), power=int(power))
+                   inverse_scale=kept(_inverse, scale), power=int(power))
     return out
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return 1 / F.softplus(scale.detach().flatten())
 
 
 def why_not_relu(qkv: Tensor, **_: object) -> str | None:
