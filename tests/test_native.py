@@ -27,7 +27,7 @@ from visattn_dense.layers import (
     Mlp,
     optimize_for_inference,
 )
-from visattn_dense.layers.packed import NativeGroupedConv
+from visattn_dense.layers.packed import NativeGroupedConv, NativeTransposedConv
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
 from visattn_dense.ops.native import build
@@ -659,6 +659,35 @@ def test_prepared_convolution_in_groups_is_the_same(monkeypatch):
     torch.testing.assert_close(prepare(conv, torch.nn.ReLU())(x), F.relu(expected), rtol=1e-5,
                                atol=1e-5)
     assert prepare(conv.bfloat16())(x.bfloat16()).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('channels', 'outputs', 'side', 'size', 'bias'), [
+    (16, 16, 2, (4, 6), True), (3, 5, 2, (5, 7), False), (7, 20, 3, (3, 1), True),
+    (48, 33, 4, (1, 13), True), (130, 70, 2, (17, 31), True)])
+def test_prepared_transposed_convolution_is_the_same(monkeypatch, channels, outputs, side, size,
+                                                     bias):
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    conv = torch.nn.ConvTranspose2d(channels, outputs, side, side, bias=bias)
+    x = random(2, channels, *size)
+    for act in (torch.nn.Identity(), torch.nn.ReLU(), torch.nn.GELU()):
+        prepared = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(conv), act).eval())
+        assert type(prepared[0]) is NativeTransposedConv
+        for given in (x, x.to(memory_format=torch.channels_last), x[:0]):
+            torch.testing.assert_close(prepared(given), act(conv(given)), rtol=1e-5, atol=1e-5)
+    half = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(conv).bfloat16()).eval())
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('more', [dict(stride=1), dict(stride=3), dict(stride=2, padding=1),
+                                  dict(stride=2, output_padding=1), dict(stride=2, groups=2),
+                                  dict(stride=2, dilation=2), dict(kernel_size=(2, 1), stride=2)])
+@torch.no_grad()
+def test_other_transposed_convolutions_stay(more):
+    conv, x = torch.nn.ConvTranspose2d(4, 6, **{'kernel_size': 2, **more}), random(1, 4, 5, 3)
+    prepared = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(conv)).eval())
+    assert type(prepared[0]) is torch.nn.ConvTranspose2d
+    torch.testing.assert_close(prepared(x), conv(x))
 
 
 @torch.no_grad()

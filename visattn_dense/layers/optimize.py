@@ -41,6 +41,7 @@ from .packed import (
     NativeLinear,
     NativeMBConv,
     NativeSplitLinear,
+    NativeTransposedConv,
     Packed,
     PackedConv2d,
     PackedDepthwiseConv,
@@ -102,7 +103,7 @@ def optimize_for_inference(model: nn.Module, *, graphs: int = 0) -> nn.Module:
     _pack(model)
     taken = Counter(module.form if isinstance(module, Packed) else type(module).__name__
                     for module in model.modules()
-                    if isinstance(module, (Packed, nn.Linear, nn.Conv2d)))
+                    if isinstance(module, (Packed, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)))
     if any(isinstance(module, Packed) for module in model.modules()):
         logging.getLogger('visattn_dense').info(
             'optimize_for_inference: the fastest forms of the layers on this processor are %s',
@@ -295,7 +296,7 @@ def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Act
         if isinstance(layer, nn.Linear):
             rows = _rows(min(layer.in_features, layer.out_features))
             return torch.full((rows, layer.in_features), .5, dtype=layer.weight.dtype)
-        return _image(layer, max(layer.stride))
+        return _image(layer, 1 if isinstance(layer, nn.ConvTranspose2d) else max(layer.stride))
 
     # The text of a layer names everything that its time depends on, but activation and dtype.
     what = f'{layer}, {"".join(activation)}, {layer.weight.dtype}'
@@ -308,7 +309,7 @@ def _rows(channels: int) -> int:
     return min(max(_ROWS // channels**2, 64), 4096)
 
 
-def _image(layer: nn.Conv2d, stride: int) -> Tensor:
+def _image(layer: nn.Conv2d | nn.ConvTranspose2d, stride: int) -> Tensor:
     """A map for `layer`. Constant: random numbers would move the generator of the user."""
     side = math.isqrt(_rows(min(layer.in_channels, layer.out_channels))) * stride
     image = torch.full((1, layer.in_channels, side, side), .5, dtype=layer.weight.dtype)
@@ -339,7 +340,8 @@ def _is_for_kernels(dtype: torch.dtype) -> bool:
 def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
-    if type(layer) not in (nn.Linear, nn.Conv2d, DepthwiseConv2d, GroupedPointwiseConv):
+    if type(layer) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d,
+                           GroupedPointwiseConv):
         return []
     weight = layer.weight
     if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
@@ -360,6 +362,8 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
         ours = own(NativeLinear)
         if _has_onednn():
             theirs = [form(PackedLinear)]
+    elif type(layer) is nn.ConvTranspose2d:
+        ours = own(NativeTransposedConv) if _is_without_overlap(layer) else []
     elif layer.padding_mode != 'zeros' or isinstance(layer.padding, str):
         return []
     else:
@@ -373,6 +377,13 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
             theirs = [*([form(PackedPointwiseConv)] if _is_pointwise(layer) else []),
                       form(PackedConv2d)]
     return ours + theirs if weight.dtype == torch.float32 else theirs + ours
+
+
+def _is_without_overlap(layer: nn.ConvTranspose2d) -> bool:
+    """Whether the compiled linear layers can compute the transposed convolution."""
+    side = layer.kernel_size[0]
+    return (layer.kernel_size == layer.stride == (side, side) and layer.groups == 1
+            and layer.padding == layer.output_padding == (0, 0) and layer.dilation == (1, 1))
 
 
 def _is_matrix_product(layer: nn.Module) -> bool:

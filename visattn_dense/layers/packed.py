@@ -232,6 +232,28 @@ class NativeSplitLinear(Native):
         return out.to(self.dtype)
 
 
+class NativeTransposedConv(Native):
+    """act(conv(x)) of a transposed convolution without overlap, in float32. For inference alone.
+
+    Args:
+        layer: the transposed convolution, k×k with stride k, without padding, neither grouped nor
+            dilated, on the CPU.
+        activation: applied to the result.
+        in_tiles: see `native.Layer.of`.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d, activation: Activation = NO_ACTIVATION, *,
+                 in_tiles: bool = True) -> None:
+        super().__init__(native.transposed_layers(layer.weight, layer.bias, in_tiles=in_tiles),
+                         layer.weight.dtype, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', kH, kW), NHWC in memory."""
+        out = native.transposed(x.float().permute(0, 2, 3, 1), self.layers,
+                                activation=_native(self.activation))
+        return out.to(self.dtype).permute(0, 3, 1, 2)
+
+
 class NativeGroupedConv(Packed):
     """A 1×1 convolution in groups of channels by the kernels, in float32. For inference alone.
 

@@ -36,6 +36,8 @@ from .operators import (
     relu_attention,
     suits_tiles,
     top_regions,
+    transposed,
+    transposed_layers,
     why_not,
     windows,
 )
@@ -43,5 +45,5 @@ from .recording import record
 
 __all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'attend', 'available', 'chain', 'depthwise',
            'focused', 'grouped', 'in_groups', 'is_watched', 'linear', 'mobile', 'record',
-           'region_means', 'relu_attention', 'suits_tiles', 'tiles', 'top_regions', 'why_not',
-           'windows']
+           'region_means', 'relu_attention', 'suits_tiles', 'tiles', 'top_regions', 'transposed',
+           'transposed_layers', 'why_not', 'windows']

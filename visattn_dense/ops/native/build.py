@@ -134,7 +134,8 @@ def _open(path: Path) -> ctypes.CDLL:
             ('reordered', stride, [integer] * 3),
             ('reorder', None, [pointer] * 2 + [integer] * 3 + [pointer]),
             ('linear', None,
-             [source, pointer] + [integer] * 2 + [pointer, stride] * 2 + [stride] + [integer] * 2),
+             [source, pointer] + [integer] * 2 + [pointer, stride] * 2 + [stride] * 3
+             + [integer] * 2),
             ('chain', None,
              [source] + [pointer, integer] * 2 + [integer] * 2 + [pointer, stride] * 2
              + [stride, integer] + [pointer] * 3 + [real, integer]),

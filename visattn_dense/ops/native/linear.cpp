@@ -488,8 +488,18 @@ struct Norm {
 // From one row of a thread's buffer to the next.
 inline int64_t apart(int n) { return whole(n) + 16; }
 
-void linear(const Source& from, const Layer& layer, Addend addend, float* out, int64_t stride,
-            int64_t rows, Activation kind, int threads) {
+// Where the rows of a result lie: in lines of a map.
+struct Map {
+  float* x;
+  int64_t stride, rows, line_stride;  // from row to row; rows of a line; from line to line
+
+  float* at(int64_t row) const { return x + row / rows * line_stride + row % rows * stride; }
+  // The first row behind the line of a row.
+  int64_t end(int64_t row) const { return (row / rows + 1) * rows; }
+};
+
+void linear(const Source& from, const Layer& layer, Addend addend, const Map& out, int64_t rows,
+            Activation kind, int threads) {
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
   const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : 96;
@@ -527,8 +537,6 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
       if (!from.kernel && next < blocks * parts && next / parts != block)
         ahead.add(from.x + first_row(rows, next / parts, blocks, layer.tiles) * from.stride,
                   (last - first) * from.stride);
-      float* to = out + first * stride + column;
-      Addend so_far{addend.x ? addend.x + first * addend.stride + column : nullptr, addend.stride};
       for (int p = 0; p < positions; p += together) {
         const int end = std::min(positions, p + together);
         if (gather)
@@ -543,10 +551,15 @@ void linear(const Source& from, const Layer& layer, Addend addend, float* out, i
                                           : layer.panel(next_panel, 0);
         const int n = (end - p) * from.channels;
         const float* x = gather ? buffer.get() : from.x + first * from.stride;
-        multiply(rows_of(x, pitch, last - first, n), layer, panel,
-                 layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0, so_far, to,
-                 stride, end == positions ? kind : kNone, ahead);
-        so_far = {to, stride};
+        for (int64_t i = first, next; i < last; i = next) {
+          next = std::min(last, out.end(i));
+          float* to = out.at(i) + column;
+          Addend so_far{to, out.stride};
+          if (!p) so_far = {addend.x ? addend.x + i * addend.stride + column : nullptr, addend.stride};
+          multiply(rows_of(x + (i - first) * pitch, pitch, next - i, n), layer, panel,
+                   layer.panels() * (part + 1) / parts, p * from.channels, n, p == 0, so_far, to,
+                   out.stride, end == positions ? kind : kNone, ahead);
+        }
       }
     }
   }
@@ -780,9 +793,9 @@ void visattn_reorder(const float* weight, const float* bias, int inputs, int out
 
 void visattn_linear(const Source* source, const float* packed, int outputs, int tiles,
                     const float* addend, int64_t addend_stride, float* out, int64_t stride,
-                    int64_t rows, int activation, int threads) {
-  linear(*source, {packed, source->inputs(), outputs, tiles != 0}, {addend, addend_stride}, out,
-         stride, rows, Activation(activation), threads);
+                    int64_t line, int64_t line_stride, int64_t rows, int activation, int threads) {
+  linear(*source, {packed, source->inputs(), outputs, tiles != 0}, {addend, addend_stride},
+         {out, stride, line, line_stride}, rows, Activation(activation), threads);
 }
 
 void visattn_chain(const Source* source, const float* first, int hidden, const float* second,

@@ -5,7 +5,7 @@ side by side in memory. The distance from one row to the next is constant, but m
 So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
 
 Maps are float32 or bfloat16, all maps of a call in one dtype. Everything else (weights, position,
-sums) is float32. Layers (`linear`, `chain`, `mobile`, `grouped`) take float32 alone.
+sums) is X
 """
 from __future__ import annotations
 
@@ -306,6 +306,32 @@ def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor 
                    ACTIVATIONS.index(activation))
 
 
+def transposed(x: Tensor, layers: Sequence[Layer], *, activation: str) -> Tensor:
+    """act(conv(x)), with a transposed convolution of k×k whose stride is k: no pixels overlap.
+
+    Args:
+        x: (B, H, W, C).
+        layers: from `transposed_layers`, one for each of the k lines that a line of x becomes.
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        (B, kH, kW, C').
+
+    Raises:
+        RuntimeError: `x` is not float32.
+    """
+    return _transposed(x, [layer.packed for layer in layers], layers[0].outputs // len(layers),
+                       ACTIVATIONS.index(activation))
+
+
+def transposed_layers(weight: Tensor, bias: Tensor | None, *, in_tiles: bool = True) -> list[Layer]:
+    """The layers of a weight (C, C', k, k) and a bias (C',). Needs the kernels."""
+    side = weight.shape[-1]
+    bias = None if bias is None else bias.repeat(side)
+    return [Layer.of(line.permute(2, 1, 0).flatten(0, 1), bias, in_tiles=in_tiles)
+            for line in weight.unbind(2)]
+
+
 def chain(x: Tensor, first: Layer, second: Layer, *, activation: str, addend: Tensor | None = None,
           update: Tensor | None = None, epsilon: float | None = None,
           patches: Patches | None = None,
@@ -545,11 +571,32 @@ def _linear(x: Tensor, epsilon: float | None, packed: Tensor, outputs: int, adde
     x, addend, _ = _float_rows(x, addend, None)
     out = _fake_linear(x, epsilon, packed, outputs, addend, kernel, stride, padding, activation)
     if out.numel():
+        rows = out.numel() // outputs
         _run(
             'linear', ctypes.byref(_source(x, out, kernel, stride, padding, epsilon)),
             _pointer(packed), outputs, _in_tiles(packed), *_addend(addend), _pointer(out), outputs,
-            out.numel() // outputs, activation, torch.get_num_threads())
+            rows, 0, rows, activation, torch.get_num_threads())
     return out
+
+
+@_operator('visattn::transposed', mutates_args=())
+def _transposed(x: Tensor, packed: Sequence[Tensor], outputs: int, activation: int) -> Tensor:
+    x, = _float_rows(x)
+    out, side = _fake_transposed(x, packed, outputs, activation), len(packed)
+    if out.numel():
+        for i, weights in enumerate(packed):
+            _run(
+                'linear', ctypes.byref(_source(x, out, 0, 1, 0)), _pointer(weights),
+                side * outputs, _in_tiles(weights), None, 0, _pointer(out[:, i:]), side * outputs,
+                x.shape[2], side * out.stride(1), x.numel() // x.shape[-1], activation,
+                torch.get_num_threads())
+    return out
+
+
+@_transposed.register_fake
+def _fake_transposed(x, packed, outputs, activation):
+    side = len(packed)
+    return x.new_empty(x.shape[0], side * x.shape[1], side * x.shape[2], outputs)
 
 
 @_operator('visattn::chain', mutates_args=())
