@@ -5,7 +5,7 @@ side by side in memory. The distance from one row to the next is constant, but m
 So q, k and v may be parts of one tensor, and the result may be a part of another tensor's channels.
 
 Maps are float32 or bfloat16, all maps of a call in one dtype. Everything else (weights, position,
-sums) is X
+sums) is float32. Layers (`linear`, `transposed`, `chain`, `mobile`, `grouped`) take float32 alone.
 """
 from __future__ import annotations
 
