@@ -27,6 +27,7 @@ from visattn_dense.layers import (
     Mlp,
     optimize_for_inference,
 )
+from visattn_dense.layers.norm import PreNorm
 from visattn_dense.layers.packed import NativeGroupedConv, NativeTransposedConv
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
@@ -642,6 +643,30 @@ def test_prepared_layers_are_the_same():
     mlp, x = Mlp(6, 21).eval(), random(3, 5, 6)
     expected = mlp(x)
     torch.testing.assert_close(optimize_for_inference(mlp)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('kernel', [3, 5, 7])
+def test_prepared_convolution_with_a_norm_is_the_same(dtype, kernel):
+    for channels in (1, 6, 20, 67):
+        conv = DepthwiseConv(channels, kernel).to(dtype)
+        norm = PreNorm(channels, eps=1e-6).to(dtype)
+        for p in norm.parameters():
+            p.copy_(torch.rand(channels))
+        x = random(2, 5, 9, channels).to(dtype)
+        total = conv.add_to(x)
+        expected = total, norm(total)
+        optimize_for_inference(conv.eval())
+        found = conv.add_to_and_norm(x, norm)
+        error = 2e-2 if dtype == torch.bfloat16 else 2e-5
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=error, atol=error)
+        called = []
+        norm.register_forward_hook(lambda *_, called=called: called.append(1))
+        for one, other in zip(conv.add_to_and_norm(x, norm), found, strict=True):
+            torch.testing.assert_close(one, other, rtol=error, atol=error)
+        assert called == [1]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from visattn_dense.attention import CrossShapedWindowAttention, SelfAttention
 from visattn_dense.ops import choose
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import OPERATORS, Form, Operator, reference_form
-from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.depthwise import depthwise, depthwise_norm
 from visattn_dense.ops.group_attention import (
     full_attention,
     region_attention,
@@ -95,6 +95,9 @@ CALLS = {
                           lambda: dict(weight=random(3, 1, 3, 3), bias=random(3), stride=2)),
     'depthwise, windows': (depthwise, lambda: [random(2, 5, 7, 3)],
                            lambda: dict(weight=random(3, 1, 5, 5), window=(2, 3), plus_input=True)),
+    'depthwise, norm': (depthwise_norm, lambda: [random(2, 5, 7, 3)],
+                        lambda: dict(weight=random(3, 1, 3, 3), bias=random(3), eps=1e-3,
+                                     norm_weight=random(3), norm_bias=random(3), dtype=None)),
     'grouped pointwise': (grouped_pointwise, lambda: [random(2, 3, 5, 8), random(6, 4, 1, 1)],
                           lambda: dict(groups=2)),
     'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],

@@ -67,9 +67,8 @@ class BiFormerBlock(TransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         # `finish` takes the only reference to this map, and frees it before the MLP.
-        stream = [self.pos_embed.add_to(x)]
-        return self.finish(update=self.attn(self.norm1(stream[0])), x=stream.pop(),
-                           handover=Handover())
+        stream = list(self.pos_embed.add_to_and_norm(x, self.norm1))
+        return self.finish(update=self.attn(stream.pop()), x=stream.pop(), handover=Handover())
 
 
 @BACKBONES.register_module()

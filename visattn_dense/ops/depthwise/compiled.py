@@ -1,4 +1,5 @@
 """Depthwise convolution by the kernel in C++."""
+import torch
 from torch import Tensor
 
 from .. import native
@@ -31,6 +32,22 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     return out
 
 
+def why_not_norm(x: Tensor, weight: Tensor, *_: object, dtype: torch.dtype | None,
+                 **__: object) -> str | None:
+    if dtype not in (None, x.dtype):
+        return 'the norm has another dtype'
+    return why_not(x, weight)
+
+
+def depthwise_norm(x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor,
+                   norm_bias: Tensor, *, eps: float, **_: object) -> tuple[Tensor, Tensor]:
+    out = x.new_empty(x.shape)
+    normed = native.depthwise(x, out, kept(_with_identity, weight),
+                              None if bias is None else bias.detach(),
+                              norm=(norm_weight.detach(), norm_bias.detach(), eps))
+    return out, normed
+
+
 def taps(weight: Tensor) -> Tensor:
     """(C, 1, k, k) to (k², C), position by position, as the kernel reads the weights: float32."""
     return weight.detach().float().flatten(1).t().contiguous()
@@ -38,6 +55,6 @@ def taps(weight: Tensor) -> Tensor:
 
 def _with_identity(weight: Tensor) -> Tensor:
     """`taps` of x + conv(x)."""
-    found = taps(weight)
+    found = taps(weight).clone()                # of one channel, taps are the weight's own memory
     found[len(found) // 2] += 1
     return found

@@ -14,7 +14,8 @@ namespace {
 
 // Which rows attend to which rows; see Groups in operators.py.
 struct Groups {
-  const int32_t *q_rows, *q_starts, *k_rows, *k_starts, *routed;
+  const int32_t *q_rows, *q_starts, *k_rows, *k_starts;
+  const int64_t* routed;
   const float* absent;
   int groups, routes;
 
@@ -520,7 +521,7 @@ extern "C" {
 void visattn_attention(
     const void* q, const void* k, const void* v, void* out, int64_t q_stride, int64_t k_stride,
     int64_t v_stride, int64_t out_stride, const int32_t* q_rows, const int32_t* q_starts,
-    const int32_t* k_rows, const int32_t* k_starts, const int32_t* routed, const float* absent,
+    const int32_t* k_rows, const int32_t* k_starts, const int64_t* routed, const float* absent,
     int groups, int routes, int heads, int dim, int width, float scale, int bfloat16, int tiles,
     int threads) {
   in_format(bfloat16, [&](auto zero) {

@@ -125,7 +125,8 @@ def _open(path: Path) -> ctypes.CDLL:
              [pointer] * 2 + [stride] + [integer] * 4 + [real] + [integer] * 2),
             ('grouped', None, [pointer] + [stride] * 2 + [pointer] * 2 + [integer] * 5),
             ('depthwise', None,
-             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 4),
+             [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 2
+             + [pointer] * 3 + [real] + [integer] * 2),
             ('region_means', None,
              [pointer, stride] + [integer] * 5 + [pointer] + [integer] * 2),
             ('route', None,

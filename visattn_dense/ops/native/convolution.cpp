@@ -1,4 +1,4 @@
-// Depthwise convolution inside windows, of NHWC maps in float32 or bfloat16; 1x1 convolution in groups of
+// Depthwise convolution inside windows, of NHWC maps in float32 or bfloat16, and the norm of its result; 1x1 convolution in groups of
 // channels, float32: compiled and called as attention.cpp is. All sums are float32.
 
 #include "depthwise.h"
@@ -66,12 +66,14 @@ void visattn_grouped(const float* x, int64_t stride, int64_t rows, const float* 
 void visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_stride, int batch,
                        int height, int width, int channels, int window_h, int window_w, int top,
                        int left, int kernel, const float* weight, const float* bias, int accumulate,
-                       int activation, int bfloat16, int threads) {
+                       int activation, void* normed, const float* norm_weight,
+                       const float* norm_bias, float epsilon, int bfloat16, int threads) {
   in_format(bfloat16, [&](auto zero) {
     using Number = decltype(zero);
     const Depthwise<Number> a{static_cast<const Number*>(x), weight, bias, static_cast<Number*>(out),
                               x_stride, out_stride, batch, height, width, channels,
-                              {window_h, window_w, top, left}, accumulate != 0, Activation(activation)};
+                              {window_h, window_w, top, left}, accumulate != 0, Activation(activation),
+                              static_cast<Number*>(normed), {norm_weight, norm_bias, epsilon}};
     with_kernel(kernel, [&](auto side) {
 #pragma omp parallel num_threads(threads)
       depthwise<decltype(side)::value>(a);

@@ -40,6 +40,8 @@ struct Depthwise {
   Windows windows;
   bool accumulate;
   Activation activation;
+  Number* normed;  // gets the norm of each row of `out`, side by side; or null
+  Norm norm;
 };
 
 // Where a window lies on the map: rows [top, bottom), columns [left, right).
@@ -90,6 +92,9 @@ void depthwise(const Depthwise<Number>& a) {
         depthwise_row<K, decltype(lane)>(a, window, image, y, c);
       });
     }
+    if (a.normed)
+      for (int64_t row = int64_t(line) * a.width; row < int64_t(line + 1) * a.width; row++)
+        a.norm(a.out + row * a.out_stride, a.channels, a.normed + row * a.channels);
   }
 }
 

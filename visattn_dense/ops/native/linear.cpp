@@ -462,29 +462,6 @@ void patch(const Source& from, int64_t row, int first, int last, float* to) {
   }
 }
 
-// LayerNorm of a row of n numbers; weight and bias may be null.
-struct Norm {
-  const float *weight, *bias;
-  float epsilon;
-
-  void operator()(const float* x, int n, float* to) const {
-    Vec sum{}, squares{};
-    for (int c = 0; c < n; c += W) sum += get(x + c, n - c);
-    const float mean = total(sum) / n;
-    for (int c = 0; c < n; c += W) {
-      float centred[W] = {};
-      put(centred, get(x + c, n - c) - mean, n - c);
-      squares += load(centred) * load(centred);
-    }
-    const float inverse = 1 / std::sqrt(total(squares) / n + epsilon);
-    for (int c = 0; c < n; c += W) {
-      Vec y = (get(x + c, n - c) - mean) * inverse;
-      if (weight) y = y * get(weight + c, n - c) + get(bias + c, n - c);
-      put(to + c, y, n - c);
-    }
-  }
-};
-
 // From one row of a thread's buffer to the next.
 inline int64_t apart(int n) { return whole(n) + 16; }
 

@@ -158,8 +158,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, head
         RuntimeError: a tensor cannot be viewed as rows.
     """
     scale = (q.shape[-1] // heads)**-.5 if scale is None else scale
-    _attend(q, k, v, out, *groups[:5], None if routed is None else routed.int().contiguous(), heads,
-            scale)
+    _attend(q, k, v, out, *groups[:5], None if routed is None else routed.long().contiguous(),
+            heads, scale)
 
 
 def windows(qkv: Tensor, parts: Sequence[Windows], *, heads: int, scale: float | None) -> Tensor:
@@ -262,7 +262,8 @@ def top_regions(q: Tensor, k: Tensor, *, count: int, scale: float) -> tuple[Tens
 
 def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
               window: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0),
-              accumulate: bool = False, activation: str = 'none') -> None:
+              accumulate: bool = False, activation: str = 'none',
+              norm: tuple[Tensor, Tensor, float] | None = None) -> Tensor | None:
     """out = act(conv(x)), or act(out + conv(x)), channel by channel and window by window.
 
     Each window is zero-padded.
@@ -276,12 +277,19 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
             the map.
         accumulate: act(out + conv(x)), else act(conv(x)).
         activation: one of the first three of `ACTIVATIONS`.
+        norm: weight and bias (C,), and eps of the LayerNorm that takes the result; or None.
+
+    Returns:
+        The norm of `out`, like `out`; None without `norm`.
 
     Raises:
         RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
-    _depthwise(x, out, weight.float(), None if bias is None else bias.float(),
-               *(window or x.shape[1:3]), *corner, accumulate, ACTIVATIONS.index(activation))
+    weight, bias, *factors = (None if t is None else t.float()
+                              for t in (weight, bias, *(norm[:2] if norm else (None, None))))
+    normed = _depthwise(x, out, weight, bias, *(window or x.shape[1:3]), *corner, accumulate,
+                        ACTIVATIONS.index(activation), *factors, norm[2] if norm else 0.)
+    return normed if norm else None
 
 
 def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor | None = None,
@@ -557,12 +565,17 @@ def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
 
 @_operator('visattn::depthwise', mutates_args={'out'})
 def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int,
-               above: int, left: int, accumulate: bool, activation: int) -> None:
+               above: int, left: int, accumulate: bool, activation: int,
+               norm_weight: Tensor | None, norm_bias: Tensor | None, epsilon: float) -> Tensor:
     inputs, outputs = _rows(x, out)
+    normed = _norm_of(out, norm_weight)
     _run(
         'depthwise', _pointer(inputs), _pointer(outputs), inputs.stride(0), outputs.stride(0),
         *x.shape, height, width, above, left, _side(weight), _pointer(weight), _pointer(bias),
-        accumulate, activation, _DTYPES.index(x.dtype), torch.get_num_threads())
+        accumulate, activation, *map(_pointer, (None if norm_weight is None else normed,
+                                                norm_weight, norm_bias)), epsilon,
+        _DTYPES.index(x.dtype), torch.get_num_threads())
+    return normed
 
 
 @_operator('visattn::linear', mutates_args=())
@@ -667,7 +680,12 @@ def _fake_linear(x, epsilon, packed, outputs, addend, kernel, stride, padding, a
 def _fake_chain(x, update, epsilon, first, hidden, second, outputs, addend, kernel, stride, padding,
                 activation, weight, bias, eps):
     out = _fake_linear(x, epsilon, second, outputs, addend, kernel, stride, padding, activation)
-    return out, x.new_empty(0) if weight is None else torch.empty_like(out)
+    return out, _norm_of(out, weight)
+
+
+def _norm_of(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Memory for the norm of x, contiguous; for nothing without a weight."""
+    return x.new_empty(0) if weight is None else x.new_empty(x.shape)
 
 
 def _source(x: Tensor, out: Tensor, kernel: int, stride: int, padding: int,
@@ -724,8 +742,9 @@ def _fake_relu_attention(qkv, epsilon):
 
 
 @_depthwise.register_fake
-def _(x, out, weight, bias, height, width, above, left, accumulate, activation):
-    return None
+def _(x, out, weight, bias, height, width, above, left, accumulate, activation, norm_weight,
+      norm_bias, epsilon):
+    return _norm_of(out, norm_weight)
 
 
 def _is_rows(x: Tensor) -> bool:

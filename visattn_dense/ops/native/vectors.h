@@ -148,6 +148,30 @@ inline void put(Number* to, Vec x, int n) {
   for (int i = 0; i < n; i++) store(to + i, float(x[i]));
 }
 
+// LayerNorm of a row of n numbers; weight and bias may be null.
+struct Norm {
+  const float *weight, *bias;
+  float epsilon;
+
+  template <typename From, typename To>
+  void operator()(const From* x, int n, To* to) const {
+    Vec sum{}, squares{};
+    for (int c = 0; c < n; c += W) sum += get(x + c, n - c);
+    const float mean = total(sum) / n;
+    for (int c = 0; c < n; c += W) {
+      float centred[W] = {};
+      put(centred, get(x + c, n - c) - mean, n - c);
+      squares += load(centred) * load(centred);
+    }
+    const float inverse = 1 / std::sqrt(total(squares) / n + epsilon);
+    for (int c = 0; c < n; c += W) {
+      Vec y = (get(x + c, n - c) - mean) * inverse;
+      if (weight) y = y * get(weight + c, n - c) + get(bias + c, n - c);
+      put(to + c, y, n - c);
+    }
+  }
+};
+
 // x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f, n whole; the polynomial of degree 5 has the least
 // largest relative error in 2^f, 7.5e-8, where f is. The vectors take each step together: one alone would
 // wait for its last step.
