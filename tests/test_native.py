@@ -27,8 +27,8 @@ from visattn_dense.layers import (
     Mlp,
     optimize_for_inference,
 )
-from visattn_dense.layers.norm import PreNorm
-from visattn_dense.layers.packed import NativeGroupedConv, NativeTransposedConv
+from visattn_dense.layers.norm import LayerNorm2d, PreNorm
+from visattn_dense.layers.packed import NativeGroupedConv, NativeNorm, NativeTransposedConv
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
 from visattn_dense.ops.native import build
@@ -667,6 +667,47 @@ def test_prepared_convolution_with_a_norm_is_the_same(dtype, kernel):
         for one, other in zip(conv.add_to_and_norm(x, norm), found, strict=True):
             torch.testing.assert_close(one, other, rtol=error, atol=error)
         assert called == [1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('channels', [1, 6, 16, 20, 67])
+def test_prepared_norms_are_the_same(dtype, channels):
+    error = 2e-2 if dtype == torch.bfloat16 else 1e-5
+
+    def randomized(norm: torch.nn.LayerNorm) -> torch.nn.LayerNorm:
+        for p in norm.parameters():
+            p.copy_(torch.rand(channels))
+        return norm.to(dtype)
+
+    maps = random(2, channels, 5, 9).to(dtype)
+    for norm, x in ((LayerNorm2d(channels, eps=1e-6), maps),
+                    (LayerNorm2d(channels), maps.to(memory_format=torch.channels_last)),
+                    (torch.nn.LayerNorm(channels), random(2, 7, channels).to(dtype)),
+                    (torch.nn.LayerNorm(channels), random(2, 7, 2 * channels).to(dtype)[..., ::2]),
+                    (torch.nn.LayerNorm(channels), random(0, 7, channels).to(dtype))):
+        for act in (torch.nn.Identity(), torch.nn.GELU()):
+            plain = torch.nn.Sequential(randomized(norm), act)
+            prepared = optimize_for_inference(copy.deepcopy(plain).eval())
+            assert type(prepared[0]) is NativeNorm
+            found, expected = prepared(x), plain(x)
+            torch.testing.assert_close(found, expected, rtol=error, atol=error)
+    norm = randomized(PreNorm(channels))
+    x, update = random(2, 5, 9, channels).to(dtype), random(2, 5, 9, channels).to(dtype)
+    expected = norm(x), *norm(x, update), *norm(x, update, torch.rand(2, 1, 1, 1).to(dtype) * 0)
+    optimize_for_inference(norm.eval())
+    found = norm(x), *norm(x, update), *norm(x, update, torch.rand(2, 1, 1, 1).to(dtype) * 0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize('norm', [
+    torch.nn.LayerNorm(6, elementwise_affine=False), torch.nn.LayerNorm((5, 6)),
+    torch.nn.LayerNorm(6, bias=False)])
+def test_other_norms_stay(norm):
+    prepared = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(norm)).eval())
+    assert type(prepared[0]) is torch.nn.LayerNorm
+    torch.testing.assert_close(prepared(x := random(2, 5, 6)), norm(x))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from .mbconv import (
     fold_batch_norm,
 )
 from .mlp import Mlp
-from .norm import PreNorm
+from .norm import LayerNorm2d, PreNorm
 from .packed import (
     NO_ACTIVATION,
     Activation,
@@ -40,6 +40,7 @@ from .packed import (
     NativeGroupedConv,
     NativeLinear,
     NativeMBConv,
+    NativeNorm,
     NativeSplitLinear,
     NativeTransposedConv,
     Packed,
@@ -125,8 +126,13 @@ def _pack(parent: nn.Module) -> None:
         if not forms:
             _pack(layer)
             continue
-        packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None,
-                               activation, forms)
+        if isinstance(layer, nn.LayerNorm):
+            # The memory decides the time of a norm. The kernel applies the activation meanwhile,
+            # and a graph lets the kernel write to its place.
+            packed = forms[0].make()
+        else:
+            packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None,
+                                   activation, forms)
         if packed is None:
             continue
         setattr(parent, name, packed)
@@ -341,10 +347,11 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d,
-                           GroupedPointwiseConv):
+                           GroupedPointwiseConv, nn.LayerNorm, LayerNorm2d):
         return []
     weight = layer.weight
-    if weight.device.type != 'cpu' or weight.dtype not in (torch.float32, torch.bfloat16):
+    if (weight is None or weight.device.type != 'cpu'
+            or weight.dtype not in (torch.float32, torch.bfloat16)):
         return []
     if math.prod(weight.shape) == 0:
         return []
@@ -358,6 +365,9 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
         return _native_forms(kind, weight.numel(), layer, activation)
 
     theirs: list[_Form] = []
+    if isinstance(layer, nn.LayerNorm):
+        is_ours = weight.ndim == 1 and layer.bias is not None and native.available()
+        return [form(NativeNorm)] if is_ours else []
     if type(layer) is nn.Linear:
         ours = own(NativeLinear)
         if _has_onednn():

@@ -16,6 +16,7 @@ from visattn_dense.ops import native
 from visattn_dense.ops.depthwise import depthwise
 
 from .block import Handover
+from .norm import LayerNorm2d
 from .split import SoftSplit
 
 Activation = tuple[str, str]
@@ -252,6 +253,31 @@ class NativeTransposedConv(Native):
         out = native.transposed(x.float().permute(0, 2, 3, 1), self.layers,
                                 activation=_native(self.activation))
         return out.to(self.dtype).permute(0, 3, 1, 2)
+
+
+class NativeNorm(Packed):
+    """act(norm(x)), a LayerNorm over the channels. For inference alone.
+
+    Args:
+        layer: the norm, with weight and bias, on the CPU.
+        activation: applied to the result.
+    """
+
+    def __init__(self, layer: nn.LayerNorm, activation: Activation = NO_ACTIVATION) -> None:
+        super().__init__(layer.weight.dtype, activation)
+        self.factors = layer.weight.detach(), layer.bias.detach()
+        self.eps, self.is_nchw = layer.eps, isinstance(layer, LayerNorm2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C), of a LayerNorm2d (B, C, H, W), to the same shape, in the dtype of the weights.
+        """
+        x = x.to(self.dtype)
+        x = x.permute(0, 2, 3, 1) if self.is_nchw else x
+        rows = x if native.why_not(x) is None else x.contiguous()
+        if rows.numel():
+            rows = native.add_norm(rows, None, *self.factors, eps=self.eps,
+                                   activation=_native(self.activation))[1]
+        return rows.permute(0, 3, 1, 2) if self.is_nchw else rows
 
 
 class NativeGroupedConv(Packed):

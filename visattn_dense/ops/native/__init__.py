@@ -5,7 +5,7 @@ linear_attention.cpp  linear attention, focused or of ReLU features
 routing.cpp           means of regions, and the regions that a region is routed to
 convolution.cpp       depthwise convolution in windows, 1×1 convolution in groups
 linear.cpp            linear layers, one or two in a chain, of rows or of a convolution's patches;
-                      two with a depthwise convolution between
+                      two with a depthwise convolution between; sums and their norm
 vectors.h             what all share
 depthwise.h           the inner loop of depthwise convolutions
 tiles.h               products in the tile registers of a processor with AMX
@@ -23,6 +23,7 @@ from .operators import (
     Layer,
     Patches,
     Windows,
+    add_norm,
     attend,
     chain,
     depthwise,
@@ -43,7 +44,7 @@ from .operators import (
 )
 from .recording import record
 
-__all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'attend', 'available', 'chain', 'depthwise',
-           'focused', 'grouped', 'in_groups', 'is_watched', 'linear', 'mobile', 'record',
-           'region_means', 'relu_attention', 'suits_tiles', 'tiles', 'top_regions', 'transposed',
-           'transposed_layers', 'why_not', 'windows']
+__all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'add_norm', 'attend', 'available', 'chain',
+           'depthwise', 'focused', 'grouped', 'in_groups', 'is_watched', 'linear', 'mobile',
+           'record', 'region_means', 'relu_attention', 'suits_tiles', 'tiles', 'top_regions',
+           'transposed', 'transposed_layers', 'why_not', 'windows']

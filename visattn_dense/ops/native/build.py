@@ -137,6 +137,9 @@ def _open(path: Path) -> ctypes.CDLL:
             ('linear', None,
              [source, pointer] + [integer] * 2 + [pointer, stride] * 2 + [stride] * 3
              + [integer] * 2),
+            ('add_norm', None,
+             [pointer, stride] * 2 + [stride, integer] + [pointer] * 2 + [real, integer]
+             + [pointer] * 2 + [integer] * 2),
             ('chain', None,
              [source] + [pointer, integer] * 2 + [integer] * 2 + [pointer, stride] * 2
              + [stride, integer] + [pointer] * 3 + [real, integer]),

@@ -92,9 +92,10 @@ void depthwise(const Depthwise<Number>& a) {
         depthwise_row<K, decltype(lane)>(a, window, image, y, c);
       });
     }
+    const int64_t row = int64_t(line) * a.width;
     if (a.normed)
-      for (int64_t row = int64_t(line) * a.width; row < int64_t(line + 1) * a.width; row++)
-        a.norm(a.out + row * a.out_stride, a.channels, a.normed + row * a.channels);
+      a.norm(a.out + row * a.out_stride, a.out_stride, a.width, a.channels, a.normed + row * a.channels,
+             a.channels);
   }
 }
 

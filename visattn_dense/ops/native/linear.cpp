@@ -521,8 +521,9 @@ void linear(const Source& from, const Layer& layer, Addend addend, const Map& ou
             float* row = buffer.get() + (i - first) * pitch;
             if (from.kernel) patch(from, i, p, end, row);
             else copy(row, from.x + i * from.stride, inputs);
-            if (from.norm) Norm{nullptr, nullptr, from.epsilon}(row, inputs, row);
           }
+        if (from.norm)
+          Norm{nullptr, nullptr, from.epsilon}(buffer.get(), pitch, last - first, inputs, buffer.get(), pitch);
         if (!layer.tiles)
           ahead.weights = end < positions ? layer.panel(panel, end * from.channels)
                                           : layer.panel(next_panel, 0);
@@ -586,19 +587,23 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       // What the second layer adds to.
       Addend start{addend.x ? addend.x + begin * addend.stride : nullptr, addend.stride};
       if (from.norm || second.tiles) start = {to, stride};
-      for (int64_t i = begin; i < end; i++) {
-        float* row = buffer.get() + (i - begin) * pitch;
-        float* sum = out + i * stride;
-        const float* other = addend.x ? addend.x + i * addend.stride : nullptr;
-        if (from.norm) {
-          const float* update = from.update ? from.update + i * from.update_stride : nullptr;
-          add(from.x + i * from.stride, update, inputs, sum);
-          Norm{nullptr, nullptr, from.epsilon}(sum, inputs, row);
-          other = sum;
+      constexpr int SOME = 16;  // rows at a time: the sums stay in the cache until their norm
+      for (int64_t some = begin; some < end; some += SOME) {
+        const int64_t last = std::min(end, some + SOME);
+        float *row = buffer.get() + (some - begin) * pitch, *sum = out + some * stride;
+        for (int64_t i = some; i < last; i++, row += pitch, sum += stride) {
+          if (from.norm) add(from.x + i * from.stride,
+                             from.update ? from.update + i * from.update_stride : nullptr, inputs, sum);
+          else if (from.kernel) patch(from, i, 0, from.kernel * from.kernel, row);
+          else copy(row, from.x + i * from.stride, inputs);
         }
-        else if (from.kernel) patch(from, i, 0, from.kernel * from.kernel, row);
-        else copy(row, from.x + i * from.stride, inputs);
-        if (second.tiles) add(second.bias(), other, second.outputs, sum);
+        row = buffer.get() + (some - begin) * pitch, sum = out + some * stride;
+        if (from.norm)
+          Norm{nullptr, nullptr, from.epsilon}(sum, stride, last - some, inputs, row, pitch);
+        if (second.tiles)
+          for (int64_t i = some; i < last; i++, sum += stride)
+            add(second.bias(), from.norm ? sum : addend.x ? addend.x + i * addend.stride : nullptr,
+                second.outputs, sum);
       }
       const Rows before = rows_of(buffer.get(), pitch, end - begin, inputs);
       // Likely the next block of this thread.
@@ -627,8 +632,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
                  p ? Addend{to, stride} : start, to, stride, kNone, ahead);
       }
       if (normed)
-        for (int64_t i = begin; i < end; i++)
-          following(out + i * stride, second.outputs, normed + i * second.outputs);
+        following(to, stride, end - begin, second.outputs, normed + begin * second.outputs, second.outputs);
     }
   }
 }
@@ -727,9 +731,42 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
   }
 }
 
+// total = x + update and normed = act(norm(total)), for rows of n numbers. Without an update, total is x
+// and is not written.
+template <typename Number>
+void add_norm(const Number* x, int64_t stride, const Number* update, int64_t update_stride, int64_t rows,
+              int n, const Norm& norm, Activation kind, Number* total, Number* normed, int threads) {
+  constexpr int SOME = 16;  // rows at a time: the sums stay in the cache until their norm
+  with(kind, [&](auto act) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t some = 0; some < rows; some += SOME) {
+      const int64_t count = std::min<int64_t>(SOME, rows - some);
+      if (update)
+        for (int64_t i = some; i < some + count; i++)
+          for (int c = 0; c < n; c += W)
+            put(total + i * n + c,
+                get(x + i * stride + c, n - c) + get(update + i * update_stride + c, n - c), n - c);
+      norm(update ? total + some * n : x + some * stride, update ? n : stride, count, n,
+           normed + some * n, n, act);
+    }
+  });
+}
+
 }  // namespace
 
 extern "C" {
+
+// float32 or bfloat16; see operators.py.
+void visattn_add_norm(const void* x, int64_t stride, const void* update, int64_t update_stride,
+                      int64_t rows, int n, const float* weight, const float* bias, float epsilon,
+                      int activation, void* total, void* normed, int bfloat16, int threads) {
+  in_format(bfloat16, [&](auto zero) {
+    using Number = decltype(zero);
+    add_norm(static_cast<const Number*>(x), stride, static_cast<const Number*>(update), update_stride,
+             rows, n, {weight, bias, epsilon}, Activation(activation), static_cast<Number*>(total),
+             static_cast<Number*>(normed), threads);
+  });
+}
 
 // Whether layers may be in tiles.
 int visattn_tiles() { return may_use_tiles(); }

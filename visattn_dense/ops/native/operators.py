@@ -292,6 +292,28 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
     return normed if norm else None
 
 
+def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
+             activation: str = 'none') -> tuple[Tensor, Tensor]:
+    """The sum of x and an update, and act(LayerNorm(sum)).
+
+    Args:
+        x: (..., C), viewed as rows.
+        update: like x; None adds nothing.
+        weight, bias: (C,).
+        eps: added to the variance.
+        activation: one of `ACTIVATIONS`.
+
+    Returns:
+        The sum (x itself without an update) and its norm, like x.
+
+    Raises:
+        RuntimeError: x or update cannot be viewed as rows.
+    """
+    total, normed = _add_norm(x, update, weight.float(), bias.float(), eps,
+                              ACTIVATIONS.index(activation))
+    return x if update is None else total, normed
+
+
 def linear(x: Tensor, layer: Layer, *, activation: str = 'none', addend: Tensor | None = None,
            patches: Patches | None = None, epsilon: float | None = None) -> Tensor:
     """act(x Wᵀ + b + addend). With `epsilon`: of norm(x), LayerNorm without its weight and bias.
@@ -576,6 +598,24 @@ def _depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, heig
                                                 norm_weight, norm_bias)), epsilon,
         _DTYPES.index(x.dtype), torch.get_num_threads())
     return normed
+
+
+@_operator('visattn::add_norm', mutates_args=())
+def _add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
+              activation: int) -> tuple[Tensor, Tensor]:
+    rows, *more = _rows(x) if update is None else _rows(x, update)
+    total, normed = _fake_add_norm(x, update, weight, bias, eps, activation)
+    _run(
+        'add_norm', _pointer(rows), rows.stride(0),
+        *((_pointer(more[0]), more[0].stride(0)) if more else (None, 0)), *rows.shape,
+        _pointer(weight), _pointer(bias), eps, activation, _pointer(total), _pointer(normed),
+        _DTYPES.index(x.dtype), torch.get_num_threads())
+    return total, normed
+
+
+@_add_norm.register_fake
+def _fake_add_norm(x, update, weight, bias, eps, activation):
+    return x.new_empty(0 if update is None else x.shape), x.new_empty(x.shape)
 
 
 @_operator('visattn::linear', mutates_args=())

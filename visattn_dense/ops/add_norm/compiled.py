@@ -1,0 +1,19 @@
+"""A residual sum and its LayerNorm by the kernel in C++: one pass over the tokens."""
+import torch
+from torch import Tensor
+
+from .. import native
+
+
+def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
+            scale: Tensor | None = None, dtype: torch.dtype | None = None) -> str | None:
+    if scale is not None:
+        return 'the branch has a factor'
+    if dtype not in (None, x.dtype) or (update is not None and update.dtype != x.dtype):
+        return 'the tensors have several dtypes'
+    return native.why_not(x) or (None if update is None else native.why_not(update))
+
+
+def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
+             **_: object) -> tuple[Tensor, Tensor]:
+    return native.add_norm(x, update, weight.detach(), bias.detach(), eps=eps)
