@@ -25,6 +25,7 @@ from visattn_dense.layers import (
     DepthwiseConv,
     GroupedPointwiseConv,
     Mlp,
+    Residual,
     optimize_for_inference,
 )
 from visattn_dense.layers.norm import LayerNorm2d, PreNorm
@@ -627,9 +628,27 @@ def test_prepared_attention_of_nchw_maps(size, batch, dtype, monkeypatch):
     out = prepared(x.to(dtype))
     for each in (*maps, out):
         assert each.is_contiguous(memory_format=torch.channels_last) and each.dtype == dtype
-    assert len(called) == 3 and len(maps) == 1
+    assert len(called) == len(maps) == 1
     error = (out.float() - expected).norm() / expected.norm()
     assert error < (1e-5 if dtype == torch.float32 else 2**-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_prepared_residual_attention_adds_in_its_last_layer(monkeypatch, dtype):
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    block = Residual(LiteMLA(24, 3, scales=(5,))).eval()
+    for parameter in block.parameters():
+        parameter.normal_(std=.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = random(2, 24, 7, 5)
+    expected = block(x)
+    prepared = optimize_for_inference(copy.deepcopy(block).to(dtype))
+    if dtype == torch.float32:
+        assert type(prepared.main.proj) is torch.nn.Identity
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        for form in (prepared, copy.deepcopy(prepared)):
+            error = (form(given.to(dtype)).float() - expected).norm() / expected.norm()
+            assert error < (1e-5 if dtype == torch.float32 else 2**-5)
 
 
 @torch.no_grad()

@@ -82,6 +82,11 @@ CALLS = {
                 lambda: dict(window=(3, 2), num_heads=2, position=random(1, 6, 6),
                              scale=random(1, 1, 6), power=3, epsilon=1e-6, **kernel(6, 5))),
     'relu': (relu_attention, lambda: [random(2, 3, 3, 5, 11)], lambda: dict(epsilon=1e-15)),
+    'relu, two sets': (relu_attention, lambda: [random(2, 3, 3, 5, 11), random(2, 3, 3, 5, 11)],
+                       lambda: dict(epsilon=1e-6)),
+    'relu, two sets, NHWC': (
+        relu_attention, lambda: [random(1, 7, 3, 3, 5).permute(0, 2, 3, 4, 1) for _ in range(2)],
+        lambda: dict(epsilon=1e-6)),
     'relu, NHWC': (relu_attention, lambda: [random(2, 11, 3, 3, 5).permute(0, 2, 3, 4, 1)],
                    lambda: dict(epsilon=1e-6)),
     'performer': (performer_attention, lambda: [random(2, 11, 6) / 3 for _ in range(3)],

@@ -24,15 +24,19 @@ timm's LiteMLA has eps 1e-5.
 """
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from visattn_dense.layers import ConvNormAct, DepthwiseConv2d, GroupedPointwiseConv
+from visattn_dense.layers import (
+    ConvNormAct,
+    DepthwiseConv2d,
+    EndsInProjection,
+    GroupedPointwiseConv,
+)
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.linear_attention import relu_attention
 
 
-class LiteMLA(UsesOperators, nn.Module):
+class LiteMLA(EndsInProjection, UsesOperators, nn.Module):
     """Multi-scale ReLU linear attention on a map, NCHW in and out.
 
     Args:
@@ -75,22 +79,18 @@ class LiteMLA(UsesOperators, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out_dim, H, W)."""
         qkv = self.qkv(x)
-        out = [self.attend(tokens) for tokens in (qkv, *(scale(qkv) for scale in self.aggreg))]
-        if out[0].is_contiguous(memory_format=torch.channels_last):
-            # From NHWC maps of a single image, torch.cat along dim 1 would make an NCHW map.
-            rows = torch.cat([heads.permute(0, 2, 3, 1) for heads in out], dim=-1)
-            return self.proj(rows.permute(0, 3, 1, 2))
-        return self.proj(torch.cat(out, dim=1))
+        return self.proj(self.attend(qkv, *(scale(qkv) for scale in self.aggreg)))
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Attend with the heads of one scale.
+    def attend(self, *qkv: Tensor) -> Tensor:
+        """Attend with the heads of S scales.
 
         Args:
-            qkv: (B, 3·h·d, H, W); channels ordered by head, and in a head by q, k, v.
+            qkv: (B, 3·h·d, H, W) of each scale; channels ordered by head, and in a head by q, k, v.
 
         Returns:
-            (B, h·d, H, W), in the dtype of `qkv`.
+            (B, S·h·d, H, W), in the dtype of `qkv`.
         """
-        tokens = qkv.flatten(2).unflatten(1, (self.num_heads, 3, self.head_dim))
-        out = relu_attention(tokens, epsilon=self.eps, mode=self.mode)          # (B, h, d, N)
-        return out.flatten(1, 2).unflatten(-1, qkv.shape[2:])
+        tokens = [scale.flatten(2).unflatten(1, (self.num_heads, 3, self.head_dim))
+                  for scale in qkv]
+        out = relu_attention(*tokens, epsilon=self.eps, mode=self.mode)         # (B, S·h, d, N)
+        return out.flatten(1, 2).unflatten(-1, qkv[0].shape[2:])

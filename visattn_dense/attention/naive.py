@@ -7,7 +7,6 @@ network.
 """
 import copy
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, einsum, nn
@@ -75,7 +74,7 @@ class NaiveLiteMLA(LiteMLA):
             near = rearrange(near, 'b (g i) h w -> b g i h w', g=3 * self.num_heads)
             near = einsum('g o i, b g i h w -> b g o h w', weight, near)
             scales.append(rearrange(near, 'b g o h w -> b (g o) h w'))
-        return self.proj(torch.cat([self.attend(tokens) for tokens in scales], dim=1))
+        return self.proj(self.attend(*scales))
 
 
 class NaiveBiLevelRoutingAttention(BiLevelRoutingAttention):

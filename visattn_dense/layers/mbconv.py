@@ -184,6 +184,14 @@ class ConvPair(nn.Module):
         return self.conv2(self.conv1(x))
 
 
+class EndsInProjection:
+    """A second base class, beside nn.Module, of a branch whose result is that of `proj`.
+
+    Attributes:
+        proj: a ConvNormAct.
+    """
+
+
 class Residual(nn.Module):
     """x + DropPath(main(x)); main(x) if there is no shortcut.
 
@@ -200,7 +208,11 @@ class Residual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.main(x)) if self.shortcut else self.main(x)
+        return self.add(x, self.main(x)) if self.shortcut else self.main(x)
+
+    def add(self, x: Tensor, update: Tensor) -> Tensor:
+        """x + DropPath(update), (B, C, H, W) each."""
+        return x + self.drop_path(update)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ from .graphs import Replayable, ReplayedForward
 from .mbconv import (
     ConvNormAct,
     DepthwiseConv2d,
+    EndsInProjection,
     FusedMBConv,
     GroupedPointwiseConv,
     MBConv,
@@ -41,6 +42,7 @@ from .packed import (
     NativeLinear,
     NativeMBConv,
     NativeNorm,
+    NativeProjection,
     NativeSplitLinear,
     NativeTransposedConv,
     Packed,
@@ -229,6 +231,8 @@ def _fused(parent: nn.Module) -> _Fused | None:
 
         return _Fused(f'{norm}, {mlp}, {dtype}', forms, lambda packed: packed(tokens, tokens),
                       lambda: parent.finish(tokens, tokens, Handover()), install, usual)
+    if isinstance(parent.main, EndsInProjection):
+        return _fused_projection(parent, dtype, usual) if parent.shortcut else None
     main, forms = parent.main, _fused_branch(parent.main, parent.shortcut)
     if not forms:
         return None
@@ -267,6 +271,26 @@ def _fused_split(parent: nn.Module, dtype: torch.dtype, usual: bool) -> _Fused |
     return _Fused(f'{split}, {norm}, {linear}, {dtype}',
                   _native_forms(NativeSplitLinear, linear.weight.numel(), split, norm, linear),
                   lambda packed: packed(image), apart, install, usual)
+
+
+def _fused_projection(parent: Residual, dtype: torch.dtype, usual: bool) -> _Fused | None:
+    """One layer in place of a branch's last convolution and the sum after it."""
+    proj = parent.main.proj
+    conv = proj.conv
+    if (type(proj) is not ConvNormAct or type(proj.norm) is not nn.Identity
+            or type(proj.act) is not nn.Identity or not _is_pointwise(conv)):
+        return None
+    update = _image(conv, 1)
+    x = torch.full((1, conv.out_channels, *update.shape[2:]), .5, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    def install(packed: Packed) -> None:
+        parent.main.proj, parent.add = nn.Identity(), packed.forward
+
+    return _Fused(f'{conv}, added, {dtype}',
+                  _native_forms(NativeProjection, conv.weight.numel(), conv),
+                  lambda packed: packed(x, update),
+                  lambda: parent.add(x, parent.main.proj(update)), install, usual)
 
 
 def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:

@@ -280,6 +280,24 @@ class NativeNorm(Packed):
         return rows.permute(0, 3, 1, 2) if self.is_nchw else rows
 
 
+class NativeProjection(Native):
+    """x + conv(update) of a 1×1 convolution, in float32. For inference alone.
+
+    Args:
+        layer: the convolution, on the CPU.
+        in_tiles: see `native.Layer.of`.
+    """
+
+    def __init__(self, layer: nn.Conv2d, *, in_tiles: bool = True) -> None:
+        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, NO_ACTIVATION)
+
+    def forward(self, x: Tensor, update: Tensor) -> Tensor:
+        """(B, C', H, W) and (B, C, H, W) to (B, C', H, W), NHWC in memory."""
+        x, update = (t.float().permute(0, 2, 3, 1) for t in (x, update))
+        out = native.linear(update, *self.layers, addend=x)
+        return out.to(self.dtype).permute(0, 3, 1, 2)
+
+
 class NativeGroupedConv(Packed):
     """A 1×1 convolution in groups of channels by the kernels, in float32. For inference alone.
 

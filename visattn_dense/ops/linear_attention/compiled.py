@@ -44,12 +44,14 @@ def _inverse(scale: Tensor) -> Tensor:
     return 1 / F.softplus(scale.detach().flatten())
 
 
-def why_not_relu(qkv: Tensor, **_: object) -> str | None:
-    return native.why_not(_rows_of_tokens(qkv))
+def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
+    if any(each.dtype != qkv[0].dtype for each in qkv):
+        return 'the sets of heads have several dtypes'
+    return next(filter(None, (native.why_not(_rows_of_tokens(each)) for each in qkv)), None)
 
 
-def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
-    return native.relu_attention(_rows_of_tokens(qkv), epsilon=epsilon).permute(0, 2, 3, 1)
+def relu_attention(*qkv: Tensor, epsilon: float) -> Tensor:
+    return native.relu_attention(*map(_rows_of_tokens, qkv), epsilon=epsilon).permute(0, 2, 3, 1)
 
 
 def _rows_of_tokens(qkv: Tensor) -> Tensor:

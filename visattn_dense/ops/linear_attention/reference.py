@@ -1,6 +1,7 @@
 """The equations of linear attention, with the matrices of weights in memory."""
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, einsum
 
@@ -93,17 +94,17 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     return whole(out + depthwise(v, kernel, bias))
 
 
-def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
+def relu_attention(*qkv: Tensor, epsilon: float) -> Tensor:
     """a_ij = relu(q_i) · relu(k_j).
 
     Args:
-        qkv: (B, h, 3, d, N): q, k and v, tokens last.
+        qkv: S sets of heads, (B, h, 3, d, N) each: q, k and v, tokens last.
         epsilon: added to the denominator.
 
     Returns:
-        (B, h, d, N), in the dtype of qkv.
+        (B, S·h, d, N), in the dtype of qkv.
     """
-    q, k, v = qkv.transpose(-2, -1).unbind(2)
+    q, k, v = torch.cat(qkv, 1).transpose(-2, -1).unbind(2)
     return attention(q.relu(), k.relu(), v, epsilon).transpose(-2, -1)
 
 

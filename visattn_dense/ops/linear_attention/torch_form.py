@@ -1,4 +1,5 @@
 """Linear attention by torch's products. Sums over the keys are computed once for all queries."""
+import functools
 import math
 from collections.abc import Callable
 
@@ -64,6 +65,19 @@ def _positive(t: Tensor, inverse_scale: Tensor, epsilon: float) -> Tensor:
     return torch.addcmul(epsilon * inverse_scale, t.relu(), inverse_scale)
 
 
+def of_each_set(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`attend` on each set of heads, the results side by side: (B, h, d, N) to (B, S·h, d, N)."""
+    @functools.wraps(attend)
+    def attend_each(*qkv: Tensor, epsilon: float) -> Tensor:
+        out = [attend(each, epsilon=epsilon) for each in qkv]
+        if out[0].permute(0, 3, 1, 2).is_contiguous():
+            # From NHWC maps of a single image, torch.cat along dim 1 would make an NCHW map.
+            return torch.cat([heads.permute(0, 3, 1, 2) for heads in out], 2).permute(0, 2, 3, 1)
+        return torch.cat(out, 1)
+    return attend_each
+
+
+@of_each_set
 def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
     # Both sums overflow in half precision, so products and division are in float32.
     with without_autocast(qkv):

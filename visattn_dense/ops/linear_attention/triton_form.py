@@ -21,6 +21,7 @@ from .. import launching
 from ..depthwise import triton_form as depthwise_form
 from ..launching import launch, power_of_two
 from ..windows import window_corner
+from .torch_form import of_each_set
 
 MAX_HEAD_DIM = 64
 MAX_CHANNELS = 2048
@@ -51,11 +52,12 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     return out.flatten(3)
 
 
-def why_not_relu(qkv: Tensor, **_: object) -> str | None:
-    """Why the kernels cannot compute ReLU attention of this tensor, or None."""
-    return launching.why_not(qkv) or _why_not_sizes(qkv, qkv.shape[3])
+def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
+    """Why the kernels cannot compute ReLU attention of these tensors, or None."""
+    return launching.why_not(*qkv) or _why_not_sizes(qkv[0], qkv[0].shape[3])
 
 
+@of_each_set
 def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
     joint = qkv.permute(0, 4, 2, 1, 3)[:, None]                      # (B, 1, N, 3, h, d)
     out = torch.ops.visattn.linear_attention_triton(

@@ -122,7 +122,7 @@ def _open(path: Path) -> ctypes.CDLL:
             ('focused', None,
              [pointer] * 4 + [stride] * 4 + [pointer] * 5 + [real] + [integer] * 6),
             ('relu_attention', None,
-             [pointer] * 2 + [stride] + [integer] * 4 + [real] + [integer] * 2),
+             [pointer] * 2 + [stride] * 2 + [integer] * 4 + [real] + [integer] * 2),
             ('grouped', None, [pointer] + [stride] * 2 + [pointer] * 2 + [integer] * 5),
             ('depthwise', None,
              [pointer] * 2 + [stride] * 2 + [integer] * 9 + [pointer] * 2 + [integer] * 2

@@ -70,7 +70,7 @@ template <typename Number>
 struct ReluAttention {
   const Number* qkv;
   Number* out;
-  int64_t stride;
+  int64_t stride, out_row;       // from row to row; from one token of the result to the next
   int tokens, heads, dim;
   float epsilon;
 
@@ -116,8 +116,8 @@ void summarise(const ReluAttention<Number>& a, const Number* keys, int count, fl
 template <typename Number>
 void distribute(const ReluAttention<Number>& a, const Number* queries, int count, const float* sums,
                 Number* out, float* features) {
-  const int dim = a.dim, distance = a.features(), channels = a.heads * dim;
-  const int64_t row = a.row();
+  const int dim = a.dim, distance = a.features();
+  const int64_t row = a.row(), out_row = a.out_row;
   const float* weight = sums + a.products();
   float inverse[TOKENS];
   for (int from = 0; from < count; from += W) {
@@ -132,7 +132,7 @@ void distribute(const ReluAttention<Number>& a, const Number* queries, int count
     store(inverse + from, 1 / (totals(below) + a.epsilon));
   }
   multiply_sums(features, distance, count, dim, sums, [&](int i, int from, int n, Vec x) {
-    put(out + i * channels + from, x * inverse[i], n);
+    put(out + i * out_row + from, x * inverse[i], n);
   });
 }
 
@@ -183,7 +183,7 @@ void relu_attention(const ReluAttention<Number>& a, int batch, int threads) {
     }
     each([&](int64_t share, int head, int64_t token, int count) {
       distribute(a, a.part(token, head, 0), count, sums_of(share / shares * shares, head),
-                 a.out + (token * a.heads + head) * a.dim, features.get());
+                 a.out + token * a.out_row + head * a.dim, features.get());
     });
   }
 }
@@ -365,12 +365,12 @@ void visattn_focused(const void* q, const void* k, const void* v, void* out, int
   });
 }
 
-void visattn_relu_attention(const void* qkv, void* out, int64_t stride, int batch, int tokens,
-                            int heads, int dim, float epsilon, int bfloat16, int threads) {
+void visattn_relu_attention(const void* qkv, void* out, int64_t stride, int64_t out_row, int batch,
+                            int tokens, int heads, int dim, float epsilon, int bfloat16, int threads) {
   in_format(bfloat16, [&](auto zero) {
     using Number = decltype(zero);
     relu_attention(ReluAttention<Number>{static_cast<const Number*>(qkv), static_cast<Number*>(out),
-                                         stride, tokens, heads, dim, epsilon},
+                                         stride, out_row, tokens, heads, dim, epsilon},
                    batch, threads);
   });
 }

@@ -208,18 +208,19 @@ def focused(q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: Groups, *, hea
              position.float().contiguous(), inverse_scale.float(), heads, power, epsilon)
 
 
-def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
+def relu_attention(*qkv: Tensor, epsilon: float) -> Tensor:
     """Linear attention of ReLU features; see `visattn_dense.ops.linear_attention`.
 
     Args:
-        qkv: (B, N, h, 3, d), viewed as rows: q, k and v of each token and head.
+        qkv: S sets of heads, (B, N, h, 3, d) each, viewed as rows: q, k and v of each token and
+            head.
         epsilon: ε.
 
     Returns:
-        (B, N, h, d).
+        (B, N, S·h, d).
 
     Raises:
-        RuntimeError: `qkv` cannot be viewed as rows.
+        RuntimeError: a tensor cannot be viewed as rows.
     """
     return _relu_attention(qkv, epsilon)
 
@@ -575,13 +576,15 @@ def _fake_top_regions(q, k, count, scale):
 
 
 @_operator('visattn::relu_attention', mutates_args=())
-def _relu_attention(qkv: Tensor, epsilon: float) -> Tensor:
-    rows, = _rows(qkv)
-    batch, tokens, heads, _, dim = qkv.shape
+def _relu_attention(qkv: Sequence[Tensor], epsilon: float) -> Tensor:
+    rows = _rows(*qkv)
+    batch, tokens, heads, _, dim = qkv[0].shape
     out = _fake_relu_attention(qkv, epsilon)
-    _run(
-        'relu_attention', _pointer(rows), _pointer(out), rows.stride(0), batch, tokens, heads, dim,
-        epsilon, _DTYPES.index(qkv.dtype), torch.get_num_threads())
+    for i, own in enumerate(rows):
+        _run(
+            'relu_attention', _pointer(own), _pointer(out[:, :, i * heads:]), own.stride(0),
+            out.stride(1), batch, tokens, heads, dim, epsilon, _DTYPES.index(own.dtype),
+            torch.get_num_threads())
     return out
 
 
@@ -777,8 +780,8 @@ def _(q, k, v, out, rows, starts, places, position, inverse_scale, heads, power,
 
 @_relu_attention.register_fake
 def _fake_relu_attention(qkv, epsilon):
-    batch, tokens, heads, _, dim = qkv.shape
-    return qkv.new_empty(batch, tokens, heads, dim)
+    batch, tokens, heads, _, dim = qkv[0].shape
+    return qkv[0].new_empty(batch, tokens, len(qkv) * heads, dim)
 
 
 @_depthwise.register_fake
