@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from visattn_dense.ops import native
 
-Recorder = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
+Outputs = tuple[Tensor, ...]
+Recorder = Callable[[Callable[[], Outputs]], Callable[[], Outputs]]
+"""Records a call. The result makes the call again, and gives outputs that belong to the caller."""
 
 _SEEN = 256
 """The number of shapes that are remembered until they come again."""
@@ -52,14 +54,24 @@ def record_on_gpu(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     return graph.replay, outputs
 
 
-_RECORDERS: dict[str, Recorder] = {'cuda': record_on_gpu, 'cpu': native.record}
+def _replay_on_gpu(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    replay, outputs = record_on_gpu(call)
+
+    def run() -> Outputs:
+        replay()
+        return tuple(output.clone() for output in outputs)
+
+    return run
+
+
+_RECORDERS: dict[str, Recorder] = {'cuda': _replay_on_gpu, 'cpu': native.record}
 
 
 class ReplayedForward:
     """The forward pass of a module, by a graph where a shape comes again.
 
     The first pass at a shape runs as usual and builds the kernels. The second pass is recorded, and
-    later passes are replayed. The outputs are copies, and belong to the caller. A pass runs as
+    later passes are replayed. The outputs belong to the caller. A pass runs as
     usual where a graph cannot serve: with gradients, while torch.compile traces or a profiler
     watches, with a hook on a layer, inside another graph, on a CPU without the compiled kernels. If
     a recording fails, the log says why, and the module records no more. A graph holds what the
@@ -139,12 +151,11 @@ class ReplayedForward:
                 enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
             given = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
             given.copy_(x)
-            replay, outputs = record(lambda: self._plain(given))
+            replay = record(lambda: self._plain(given))
 
         def run(x: Tensor) -> tuple[Tensor, ...]:
             given.copy_(x)
-            replay()
-            return tuple(output.clone() for output in outputs)
+            return replay()
 
         return run
 

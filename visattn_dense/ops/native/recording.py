@@ -8,7 +8,9 @@ import ctypes
 import functools
 import weakref
 from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -21,14 +23,14 @@ _EMPTY = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_
           torch.ops.aten.new_empty, torch.ops.aten.new_empty_strided}
 
 
-def record(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+def record(call: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
     """Record the calls of a pass.
 
     Args:
         call: the pass. Its inputs stay at their addresses.
 
     Returns:
-        A function that makes the calls again; and the outputs, which each replay overwrites.
+        A function that makes the calls again and gives the outputs, which belong to the caller.
 
     Raises:
         RuntimeError: the pass reads a value of a tensor, or needs a tensor without a plain memory.
@@ -36,15 +38,22 @@ def record(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     recording = Recording()
     with recording:
         outputs = call()
-    calls = recording.calls
+    return _Replay(recording, outputs)
 
-    def replay() -> None:
-        for function, arguments in calls:
-            function(*arguments)
 
-    # The memory lives as long as its replay.
-    replay.recording = recording
-    return replay, outputs
+@dataclass(eq=False)
+class _Life:
+    """A tensor of a recording: its memory, and the calls [start, end) between which it lives."""
+    address: int
+    size: int
+    start: int
+    end: int | None = None
+
+    def offset(self, address: int | None) -> int | None:
+        """Where an address lies in the memory; None outside."""
+        if address is None or not self.address <= address < self.address + self.size:
+            return None
+        return address - self.address
 
 
 class Recording(TorchDispatchMode):
@@ -55,12 +64,17 @@ class Recording(TorchDispatchMode):
 
     Attributes:
         calls: functions and their arguments, in order.
+        touched: for each call of an operator, where the memory of its tensors starts; None for a
+            kernel, whose arguments are addresses and numbers.
+        memory: of the new tensors.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Callable, tuple]] = []
-        self._memory = _Memory()
+        self.touched: list[set[int] | None] = []
+        self.memory = _Memory()
+        self._lives: dict[int, _Life] = {}                    # the last one at each address
         self._kept: list[Tensor] = []
 
     @classmethod
@@ -68,20 +82,25 @@ class Recording(TorchDispatchMode):
         return False                                          # skipping would import the compiler
 
     def note(self, kernel: Callable, arguments: tuple) -> None:
-        """Note the call of a kernel, whose arguments are addresses and numbers."""
+        """Note the call of a kernel."""
         self.calls.append((kernel, arguments))
+        self.touched.append(None)
 
     def keep(self, *arguments: Any) -> None:
         """Keep tensors whose addresses go to a kernel, and which lie elsewhere: weights, tables."""
         self._kept += [leaf for leaf in tree_leaves(arguments)
-                       if isinstance(leaf, Tensor) and leaf not in self._memory]
+                       if isinstance(leaf, Tensor) and leaf not in self.memory]
+
+    def life(self, x: Tensor) -> _Life | None:
+        """The life of a tensor; None if it lies elsewhere."""
+        return self._lives.get(_address(x))
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (),
                            kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         out = operator(*args, **kwargs)
         if operator.overloadpacket in _EMPTY:
-            return self._memory.like(out)
+            return self._new(out)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         results = _results(out)
         if not tensors and not any(isinstance(result, Tensor) for result in results):
@@ -94,31 +113,140 @@ class Recording(TorchDispatchMode):
         is_new = [_address(result) not in given for result in results]
         if not (any(is_new) or operator._schema.is_mutable):
             return out                                        # a view
-        ours = [self._memory.like(result).copy_(result) if new else result
+        ours = [self._new(result).copy_(result) if new else result
                 for result, new in zip(results, is_new, strict=True)]
         # The call must not hold memory that later tensors may take.
-        args, kwargs = tree_map_only(Tensor, self._memory.alias, (args, kwargs))
-        self.calls.append(_again(operator, args, kwargs, list(compress(
-            map(self._memory.alias, ours), is_new)), is_new))
+        args, kwargs = tree_map_only(Tensor, self.memory.alias, (args, kwargs))
+        targets = list(map(self.memory.alias, compress(ours, is_new)))
+        writing = _writing(operator) if targets and all(is_new) else None
+        if writing is not None:
+            form, names = writing
+            call: Callable = functools.partial(
+                form, **kwargs, **dict(zip(names, targets, strict=True)))
+        elif len(results) == len(targets) == 1:
+            call = _Fresh(functools.partial(operator, **kwargs), targets[0], self.life(ours[0]))
+        else:
+            call = functools.partial(_copy, functools.partial(operator, **kwargs), targets, is_new)
+        self.calls.append((call, args))
+        self.touched.append(given.union(map(_address, ours)))
         ours = iter(ours)
         return tree_map_only(Tensor, lambda _: next(ours), out)
 
+    def _new(self, like: Tensor) -> Tensor:
+        """A tensor in the memory of the recording, whose life starts with the next call."""
+        new = self.memory.like(like)
+        if address := _address(new):
+            now = len(self.calls)
+            if address in self._lives:
+                self._lives[address].end = now
+            self._lives[address] = _Life(address, new.untyped_storage().nbytes(), now)
+        return new
 
-def _again(operator: Any, args: tuple, kwargs: dict, outputs: list[Tensor],
-           is_new: list[bool]) -> tuple[Callable, tuple]:
-    """The call of an operator that writes its new tensors to `outputs`."""
-    writes = _writing(operator) if outputs and all(is_new) else None
-    if writes is not None:
-        form, names = writes
-        kwargs = {**kwargs, **dict(zip(names, outputs, strict=True))}
-        return functools.partial(form, **kwargs), args
 
-    def call(*args: Any) -> None:
-        results = compress(_results(operator(*args, **kwargs)), is_new)
-        for output, result in zip(outputs, results, strict=True):
-            output.copy_(result)
+class _Moves:
+    """Where the calls of a recording name the memory of a tensor, so that the tensor can move.
 
-    return call, args
+    Attributes:
+        are_known: whether these are all places. An operator of torch holds tensors, not addresses.
+    """
+
+    def __init__(self, recording: Recording, life: _Life, *, made_by_operator: bool) -> None:
+        self.calls = recording.calls
+        self.arguments: list[tuple[int, int, int]] = []       # call, argument, offset
+        self.fields: list[tuple[ctypes.Structure, str, int]] = []
+        self.are_known = True
+        for i in range(life.start + made_by_operator, life.end or len(self.calls)):
+            touched = recording.touched[i]
+            if touched is not None:
+                self.are_known &= life.address not in touched
+                continue
+            for j, argument in enumerate(self.calls[i][1]):
+                if isinstance(argument, int):
+                    if (offset := life.offset(argument)) is not None:
+                        self.arguments.append((i, j, offset))
+                    continue
+                for structure in _structures(argument):
+                    for name, kind in structure._fields_:
+                        if kind is not ctypes.c_void_p:
+                            continue
+                        if (offset := life.offset(getattr(structure, name))) is not None:
+                            self.fields.append((structure, name, offset))
+
+    def to(self, address: int) -> None:
+        """Name another memory in its place."""
+        for i, j, offset in self.arguments:
+            function, arguments = self.calls[i]
+            self.calls[i] = function, (*arguments[:j], address + offset, *arguments[j + 1:])
+        for structure, name, offset in self.fields:
+            setattr(structure, name, address + offset)
+
+
+def _structures(argument: Any) -> list[ctypes.Structure]:
+    """The structures that an argument of a kernel points to."""
+    if isinstance(argument, ctypes.Array):
+        return list(argument)
+    return [argument._obj] if hasattr(argument, '_obj') else []
+
+
+class _Fresh:
+    """The call of an operator that makes a new tensor each time.
+
+    Without `moves`, the tensor is copied to the one of the recording.
+    """
+
+    def __init__(self, operator: Callable[..., Tensor], target: Tensor, life: _Life | None) -> None:
+        self.operator, self.target, self.life = operator, target, life
+        self.moves: _Moves | None = None
+        self.result: Tensor | None = None
+
+    def __call__(self, *args: Any) -> None:
+        self.result = None
+        result, target = self.operator(*args), self.target
+        if self.moves is None or (result.stride(), result.storage_offset()) != (
+                target.stride(), target.storage_offset()):
+            result = target.copy_(result)
+        if self.moves is not None:
+            self.result = result                              # lives until the next replay
+            self.moves.to(_address(result))
+
+
+def _copy(operator: Callable, targets: list[Tensor], is_new: list[bool], *args: Any) -> None:
+    """Call an operator of several results, and copy those that are new."""
+    for target, result in zip(targets, compress(_results(operator(*args)), is_new), strict=True):
+        target.copy_(result)
+
+
+class _Replay:
+    """Makes the calls of a recording again.
+
+    The outputs get memory of their own, where all calls that name them are known; else copies.
+    """
+
+    def __init__(self, recording: Recording, outputs: tuple[Tensor, ...]) -> None:
+        self.recording, self.outputs = recording, outputs     # these keep the memory
+        self.lives = [recording.life(output) for output in outputs]
+        self.moves = {}
+        for life in filter(None, self.lives):
+            moves = _Moves(recording, life, made_by_operator=False)
+            if moves.are_known:
+                self.moves[life.address] = life.size, moves
+        for call, _ in recording.calls:
+            if isinstance(call, _Fresh) and call.life is not None and call.life not in self.lives:
+                moves = _Moves(recording, call.life, made_by_operator=True)
+                call.moves = moves if moves.are_known else None
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        memory = {}
+        for address, (size, moves) in self.moves.items():
+            memory[address] = torch.empty(size, dtype=torch.uint8)
+            moves.to(memory[address].data_ptr())
+        for function, arguments in self.recording.calls:
+            function(*arguments)
+        return tuple(
+            memory[life.address].view(output.dtype).as_strided(
+                output.size(), output.stride(), output.storage_offset())
+            if life is not None and life.address in memory else output.clone()
+            for output, life in zip(self.outputs, self.lives, strict=True))
 
 
 def _results(out: Any) -> list[Any]:
@@ -147,6 +275,8 @@ class _Memory:
     def __init__(self) -> None:
         self._blocks: dict[int, Tensor] = {}                  # by address
         self._free: list[Tensor] = []                         # from small to large
+        # A tensor may go at any time, also while the list above is searched.
+        self._returned: deque[Tensor] = deque()
 
     def __contains__(self, x: Tensor) -> bool:
         return _address(x) in self._blocks
@@ -156,6 +286,8 @@ class _Memory:
         size = x.untyped_storage().nbytes()
         if not size:
             return x
+        while self._returned:
+            insort(self._free, self._returned.popleft(), key=len)
         # Of the smallest that fit, the one that was given back last: the caches may hold it.
         fits = bisect_left(self._free, size, key=len)
         if fits < len(self._free):
@@ -164,7 +296,7 @@ class _Memory:
             block = torch.empty(size, dtype=torch.uint8)
             self._blocks[block.data_ptr()] = block
         lent = (ctypes.c_char * size).from_address(block.data_ptr())
-        weakref.finalize(lent, insort, self._free, block, key=len).atexit = False
+        weakref.finalize(lent, self._returned.append, block).atexit = False
         return _tensor(lent, x)
 
     def alias(self, x: Tensor) -> Tensor:
