@@ -269,3 +269,12 @@ def test_optimizing_refuses_what_would_be_lost():
                  lambda: pickle.dumps(model)):
         with pytest.raises(RuntimeError, match='keep a copy'):
             call()
+
+
+@torch.no_grad()
+def test_a_transformer_of_torch_stays_whole():
+    """Its forward gives the weights of its layers to one fused operator."""
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2).eval()
+    x = torch.randn(2, 7, 32)
+    torch.testing.assert_close(optimize_for_inference(copy.deepcopy(model))(x), model(x))

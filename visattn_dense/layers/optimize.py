@@ -116,6 +116,8 @@ def optimize_for_inference(model: nn.Module, *, graphs: int = 0) -> nn.Module:
 
 def _pack(parent: nn.Module) -> None:
     """Pack the layers below `parent`; then, where this is faster, several of them as one."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return                                   # its forward reads the weights of its layers
     fused = _fused(parent)                       # finds the plain layers
     children = [(name, child) for name, child in parent.named_children()
                 if not isinstance(child, nn.Identity)]
