@@ -71,11 +71,11 @@ class ReplayedForward:
     """The forward pass of a module, by a graph where a shape comes again.
 
     The first pass at a shape runs as usual and builds the kernels. The second pass is recorded, and
-    later passes are replayed. The outputs belong to the caller. A pass runs as
-    usual where a graph cannot serve: with gradients, while torch.compile traces or a profiler
-    watches, with a hook on a layer, inside another graph, on a CPU without the compiled kernels. If
-    a recording fails, the log says why, and the module records no more. A graph holds what the
-    module was when it was recorded: a layer that is exchanged later has no effect.
+    later passes are replayed. The outputs belong to the caller. A pass runs as usual where a graph
+    cannot serve: with gradients, while torch.compile traces or a profiler watches, with a hook on a
+    layer, inside another graph, on a CPU without the compiled kernels. If a recording fails, the
+    log says why, and the module records no more. A graph holds what the module was when the graph
+    was recorded: a layer that is exchanged later has no effect.
 
     Args:
         module: its class has the forward pass; the weights stay where they are.
@@ -163,5 +163,6 @@ class ReplayedForward:
 def _can_replay(x: Tensor) -> bool:
     if type(x) is not Tensor or native.is_watched():
         return False
-    return not torch.cuda.is_current_stream_capturing() if x.is_cuda else (
-        x.device.type == 'cpu' and native.available())
+    if x.is_cuda:
+        return not torch.cuda.is_current_stream_capturing()
+    return x.device.type == 'cpu' and native.available()

@@ -21,6 +21,7 @@ constexpr int WIDE = 3, LINES[] = {0, 8, 6, 4};
 constexpr int PART = 8192 / (WIDE * W);  // inputs at a time, whose part of a panel fits the L1 cache
 constexpr int FEW = 64;       // rows for which it pays to split their numbers
 constexpr int BLOCK = 192;    // rows that go through a chain at a time: whole steps of both forms
+constexpr int SOME = 16;      // rows at a time whose sums stay in the cache until their norm
 constexpr int HIDDEN = 256;   // about so many outputs of the first layer at a time
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
 constexpr int ROOM = 1 << 18;   // numbers between the layers of a mobile block that stay in the cache
@@ -587,7 +588,6 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       // What the second layer adds to.
       Addend start{addend.x ? addend.x + begin * addend.stride : nullptr, addend.stride};
       if (from.norm || second.tiles) start = {to, stride};
-      constexpr int SOME = 16;  // rows at a time: the sums stay in the cache until their norm
       for (int64_t some = begin; some < end; some += SOME) {
         const int64_t last = std::min(end, some + SOME);
         float *row = buffer.get() + (some - begin) * pitch, *sum = out + some * stride;
@@ -736,7 +736,6 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
 template <typename Number>
 void add_norm(const Number* x, int64_t stride, const Number* update, int64_t update_stride, int64_t rows,
               int n, const Norm& norm, Activation kind, Number* total, Number* normed, int threads) {
-  constexpr int SOME = 16;  // rows at a time: the sums stay in the cache until their norm
   with(kind, [&](auto act) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t some = 0; some < rows; some += SOME) {
