@@ -88,6 +88,36 @@ def test_unused_parameters_are_named(tmp_path: Path) -> None:
     assert 'find_unused_parameters=True' in failed[0].output
 
 
+def test_the_main_process_alone_writes_the_metrics(tmp_path: Path) -> None:
+    # Two that write one file at once can damage it. Each rank has a folder here, to see who writes.
+    code = """if True:
+        import logging, os
+        from types import SimpleNamespace
+        import torch
+        import visattn_dense
+        from mmengine.hooks import LoggerHook
+        torch.distributed.init_process_group('gloo')
+        logged = SimpleNamespace(get_log_after_epoch=lambda *a, **k: ({'mIoU': 17.5}, 'mIoU: 17.5'))
+        folder = 'rank ' + os.environ['RANK']
+        os.makedirs(folder)
+        hook = LoggerHook()
+        hook.json_log_path = 'metrics.json'
+        hook.after_test_epoch(SimpleNamespace(
+            log_processor=logged, test_dataloader=[], log_dir=folder, logger=logging.getLogger()))
+        torch.distributed.destroy_process_group()"""
+    port = str(free_port())
+    ranks = [subprocess.Popen(
+        [sys.executable, '-c', code], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2',
+                        PYTHONPATH=os.fspath(ROOT), MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
+        for rank in range(2)]
+    for rank in ranks:
+        errors = rank.communicate(timeout=300)[1]
+        assert rank.returncode == 0, errors
+    assert json.loads((tmp_path / 'rank 0' / 'metrics.json').read_text()) == {'mIoU': 17.5}
+    assert not (tmp_path / 'rank 1' / 'metrics.json').exists()
+
+
 @pytest.mark.parametrize('gpus', ['0', 'two', ''])
 def test_wrong_number_of_processes(tmp_path: Path, gpus: str) -> None:
     done = run_tool('dist_train.sh', 'config.py', gpus, cwd=tmp_path)

@@ -17,6 +17,7 @@ from visattn_dense.openmmlab.compat.repairs import (
     find_loader,
     near_names,
     numpy_names,
+    one_writer,
     quiet,
     safe_resume,
 )
@@ -56,6 +57,15 @@ MENDS: tuple[Mend, ...] = (
         versions=_MMENGINE,
         module='mmengine.config.config',
         repair=config_text.format_once,
+    ),
+    Mend(
+        name='one-writer',
+        what='each process of a distributed test writes the metrics to the same file at the same '
+        'time, and the file can be damaged; the main process alone writes',
+        issue='https://github.com/open-mmlab/mmengine/pull/124',
+        versions=_MMENGINE,
+        module='mmengine.hooks.logger_hook',
+        repair=one_writer.write_metrics_once,
     ),
     Mend(
         name='find-loader-mmengine',
