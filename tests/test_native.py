@@ -163,6 +163,26 @@ def test_attention_to_absent_keys_alone_is_zero(kernels, dtype):
     assert out[:40].ne(0).all() and out[40:].eq(0).all()
 
 
+@pytest.mark.parametrize('rows', [3, 1000])
+def test_any_number_of_threads_gives_the_same(kernels, rows):
+    x = random(rows, 24)
+    layers = [native.Layer.of(random(*shape), random(shape[0])) for shape in ((48, 24), (24, 48))]
+    q, k, v = random(3, 1, rows, 24)
+    groups, _ = window_groups(1, rows, 1, (10, 1), True)
+    results, before = [], torch.get_num_threads()
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        try:
+            out = torch.full_like(v, float('nan'))
+            native.attend(q, k, v, out, groups, heads=2, scale=1.)
+            results.append((out, native.linear(x, layers[0], activation='relu'),
+                            native.chain(x, *layers, activation='gelu', epsilon=.1)))
+        finally:
+            torch.set_num_threads(before)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('tokens', [40, 600])
 def test_attention_survives_large_logits_and_shows_nans(kernels, tokens, dtype):

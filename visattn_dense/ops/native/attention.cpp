@@ -6,6 +6,7 @@
 // and Gimelshein, 2018, algorithm 3).
 
 #include "depthwise.h"
+#include "shares.h"
 #include "tiles.h"
 
 #include <numeric>
@@ -61,11 +62,6 @@ struct Items {
     parts = pairs >= 4 * threads ? 1 : (4 * threads + pairs - 1) / pairs;
   }
   int64_t count() const { return int64_t(groups.groups) * heads * parts; }
-  // How many items a thread takes at a time: routed groups share the keys of a head.
-  int at_once(int threads) const {
-    const int shares = (4 * threads + heads - 1) / heads;
-    return groups.routes > 1 ? (groups.groups * parts + shares - 1) / shares : 1;
-  }
   // Item i, whose keys are in `places`.
   Item at(int64_t i, std::vector<int32_t>& places) const {
     const int part = i % parts, group = i / parts % groups.groups, head = i / parts / groups.groups;
@@ -83,27 +79,6 @@ struct Items {
             groups.absent ? groups.absent[group] : 0.f};
   }
 };
-
-// Computes attentions by an F for each, which computes items. The threads of the team share the items.
-template <typename F, typename Number>
-void attend_by(const std::vector<Attention<Number>>& all, int heads, int together, int threads) {
-  std::vector<Items> items;
-  std::vector<std::unique_ptr<F>> compute(all.size());
-  int64_t count = 0;
-  for (const auto& a : all) {
-    items.emplace_back(a.groups, heads, int(all.size()), threads, together);
-    count += items.back().count();
-  }
-  std::vector<int32_t> places;
-#pragma omp for schedule(dynamic, items[0].at_once(threads))
-  for (int64_t i = 0; i < count; i++) {
-    size_t which = 0;
-    int64_t own = i;
-    while (own >= items[which].count()) own -= items[which++].count();
-    if (!compute[which]) compute[which].reset(new F(all[which]));
-    if (const Item item = items[which].at(own, places); item.count) (*compute[which])(item);
-  }
-}
 
 // As vectors. A row of logits belongs to one key and has a vector for every W neighbouring queries: so the
 // softmax runs down a column and needs no sum across a vector. A row of the result belongs to a query.
@@ -504,14 +479,44 @@ struct InTiles {
 
 #endif
 
+// Attentions that a team of threads computes.
 template <typename Number>
-void attend(const std::vector<Attention<Number>>& all, int heads, bool tiles, int threads) {
+class Attentions {
+  const std::vector<Attention<Number>>& all;
+  std::vector<Items> items;
+  std::vector<Shares> shares;
+  const bool tiles;
+
+  // By an F for each attention, which computes items.
+  template <typename F>
+  void compute_by() {
+    std::vector<int32_t> places;
+    for (size_t which = 0; which < all.size(); which++) {
+      F compute(all[which]);
+      shares[which].work([&](int i) {
+        if (const Item item = items[which].at(i, places); item.count) compute(item);
+      });
+    }
+  }
+
+ public:
+  Attentions(const std::vector<Attention<Number>>& all, int heads, bool tiles, int threads)
+      : all(all), tiles(VISATTN_TILES && tiles && std::is_same_v<Number, Bfloat16>) {
+    for (const auto& a : all) {
+      items.emplace_back(a.groups, heads, int(all.size()), threads, this->tiles ? BOTH : W);
+      shares.emplace_back(items.back().count(), threads);
+    }
+  }
+
+  // Each thread of the team calls this once.
+  void compute() {
 #if VISATTN_TILES
-  if constexpr (std::is_same_v<Number, Bfloat16>)
-    if (tiles) return attend_by<InTiles>(all, heads, BOTH, threads);
+    if constexpr (std::is_same_v<Number, Bfloat16>)
+      if (tiles) return compute_by<InTiles>();
 #endif
-  attend_by<InVectors<Number>>(all, heads, W, threads);
-}
+    compute_by<InVectors<Number>>();
+  }
+};
 
 }  // namespace
 
@@ -530,8 +535,9 @@ void visattn_attention(
         {{q_rows, q_starts, k_rows, k_starts, routed, absent, groups, routes},
          static_cast<const Number*>(q), static_cast<const Number*>(k), static_cast<const Number*>(v),
          static_cast<Number*>(out), q_stride, k_stride, v_stride, out_stride, dim, width, scale}};
+    Attentions<Number> attentions(all, heads, tiles, threads);
 #pragma omp parallel num_threads(threads)
-    attend(all, heads, tiles, threads);
+    attentions.compute();
   });
 }
 
@@ -566,10 +572,12 @@ void visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, 
       convolutions.push_back({v, part.weight, part.bias, result, stride, all_channels, batch, height, width,
                               channels, {part.height, part.width, part.top, part.left}, true, kNone});
     }
+    Attentions<Number> attentions(all, heads, tiles, threads);
     with_kernel(kernel, [&](auto side) {
 #pragma omp parallel num_threads(threads)
       {
-        attend(all, heads, tiles, threads);
+        attentions.compute();
+#pragma omp barrier
         for (const auto& convolution : convolutions) depthwise<decltype(side)::value>(convolution);
       }
     });

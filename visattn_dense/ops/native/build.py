@@ -25,7 +25,7 @@ import torch  # its OpenMP runtime is the one that the kernels use
 _FOLDER = Path(__file__).parent
 SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'linear_attention.cpp',
                                        'convolution.cpp', 'routing.cpp')]
-_HEADERS = [_FOLDER / name for name in ('vectors.h', 'tiles.h', 'depthwise.h')]
+_HEADERS = [_FOLDER / name for name in ('vectors.h', 'shares.h', 'tiles.h', 'depthwise.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.

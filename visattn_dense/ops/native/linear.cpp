@@ -5,6 +5,7 @@
 // at a time go through all layers, so what lies between the layers stays in the cache.
 
 #include "depthwise.h"
+#include "shares.h"
 #include "tiles.h"
 
 namespace {
@@ -496,21 +497,21 @@ void linear(const Source& from, const Layer& layer, Addend addend, const Map& ou
     together = std::max(1, WIDTH / from.channels);
   const int width = from.kernel ? together * from.channels : inputs;
   const int64_t pitch = gather ? apart(width) : from.stride;
+  Shares shares(blocks * parts, threads);
 #pragma omp parallel num_threads(threads)
   {
     Ahead ahead;
     const Registers registers(layer.tiles);
     const Splitter rows_of(layer.tiles, most, width);
     const Floats buffer = room(gather ? most * pitch : 0);
-#pragma omp for schedule(dynamic, 1)
-    for (int item = 0; item < blocks * parts; item++) {
+    shares.work([&](int item) {
       const int block = item / parts, part = item % parts;
       const int64_t first = first_row(rows, block, blocks, layer.tiles);
       const int64_t last = first_row(rows, block + 1, blocks, layer.tiles);
-      if (first == last) continue;
+      if (first == last) return;
       const int panel = layer.panels() * part / parts, column = layer.first(panel) * W;
       // Likely the next item of this thread.
-      const int next = item + threads, next_panel = layer.panels() * (next % parts) / parts;
+      const int next = item + 1, next_panel = layer.panels() * (next % parts) / parts;
       ahead.clear();
       if (!from.kernel && next < blocks * parts && next / parts != block)
         ahead.add(from.x + first_row(rows, next / parts, blocks, layer.tiles) * from.stride,
@@ -540,7 +541,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, const Map& ou
                    out.stride, end == positions ? kind : kNone, ahead);
         }
       }
-    }
+    });
   }
 }
 
@@ -571,6 +572,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
                                                  : std::max(1, HIDDEN / (first.wide() * W));
   const int blocks = blocks_of(rows, BLOCK, threads, first.tiles);
   const int64_t pitch = apart(inputs), between = apart(group * first.wide() * W);
+  Shares shares(blocks, threads);
 #pragma omp parallel num_threads(threads)
   {
     const Floats buffer = room(BLOCK * (pitch + between));
@@ -579,11 +581,10 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
     const Registers registers(first.tiles || second.tiles);
     const Splitter rows_of(first.tiles, BLOCK, inputs);
     const Splitter hidden_of(second.tiles, BLOCK, group * first.wide() * W);
-#pragma omp for schedule(dynamic, 1)
-    for (int block = 0; block < blocks; block++) {
+    shares.work([&](int block) {
       const int64_t begin = first_row(rows, block, blocks, first.tiles);
       const int64_t end = first_row(rows, block + 1, blocks, first.tiles);
-      if (begin == end) continue;
+      if (begin == end) return;
       float* to = out + begin * stride;
       // What the second layer adds to.
       Addend start{addend.x ? addend.x + begin * addend.stride : nullptr, addend.stride};
@@ -608,8 +609,8 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       const Rows before = rows_of(buffer.get(), pitch, end - begin, inputs);
       // Likely the next block of this thread.
       ahead.clear();
-      if (from.norm && block + threads < blocks) {
-        const int64_t next = first_row(rows, block + threads, blocks, first.tiles);
+      if (from.norm && block + 1 < blocks) {
+        const int64_t next = first_row(rows, block + 1, blocks, first.tiles);
         const int64_t count = end - begin;
         ahead.add(from.x + next * from.stride, count * from.stride);
         if (from.update) ahead.add(from.update + next * from.update_stride, count * from.update_stride);
@@ -633,7 +634,7 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       }
       if (normed)
         following(to, stride, end - begin, second.outputs, normed + begin * second.outputs, second.outputs);
-    }
+    });
   }
 }
 
@@ -677,6 +678,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
                          ? 1 : std::min<int64_t>(expand.panels(), int64_t(cells) * expand.outputs / ROOM + 1);
   const int group = (expand.panels() + groups - 1) / groups * expand.wide() * W;
   const int64_t pitch = apart(group), line = width * pitch;
+  Shares shares(batch * parts, threads);
 #pragma omp parallel num_threads(threads)
   {
     const Registers registers(expand.tiles || project.tiles);
@@ -685,8 +687,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
     const Floats buffer = room(cells * pitch);
     float* between = buffer.get() + places * line;
     Ahead ahead;
-#pragma omp for schedule(dynamic, 1)
-    for (int item = 0; item < batch * parts; item++)
+    shares.work([&](int item) {
       for (int g = 0; g < groups; g++) {
         const int part = item % parts;
         const int64_t image = item / parts;
@@ -728,6 +729,7 @@ void mobile(const Source& from, const Layer& expand, const float* weights, const
                    project.panels(), first, n, !g, more, to, stride, kNone, ahead);
         }
       }
+    });
   }
 }
 
