@@ -4,9 +4,13 @@ attention.cpp         softmax attention between groups of tokens
 linear_attention.cpp  linear attention, focused or of ReLU features
 routing.cpp           means of regions, and the regions that a region is routed to
 convolution.cpp       depthwise convolution in windows, 1×1 convolution in groups
-linear.cpp            linear layers, one or two in a chain, of rows or of a convolution's patches;
-                      two with a depthwise convolution between; sums and their norm
+linear.cpp            linear layers of rows, or of the patches of a convolution
+chain.cpp             two linear layers in a chain, or with a depthwise convolution between
+add_norm.cpp          LayerNorm, with a residual sum and an activation
 vectors.h             what all share
+shares.h              how threads share a loop
+activations.h         the activations of linear layers
+products.h            products of rows and packed layers
 depthwise.h           the inner loop of depthwise convolutions
 tiles.h               products in the tile registers of a processor with AMX
 build                 compiles the sources once for each processor, if there is a compiler

@@ -23,9 +23,10 @@ from pathlib import Path
 import torch  # its OpenMP runtime is the one that the kernels use
 
 _FOLDER = Path(__file__).parent
-SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'linear_attention.cpp',
-                                       'convolution.cpp', 'routing.cpp')]
-_HEADERS = [_FOLDER / name for name in ('vectors.h', 'shares.h', 'tiles.h', 'depthwise.h')]
+SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'chain.cpp', 'add_norm.cpp',
+                                       'linear_attention.cpp', 'convolution.cpp', 'routing.cpp')]
+_HEADERS = [_FOLDER / name for name in ('vectors.h', 'shares.h', 'tiles.h', 'activations.h',
+                                        'products.h', 'depthwise.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
@@ -38,7 +39,7 @@ _POINTER, _STRIDE, _INTEGER, _REAL = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_
 
 
 class Source(ctypes.Structure):
-    """Where the rows of a linear layer come from, as in linear.cpp."""
+    """Where the rows of a linear layer come from, as in products.h."""
     _fields_ = [('x', _POINTER), ('update', _POINTER), ('stride', _STRIDE),
                 ('update_stride', _STRIDE), ('channels', _INTEGER), ('norm', _INTEGER),
                 ('epsilon', _REAL),

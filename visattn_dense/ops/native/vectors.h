@@ -249,6 +249,8 @@ inline void in_blocks(int n, F&& f) {
       in_blocks<half_of(R)>(n - i, [&](int j, auto size) { f(i + j, size); });
 }
 
+constexpr int NORM_ROWS = 16;  // rows at a time whose sums stay in the cache until their norm
+
 // LayerNorm of rows of n numbers, and an activation; weight and bias may be null.
 struct Norm {
   const float *weight, *bias;
