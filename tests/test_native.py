@@ -426,17 +426,23 @@ def test_linear_layers(kernels, activation, rows, inputs, outputs):
 @pytest.mark.parametrize(('channels', 'outputs', 'kernel', 'stride', 'padding', 'size'), [
     (3, 20, 7, 4, 2, (30, 37)), (8, 40, 3, 1, 1, (9, 5)), (17, 24, 3, 2, 1, (8, 8)),
     (5, 96, 3, 1, 1, (1, 1)), (12, 7, 1, 2, 0, (6, 7)), (200, 9, 3, 2, 1, (5, 4)),
-    (32, 64, 3, 1, 1, (12, 11)), (160, 80, 3, 1, 1, (9, 8)), (600, 20, 3, 1, 1, (3, 4))])
+    (32, 64, 3, 1, 1, (12, 11)), (160, 80, 3, 1, 1, (9, 8)), (600, 20, 3, 1, 1, (3, 4)),
+    # Lines of many rows, which need no copies of the patches.
+    (16, 40, 3, 2, 1, (9, 30)), (20, 24, 5, 1, 2, (5, 29)), (17, 33, 4, 3, 1, (14, 50)),
+    (16, 70, 2, 2, 0, (9, 41)), (18, 20, 3, 1, 0, (7, 22))])
 def test_convolutions_as_linear_layers(kernels, channels, outputs, kernel, stride, padding, size):
     x = random(2, *size, channels)
     weight = random(outputs, channels, kernel, kernel) / (channels * kernel**2)**.5
     bias, point = random(outputs, seed=1), random(6, outputs) / outputs**.5
     layer = native.Layer.of(weight.permute(0, 2, 3, 1).flatten(1), bias)
     patches = native.Patches(kernel, stride, padding)
-    expected = F.relu(F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(),
-                               stride, padding)).permute(0, 2, 3, 1)
+    exact = F.conv2d(x.permute(0, 3, 1, 2).double(), weight.double(), bias.double(), stride,
+                     padding).permute(0, 2, 3, 1)
+    addend, expected = random(*exact.shape, seed=2), exact.relu()
     out = native.linear(x, layer, activation='relu', patches=patches)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    out = native.linear(x, layer, activation='gelu', patches=patches, addend=addend)
+    torch.testing.assert_close(out.double(), F.gelu(exact + addend), rtol=1e-5, atol=1e-5)
     out = native.chain(x, layer, native.Layer.of(point, None), activation='relu', patches=patches)
     torch.testing.assert_close(out.double(), expected @ point.double().T, rtol=1e-5, atol=1e-5)
     # The norm of each patch, whose order does not matter to the norm.

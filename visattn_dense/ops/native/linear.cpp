@@ -21,8 +21,84 @@ struct Map {
   int64_t end(int64_t row) const { return (row / rows + 1) * rows; }
 };
 
+// Columns [from, to) of a kernel, and the rows [first, last) of a line of the result that see them on the
+// map.
+struct Columns {
+  int from, to, first, last;
+};
+
+std::vector<Columns> columns_of(const Source& from) {
+  std::vector<Columns> all;
+  for (int x = 0; x < from.kernel; x++) {
+    const int first = (std::max(0, from.padding - x) + from.step - 1) / from.step;
+    const int last = std::min(from.out_width, (from.width - 1 + from.padding - x) / from.step + 1);
+    if (!all.empty() && all.back().first == first && all.back().last == last) all.back().to++;
+    else all.push_back({x, x + 1, first, last});
+  }
+  return all;
+}
+
+// Whether a convolution is faster without copies of its patches: lines of some rows, and weights that stay
+// in the cache from line to line.
+bool suits_convolve(const Source& from, const Layer& layer, int64_t rows, int threads) {
+  return from.kernel > 1 && !from.norm && !layer.tiles && from.stride == from.channels
+         && from.channels >= 16 && 2 * from.padding < from.kernel && from.out_width >= 2 * LINES[WIDE]
+         && rows / from.out_width >= 2 * threads && int64_t(from.inputs()) * layer.outputs <= CACHE;
+}
+
+// A convolution: products of the map in place. Of a line of the kernel, columns that the same rows see go
+// together; what lies beyond the map is left out.
+void convolve(const Source& from, const Layer& layer, Addend addend, float* out, int64_t stride,
+              int64_t rows, Activation kind, int threads) {
+  const int width = from.out_width, center = from.padding;
+  const int lines = rows / width, blocks = blocks_of(rows, 96, threads, false);
+  const int64_t pitch = from.width * from.stride;  // from line to line of the map
+  const std::vector<Columns> all = columns_of(from);
+  // Each row sees these, in the line `center` of the kernel.
+  const auto first = std::find_if(all.begin(), all.end(), [=](const Columns& c) { return center < c.to; });
+  Shares shares(blocks, threads);
+#pragma omp parallel num_threads(threads)
+  {
+    Ahead ahead;
+    shares.work([&](int block) {
+      const int begin = int64_t(lines) * block / blocks, end = int64_t(lines) * (block + 1) / blocks;
+      // A line of the map that a line of the result sees; null beyond the map.
+      const auto seen = [&](int line, int y) {
+        const int at = line % from.out_height * from.step - from.padding + y;
+        const int64_t image = int64_t(line / from.out_height) * from.height;
+        return at < 0 || at >= from.height ? nullptr : from.x + (image + at) * pitch;
+      };
+      const auto add = [&](int y, const Columns& c) {
+        const bool start = y == center && &c == &*first;
+        for (int line = begin; line < end; line++) {
+          const float* x = seen(line, y);
+          if (!x || c.first >= c.last) continue;
+          const int64_t row = int64_t(line) * width + c.first;
+          float* to = out + row * stride;
+          Addend so_far{to, stride};
+          if (start) so_far = {addend.x ? addend.x + row * addend.stride : nullptr, addend.stride};
+          x += (c.first * from.step - from.padding + c.from) * from.stride;
+          multiply({c.last - c.first, x, from.step * from.stride, {}}, layer, 0, layer.panels(),
+                   (y * from.kernel + c.from) * from.channels, (c.to - c.from) * from.channels, start,
+                   so_far, to, stride, kNone, ahead);
+        }
+      };
+      ahead.clear();
+      if (block + 1 < blocks) ahead.add(seen(end, center), (end - begin) * from.step * pitch);
+      add(center, *first);
+      for (int y = 0; y < from.kernel; y++)
+        for (const Columns& c : all)
+          if (y != center || &c != &*first) add(y, c);
+      if (kind != kNone)
+        activate(out + int64_t(begin) * width * stride, stride, (end - begin) * width, layer.outputs, kind);
+    });
+  }
+}
+
 void linear(const Source& from, const Layer& layer, Addend addend, const Map& out, int64_t rows,
             Activation kind, int threads) {
+  if (suits_convolve(from, layer, rows, threads))
+    return convolve(from, layer, addend, out.x, out.stride, rows, kind, threads);
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
   const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : 96;
