@@ -32,8 +32,8 @@ _GAIN = 0.88
 """Another form is taken if it needs less than this share of the first form's time.
 
 The first form is a kernel of this package, where there is one. In a model it gains more than alone:
-it finds in the caches what the kernel before wrote. In CSWin-T and BiFormer-S, layers of oneDNN that
-were as fast alone took 1.1 to 1.3 times as long (AVX-512).
+it finds in the caches what the kernel before wrote. In CSWin-T and BiFormer-S, layers of oneDNN
+that were as fast alone took 1.1 to 1.3 times as long (AVX-512).
 """
 _CACHE = 2**20
 """How many floats replace what is in the caches of one core, where these have less than 4 MiB."""

@@ -123,6 +123,7 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
     Vec weight[9];
     for (int i = 0; i < 9; i++) weight[i] = get(weights + i * channels + c, n - c);
     const Vec bias = get(weights + 9 * channels + c, n - c);
+    const auto weights_of = [&](int i) { return weight[i]; };
     const float* here[3];
     for (int i = 0; i < 3; i++) here[i] = lines[i] ? lines[i] + c : nullptr;
     in_blocks<4>(from.out_width, [&](int x, auto size) {
@@ -130,9 +131,9 @@ void depth_line(const float* const (&lines)[3], int64_t pitch, const Source& fro
       Vec acc[T];
       UNROLL for (int t = 0; t < T; t++) acc[t] = bias;
       if (x > 0 && (x + T - 1) * S + 1 < from.width)
-        depth_tile<3, S, T, true>(here, pitch, 0, from.width, x, weight, acc);
+        depth_tile<3, S, T, true>(here, pitch, 0, from.width, x, weights_of, acc);
       else
-        depth_tile<3, S, T, false>(here, pitch, 0, from.width, x, weight, acc);
+        depth_tile<3, S, T, false>(here, pitch, 0, from.width, x, weights_of, acc);
       UNROLL for (int t = 0; t < T; t++) store(out + (x + t) * pitch + c, act(acc[t]));
     });
   }

@@ -9,18 +9,21 @@ namespace {
 // Adds to T neighbours from column x on what a KxK convolution of step S takes from its K lines, one lane
 // of the channels. A line starts at column 0, and `pitch` numbers lie from one column to the next. A line
 // beyond the map is null, and the map ends at the columns `left` and `right`. `Inside`: all columns that
-// the kernel touches are on the map.
-template <int K, int S, int T, bool Inside, typename Lane, typename Number>
-inline void depth_tile(const Number* const (&lines)[K], int64_t pitch, int left, int right, int x,
-                       const Lane (&weight)[K * K], Lane (&acc)[T]) {
+// the kernel touches are on the map. weights(i) is the lane of weight i.
+template <int K, int S, int T, bool Inside, typename Lane, typename Number, typename Weights>
+inline __attribute__((always_inline)) void depth_tile(const Number* const (&lines)[K], int64_t pitch,
+                                                      int left, int right, int x, Weights&& weights,
+                                                      Lane (&acc)[T]) {
   UNROLL for (int ky = 0; ky < K; ky++) {
     if (!lines[ky]) continue;
+    Lane weight[K];
+    UNROLL for (int i = 0; i < K; i++) weight[i] = weights(ky * K + i);
     UNROLL for (int i = 0; i < (T - 1) * S + K; i++) {
       const int column = x * S - K / 2 + i;
       if (!Inside && (column < left || column >= right)) continue;
       const Lane value = load<Lane>(lines[ky] + column * pitch);
       UNROLL for (int t = 0; t < T; t++)
-        if (i >= t * S && i < t * S + K) acc[t] += value * weight[ky * K + i - t * S];
+        if (i >= t * S && i < t * S + K) acc[t] += value * weight[i - t * S];
     }
   }
 }
@@ -49,31 +52,35 @@ struct Window {
   int top, bottom, left, right;
 };
 
-// Row y of a window, one lane of its channels.
-template <int K, typename Lane, typename Number>
-void depthwise_row(const Depthwise<Number>& a, const Window& window, int64_t image, int y, int c) {
-  Lane weight[K * K];
-  for (int i = 0; i < K * K; i++) weight[i] = load<Lane>(a.weight + int64_t(i) * a.channels + c);
-  const Lane bias = a.bias ? load<Lane>(a.bias + c) : Lane{};
+// T neighbours in row y of a window, from column x on, and their norm. All channels of a position lie side by
+// side: so memory is read in order.
+template <int K, int T, typename Number>
+void depthwise_tile(const Depthwise<Number>& a, const Window& window, int64_t image, int y, int x) {
   const Number* lines[K];
   for (int i = 0; i < K; i++) {
     const int row = y + i - K / 2;
     lines[i] = row < window.top || row >= window.bottom
-                   ? nullptr : a.x + (image + int64_t(row) * a.width) * a.x_stride + c;
+                   ? nullptr : a.x + (image + int64_t(row) * a.width) * a.x_stride;
   }
-  in_blocks<4>(window.right - window.left, [&](int i, auto size) {
-    constexpr int T = decltype(size)::value;
-    const int x = window.left + i;
-    Number* out = a.out + (image + int64_t(y) * a.width + x) * a.out_stride + c;
+  const int64_t first = image + int64_t(y) * a.width + x;
+  Number* out = a.out + first * a.out_stride;
+  const bool inside = x - K / 2 >= window.left && x + T - 1 + K / 2 < window.right;
+  in_lanes(a.channels, [&](auto lane, int c) {
+    using Lane = decltype(lane);
+    const Number* here[K];
+    for (int i = 0; i < K; i++) here[i] = lines[i] ? lines[i] + c : nullptr;
+    const auto weights = [&](int i) { return load<Lane>(a.weight + int64_t(i) * a.channels + c); };
+    const Lane bias = a.bias ? load<Lane>(a.bias + c) : Lane{};
     Lane acc[T];
-    for (int t = 0; t < T; t++)
-      acc[t] = a.accumulate ? bias + load<Lane>(out + t * a.out_stride) : bias;
-    if (x - K / 2 >= window.left && x + T - 1 + K / 2 < window.right)
-      depth_tile<K, 1, T, true>(lines, a.x_stride, window.left, window.right, x, weight, acc);
+    UNROLL for (int t = 0; t < T; t++)
+      acc[t] = a.accumulate ? bias + load<Lane>(out + t * a.out_stride + c) : bias;
+    if (inside)
+      depth_tile<K, 1, T, true>(here, a.x_stride, window.left, window.right, x, weights, acc);
     else
-      depth_tile<K, 1, T, false>(lines, a.x_stride, window.left, window.right, x, weight, acc);
-    for (int t = 0; t < T; t++) store(out + t * a.out_stride, activate(acc[t], a.activation));
+      depth_tile<K, 1, T, false>(here, a.x_stride, window.left, window.right, x, weights, acc);
+    UNROLL for (int t = 0; t < T; t++) store(out + t * a.out_stride + c, activate(acc[t], a.activation));
   });
+  if (a.normed) a.norm(out, a.out_stride, T, a.channels, a.normed + first * a.channels, a.channels);
 }
 
 // The threads of the team share the lines.
@@ -88,14 +95,10 @@ void depthwise(const Depthwise<Number>& a) {
     for (int from = -left; from < a.width; from += w) {
       const Window window{std::max(0, start), std::min(a.height, start + h), std::max(0, from),
                           std::min(a.width, from + w)};
-      in_lanes(a.channels, [&](auto lane, int c) {
-        depthwise_row<K, decltype(lane)>(a, window, image, y, c);
+      in_blocks<8>(window.right - window.left, [&](int i, auto size) {
+        depthwise_tile<K, decltype(size)::value>(a, window, image, y, window.left + i);
       });
     }
-    const int64_t row = int64_t(line) * a.width;
-    if (a.normed)
-      a.norm(a.out + row * a.out_stride, a.out_stride, a.width, a.channels, a.normed + row * a.channels,
-             a.channels);
   }
 }
 
