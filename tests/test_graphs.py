@@ -18,6 +18,7 @@ from visattn_dense.layers import graphs, optimize_for_inference
 from visattn_dense.layers.graphs import ReplayedForward
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention import rows
+from visattn_dense.ops.native import recording
 
 from .tiny_backbones import BACKBONES
 
@@ -350,3 +351,10 @@ def test_replayed_outputs_are_those_of_the_model(family, mode, autocast, caplog)
                 error = 3e-2 if autocast else 1e-4
                 torch.testing.assert_close(found, wanted, rtol=error, atol=error)
     assert 'no graph' not in caplog.text
+
+
+def test_a_replay_computes_nothing_twice():
+    # torch makes a form with `out` for every operator. Without a kernel of its own, it copies.
+    assert recording._writing(torch.ops.aten.addmm.default) is not None
+    for operator in (torch.ops.aten.convolution, torch.ops.aten.clone):
+        assert recording._writing(operator.default) is None

@@ -46,7 +46,7 @@ class Call:
 
 @pytest.mark.parametrize(('milliseconds', 'expected'), [
     ((2, 30, 40), 'usual'), ((30, 2, 40), 'other'), ((30, 40, 2), 'plain'),
-    ((20, 20, 20), 'usual')])
+    ((20, 20, 20), 'usual'), ((40, 21, 20), 'other'), ((22, 23, 21), 'usual')])
 def test_the_fastest_is_taken_and_the_usual_one_where_there_is_no_difference(
         cache, milliseconds, expected):
     calls = [Call(each) for each in milliseconds]

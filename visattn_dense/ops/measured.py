@@ -29,7 +29,7 @@ _ROUNDS = 3, 20
 _AGREE = 1.03
 """A measurement ends when the two best times of every form differ by no more than this factor."""
 _GAIN = 0.88
-"""Another form is taken if it needs less than this share of the first form's time.
+"""A later form is taken if it needs less than this share of the time of the form taken so far.
 
 The first form is a kernel of this package, where there is one. In a model it gains more than alone:
 it finds in the caches what the kernel before wrote. In CSWin-T and BiFormer-S, layers of oneDNN
@@ -47,8 +47,8 @@ def fastest(what: str, names: Sequence[str], calls: Sequence[Callable[[], Any]])
 
     Args:
         what: the work, with its shapes and dtype; the key of the memory.
-        names: one for each call. The first is the form that is usually the fastest: another form
-            has to be twelve percent faster.
+        names: one for each call, in the order in which they are usually the fastest: a later form
+            has to be twelve percent faster than the one taken so far.
         calls: each does the same work.
 
     Returns:
@@ -63,8 +63,11 @@ def fastest(what: str, names: Sequence[str], calls: Sequence[Callable[[], Any]])
     if known in names:
         return known
     seconds = _seconds(calls)
-    best = min(range(len(calls)), key=seconds.__getitem__)
-    name = names[best if seconds[best] < _GAIN * seconds[0] else 0]
+    best = 0
+    for i in range(1, len(calls)):
+        if seconds[i] < _GAIN * seconds[best]:
+            best = i
+    name = names[best]
     remembered[what] = name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

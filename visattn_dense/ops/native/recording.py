@@ -255,7 +255,11 @@ def _results(out: Any) -> list[Any]:
 
 @functools.cache
 def _writing(operator: Any) -> tuple[Any, list[str]] | None:
-    """The form of an operator that writes to given tensors, and their names; None without one."""
+    """The form of an operator that writes to given tensors, and their names; None without one.
+
+    A form without a kernel for CPUs is one that torch made, which computes new tensors and copies
+    them.
+    """
     packet, schema = operator.overloadpacket, operator._schema
     wanted = [(argument.name, str(argument.type)) for argument in schema.arguments]
     for name in packet.overloads():
@@ -264,7 +268,8 @@ def _writing(operator: Any) -> tuple[Any, list[str]] | None:
         outs = [argument.name for argument in arguments if argument.is_out]
         if len(outs) == len(schema.returns) and wanted == [
                 (argument.name, str(argument.type)) for argument in arguments
-                if not argument.is_out]:
+                if not argument.is_out] and form.has_kernel_for_dispatch_key(
+                    torch._C.DispatchKey.CPU):
             return form, outs
     return None
 
