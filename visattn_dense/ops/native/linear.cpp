@@ -9,6 +9,7 @@ namespace {
 
 constexpr int FEW = 64;         // rows for which it pays to split their numbers
 constexpr int CACHE = 1 << 18;  // weights that stay in the cache
+constexpr int BLOCK = 96;       // rows at a time of a layer with such weights
 constexpr int WIDTH = 1024;     // about so many numbers of a patch at a time
 
 // Where the rows of a result lie: in lines of a map.
@@ -51,11 +52,12 @@ bool suits_convolve(const Source& from, const Layer& layer, int64_t rows, int th
 void convolve(const Source& from, const Layer& layer, Addend addend, float* out, int64_t stride,
               int64_t rows, Activation kind, int threads) {
   const int width = from.out_width, center = from.padding;
-  const int lines = rows / width, blocks = blocks_of(rows, 96, threads, false);
+  const int lines = rows / width, blocks = blocks_of(rows, BLOCK, threads, false);
   const int64_t pitch = from.width * from.stride;  // from line to line of the map
-  const std::vector<Columns> all = columns_of(from);
-  // Each row sees these, in the line `center` of the kernel.
-  const auto first = std::find_if(all.begin(), all.end(), [=](const Columns& c) { return center < c.to; });
+  // First the columns that each row sees, in the line `center` of the kernel.
+  std::vector<Columns> all = columns_of(from);
+  std::rotate(all.begin(), std::find_if(all.begin(), all.end(), [=](const Columns& c) { return center < c.to; }),
+              all.end());
   Shares shares(blocks, threads);
 #pragma omp parallel num_threads(threads)
   {
@@ -68,8 +70,7 @@ void convolve(const Source& from, const Layer& layer, Addend addend, float* out,
         const int64_t image = int64_t(line / from.out_height) * from.height;
         return at < 0 || at >= from.height ? nullptr : from.x + (image + at) * pitch;
       };
-      const auto add = [&](int y, const Columns& c) {
-        const bool start = y == center && &c == &*first;
+      const auto add = [&](int y, const Columns& c, bool start) {
         for (int line = begin; line < end; line++) {
           const float* x = seen(line, y);
           if (!x || c.first >= c.last) continue;
@@ -85,10 +86,8 @@ void convolve(const Source& from, const Layer& layer, Addend addend, float* out,
       };
       ahead.clear();
       if (block + 1 < blocks) ahead.add(seen(end, center), (end - begin) * from.step * pitch);
-      add(center, *first);
-      for (int y = 0; y < from.kernel; y++)
-        for (const Columns& c : all)
-          if (y != center || &c != &*first) add(y, c);
+      for (int i = 0; i < from.kernel; i++)
+        for (const Columns& c : all) add((center + i) % from.kernel, c, !i && &c == all.data());
       if (kind != kNone)
         activate(out + int64_t(begin) * width * stride, stride, (end - begin) * width, layer.outputs, kind);
     });
@@ -101,7 +100,7 @@ void linear(const Source& from, const Layer& layer, Addend addend, const Map& ou
     return convolve(from, layer, addend, out.x, out.stride, rows, kind, threads);
   const int inputs = from.inputs();
   // Weights that leave the cache are read anew for each block.
-  const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : 96;
+  const int most = layer.tiles ? 256 : int64_t(inputs) * layer.outputs > CACHE ? 240 : BLOCK;
   int64_t blocks = blocks_of(rows, most, threads, layer.tiles);
   // Each part of a block in tiles splits the rows again: blocks of few rows are better.
   if (layer.tiles) blocks = std::max(blocks, std::min<int64_t>(2 * threads, rows / FEW));
