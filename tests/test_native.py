@@ -844,6 +844,22 @@ def test_without_kernels_torch_computes(tmp_path, environment, reason):
     assert not list(tmp_path.glob('visattn_dense/*'))
 
 
+@pytest.mark.parametrize('measured', ['0', '1'])
+def test_bfloat16_where_onednn_has_none(tmp_path, measured):
+    # oneDNN as on a processor with AVX2 alone: there its packed layers take no bfloat16.
+    code = ('import copy, torch\n'
+            'from visattn_dense.layers import optimize_for_inference\n'
+            'from torch.nn import Conv2d, Linear, ReLU, Sequential\n'
+            'model = Sequential(Conv2d(4, 8, 3), Conv2d(8, 8, 1), ReLU(), Linear(3, 7))\n'
+            'model, x = model.eval().bfloat16(), torch.randn(2, 4, 5, 5).bfloat16()\n'
+            'with torch.no_grad():\n'
+            '    fast = optimize_for_inference(copy.deepcopy(model))\n'
+            '    torch.testing.assert_close(fast(x), model(x), rtol=2e-2, atol=2e-2)\n'
+            'print(torch.ops.mkldnn._is_mkldnn_bf16_supported())')
+    assert run(code, tmp_path, ONEDNN_MAX_CPU_ISA='AVX2', VISATTN_NATIVE='0',
+               VISATTN_MEASURE=measured) == 'False'
+
+
 def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / 'visattn_dense').write_text('a file where the folder would be')
     assert 'cannot be made or loaded' in run(SAY, tmp_path)

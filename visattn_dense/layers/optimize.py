@@ -348,10 +348,12 @@ def _image(layer: nn.Conv2d | nn.ConvTranspose2d, stride: int) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def _has_onednn() -> bool:
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs layers of this dtype, float32 or bfloat16, for this processor."""
     return (torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-            and hasattr(torch.ops.mkldnn, '_convolution_pointwise'))
+            and hasattr(torch.ops.mkldnn, '_convolution_pointwise')
+            and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def _activation(module: nn.Module | None) -> Activation:
@@ -396,7 +398,7 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
         return [form(NativeNorm)] if is_ours else []
     if type(layer) is nn.Linear:
         ours = own(NativeLinear)
-        if _has_onednn():
+        if _has_onednn(weight.dtype):
             theirs = [form(PackedLinear)]
     elif type(layer) is nn.ConvTranspose2d:
         ours = own(NativeTransposedConv) if _is_without_overlap(layer) else []
@@ -409,7 +411,7 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
             ours.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
         if _suits_the_operator(layer, activation):
             ours.append(form(PackedDepthwiseConv))
-        if _has_onednn():
+        if _has_onednn(weight.dtype):
             theirs = [*([form(PackedPointwiseConv)] if _is_pointwise(layer) else []),
                       form(PackedConv2d)]
     return ours + theirs if weight.dtype == torch.float32 else theirs + ours
