@@ -72,14 +72,30 @@ inline void store(float* p, Lane x) {
 // n numbers, filled up to whole vectors.
 inline int whole(int n) { return (n + W - 1) / W * W; }
 
-inline float total(Vec x) {
-  for (int step = W / 2; step; step /= 2) {
-    Ints other;
-    for (int i = 0; i < W; i++) other[i] = i ^ step;
-    x += __builtin_shuffle(x, other);
+// The totals of R vectors: lane i has that of vector i % R. Each step adds neighbouring blocks of lanes, of two
+// vectors together as long as there are two.
+template <int R, int BLOCK = 1>
+inline Vec totals(const Vec* x) {
+  if constexpr (BLOCK == W) {
+    return x[0];
+  } else {
+    constexpr int LEFT = R > 1 ? R / 2 : 1;
+    Ints first, second;
+    for (int i = 0; i < W; i++) {
+      const int block = i / BLOCK, from = block / 2 * 2 * BLOCK + i % BLOCK;
+      first[i] = from + (R > 1 && block % 2 ? W : 0);
+      second[i] = first[i] + BLOCK;
+    }
+    Vec sums[LEFT];
+    UNROLL for (int i = 0; i < LEFT; i++) {
+      const Vec a = x[R > 1 ? 2 * i : 0], b = x[R > 1 ? 2 * i + 1 : 0];
+      sums[i] = __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+    }
+    return totals<LEFT, 2 * BLOCK>(sums);
   }
-  return x[0];
 }
+
+inline float total(Vec x) { return totals<1>(&x)[0]; }
 
 // Room for n floats, which hold anything at first. It starts where a vector in memory should.
 struct Release {
@@ -260,11 +276,11 @@ struct Norm {
     Vec operator()(Vec y) const { return y; }
   };
 
-  // A sum along a row waits for each of its steps: so several rows together.
+  // A sum along a row waits for each of its steps: so several rows together, whose sums become a vector.
   template <typename From, typename To, typename Act = Same>
   void operator()(const From* x, int64_t stride, int64_t rows, int n, To* to, int64_t to_stride,
                   Act&& act = {}) const {
-    in_blocks<4>(rows, [&](int64_t row, auto size) {
+    in_blocks<W>(rows, [&](int64_t row, auto size) {
       some<decltype(size)::value>(x + row * stride, stride, n, to + row * to_stride, to_stride, act);
     });
   }
@@ -273,10 +289,10 @@ struct Norm {
   template <int R, typename From, typename To, typename Act>
   void some(const From* x, int64_t stride, int n, To* to, int64_t to_stride, Act&& act) const {
     Vec sum[R] = {}, squares[R] = {};
-    float mean[R], inverse[R];
+    float mean[W], inverse[W];
     for (int c = 0; c < n; c += W)
       UNROLL for (int r = 0; r < R; r++) sum[r] += get(x + r * stride + c, n - c);
-    UNROLL for (int r = 0; r < R; r++) mean[r] = total(sum[r]) / n;
+    store(mean, totals<R>(sum) / float(n));
     int c = 0;
     for (; c + W <= n; c += W)
       UNROLL for (int r = 0; r < R; r++) {
@@ -288,7 +304,8 @@ struct Norm {
         const float centred = load<float>(x + r * stride + c) - mean[r];
         squares[r][0] += centred * centred;
       }
-    UNROLL for (int r = 0; r < R; r++) inverse[r] = 1 / std::sqrt(total(squares[r]) / n + epsilon);
+    store(inverse, totals<R>(squares) / float(n) + epsilon);
+    for (float& x : inverse) x = 1 / std::sqrt(x);
     for (int r = 0; r < R; r++)
       for (int c = 0; c < n; c += W) {
         Vec y = (get(x + r * stride + c, n - c) - mean[r]) * inverse[r];
