@@ -137,12 +137,10 @@ void linear(const Source& from, const Layer& layer, Addend addend, const Map& ou
                   (last - first) * from.stride);
       for (int p = 0; p < positions; p += together) {
         const int end = std::min(positions, p + together);
-        if (gather)
-          for (int64_t i = first; i < last; i++) {
-            float* row = buffer.get() + (i - first) * pitch;
-            if (from.kernel) patch(from, i, p, end, row);
-            else copy(row, from.x + i * from.stride, inputs);
-          }
+        if (from.kernel) patches(from, first, last, p, end, buffer.get(), pitch);
+        else if (gather)
+          for (int64_t i = first; i < last; i++)
+            copy(buffer.get() + (i - first) * pitch, from.x + i * from.stride, inputs);
         if (from.norm)
           Norm{nullptr, nullptr, from.epsilon}(buffer.get(), pitch, last - first, inputs, buffer.get(), pitch);
         if (!layer.tiles)

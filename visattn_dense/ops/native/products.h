@@ -316,24 +316,38 @@ struct Source {
   int inputs() const { return channels * std::max(1, kernel * kernel); }
 };
 
-// The positions [first, last) of one patch of the map, zero beyond the border. Positions of a line of the
-// map lie side by side, if its rows do.
-void patch(const Source& from, int64_t row, int first, int last, float* to) {
-  const int column = row % from.out_width, line = row / from.out_width % from.out_height;
-  const int64_t image = row / from.out_width / from.out_height * from.height;
-  for (int i = first, count; i < last; i += count, to += count * from.channels) {
-    const int y = line * from.step - from.padding + i / from.kernel;
-    const int x = column * from.step - from.padding + i % from.kernel;
+// Positions of one patch of the map, zero beyond the border: `count` of them from row ky and column kx of the
+// kernel on. Positions of a line of the map lie side by side, if its rows do.
+inline void patch(const Source& from, int64_t image, int line, int column, int ky, int kx, int count, float* to) {
+  for (; count > 0; ky++, kx = 0) {
+    const int some = std::min(count, from.kernel - kx);
+    const int y = line * from.step - from.padding + ky, x = column * from.step - from.padding + kx;
     const float* source = from.x + ((image + y) * from.width + x) * from.stride;
-    count = std::min(last - i, from.kernel - i % from.kernel);
     const bool inside = y >= 0 && y < from.height;
-    if (inside && x >= 0 && x + count <= from.width && from.stride == from.channels) {
-      copy(to, source, count * from.channels);
+    if (inside && x >= 0 && x + some <= from.width && from.stride == from.channels) {
+      copy(to, source, some * from.channels);
     } else {
-      count = 1;
-      if (inside && x >= 0 && x < from.width) copy(to, source, from.channels);
-      else std::fill(to, to + from.channels, 0.f);
+      for (int i = 0; i < some; i++) {
+        if (inside && x + i >= 0 && x + i < from.width)
+          copy(to + i * from.channels, source + i * from.stride, from.channels);
+        else
+          std::fill_n(to + i * from.channels, from.channels, 0.f);
+      }
     }
+    count -= some, to += some * from.channels;
+  }
+}
+
+// The positions [first, last) of the patches that the rows [row, end) see. A row of `to` has those of one patch.
+inline void patches(const Source& from, int64_t row, int64_t end, int first, int last, float* to, int64_t pitch) {
+  const int ky = first / from.kernel, kx = first % from.kernel;
+  int column = row % from.out_width, line = row / from.out_width % from.out_height;
+  int64_t image = row / from.out_width / from.out_height * from.height;
+  for (; row < end; row++, to += pitch) {
+    patch(from, image, line, column, ky, kx, last - first, to);
+    if (++column < from.out_width) continue;
+    column = 0;
+    if (++line == from.out_height) line = 0, image += from.height;
   }
 }
 

@@ -143,20 +143,20 @@ inline void store(Bfloat16* p, Lane x) {
   }
 }
 
-// Copies n numbers of a map into a buffer of floats. memcpy would be a call for each few numbers.
-template <typename Number>
-inline void copy(float* to, const Number* from, int n) {
-  int i = 0;
-  for (; i + W <= n; i += W) store(to + i, load(from + i));
-  for (; i < n; i++) to[i] = load<float>(from + i);
-}
+#if defined(__AVX512F__)
+// The first n lanes, none where n is negative.
+inline __mmask16 first_lanes(int n) { return n > 0 ? (1u << n) - 1 : 0; }
+#endif
 
 // The first n numbers of a vector, then zeros.
 template <typename Number>
 inline Vec get(const Number* x, int n) {
   if (n >= W) return load(x);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Number, float>) return (Vec)_mm512_maskz_loadu_ps(first_lanes(n), x);
+#endif
   float lanes[W] = {};
-  copy(lanes, x, n);
+  for (int i = 0; i < n; i++) lanes[i] = load<float>(x + i);
   return load(lanes);
 }
 
@@ -164,7 +164,19 @@ inline Vec get(const Number* x, int n) {
 template <typename Number>
 inline void put(Number* to, Vec x, int n) {
   if (n >= W) return store(to, x);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<Number, float>) return _mm512_mask_storeu_ps(to, first_lanes(n), (__m512)x);
+#endif
   for (int i = 0; i < n; i++) store(to + i, float(x[i]));
+}
+
+// Copies n numbers of a map into a buffer of floats. memcpy would be a call for each few numbers.
+template <typename Number>
+inline void copy(float* to, const Number* from, int n) {
+  int i = 0;
+  for (; i + W <= n; i += W) store(to + i, load(from + i));
+  if (W > 8 && i < n) return put(to + i, get(from + i, n - i), n - i);
+  for (; i < n; i++) to[i] = load<float>(from + i);
 }
 
 // x = 2^x for x <= 0, NaN where x is NaN. 2^x = 2^n 2^f, n whole; the polynomial of degree 5 has the least
