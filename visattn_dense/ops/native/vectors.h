@@ -241,6 +241,8 @@ struct Nothing {
 template <int R, int C, typename Left, typename Right, typename F = Nothing>
 inline __attribute__((always_inline)) void multiply_add(int n, Left&& left, Right&& right,
                                                         Vec (&acc)[R][C], F&& meanwhile = {}) {
+  // Places of several steps are one register and constants.
+  _Pragma("GCC unroll 4")
   for (int i = 0; i < n; i++) {
     meanwhile(i);
     const float* b = right(i);
