@@ -64,7 +64,12 @@ struct Items {
   int64_t count() const { return int64_t(groups.groups) * heads * parts; }
   // Item i, whose keys are in `places`.
   Item at(int64_t i, std::vector<int32_t>& places) const {
-    const int part = i % parts, group = i / parts % groups.groups, head = i / parts / groups.groups;
+    const int part = i % parts;
+    const int64_t pair = i / parts;
+    // Routed groups share the keys of a head. Else the heads of a group lie side by side in memory.
+    const bool shared = groups.routes > 1;
+    const int group = shared ? pair % groups.groups : pair / heads;
+    const int head = shared ? pair / groups.groups : pair % heads;
     const int first = groups.q_starts[group], queries = groups.q_starts[group + 1] - first;
     const int size = ((queries + parts - 1) / parts + together - 1) / together * together;
     const int from = std::min(queries, part * size), to = std::min(queries, from + size);
