@@ -119,9 +119,12 @@ class Recording(TorchDispatchMode):
         args, kwargs = tree_map_only(Tensor, self.memory.alias, (args, kwargs))
         targets = list(map(self.memory.alias, compress(ours, is_new)))
         writing = _writing(operator) if targets and all(is_new) else None
-        if writing is not None:
+        call: Callable
+        if operator.overloadpacket is torch.ops.aten.clone:
+            call, args = targets[0].copy_, args[:1]
+        elif writing is not None:
             form, names = writing
-            call: Callable = functools.partial(
+            call = functools.partial(
                 form, **kwargs, **dict(zip(names, targets, strict=True)))
         elif len(results) == len(targets) == 1:
             call = _Fresh(functools.partial(operator, **kwargs), targets[0], self.life(ours[0]))
