@@ -7,11 +7,13 @@ convolution.cpp       depthwise convolution in windows, 1×1 convolution in grou
 linear.cpp            linear layers of rows, or of the patches of a convolution
 chain.cpp             two linear layers in a chain, or with a depthwise convolution between
 add_norm.cpp          LayerNorm, with a residual sum and an activation
+replay.cpp            the loop of a replay
 vectors.h             what all share
 shares.h              how threads share a loop
 activations.h         the activations of linear layers
 products.h            products of rows and packed layers
 depthwise.h           the inner loop of depthwise convolutions
+replay.h              the kernels for that loop
 tiles.h               products in the tile registers of a processor with AMX
 build                 compiles the sources once for each processor, if there is a compiler
 operators             the kernels as operators of torch

@@ -2,6 +2,7 @@
 // attention.cpp is.
 
 #include "activations.h"
+#include "replay.h"
 
 namespace {
 
@@ -40,5 +41,7 @@ void visattn_add_norm(const void* x, int64_t stride, const void* update, int64_t
              static_cast<Number*>(normed), threads);
   });
 }
+
+REPLAYED(visattn_add_norm)
 
 }  // extern "C"

@@ -6,6 +6,7 @@
 // and Gimelshein, 2018, algorithm 3).
 
 #include "depthwise.h"
+#include "replay.h"
 #include "shares.h"
 #include "tiles.h"
 
@@ -588,5 +589,8 @@ void visattn_windows(const void* qkv, int64_t stride, int64_t apart, void* out, 
     });
   });
 }
+
+REPLAYED(visattn_attention)
+REPLAYED(visattn_windows)
 
 }  // extern "C"

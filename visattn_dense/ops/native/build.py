@@ -24,9 +24,10 @@ import torch  # its OpenMP runtime is the one that the kernels use
 
 _FOLDER = Path(__file__).parent
 SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'chain.cpp', 'add_norm.cpp',
-                                       'linear_attention.cpp', 'convolution.cpp', 'routing.cpp')]
+                                       'linear_attention.cpp', 'convolution.cpp', 'routing.cpp',
+                                       'replay.cpp')]
 _HEADERS = [_FOLDER / name for name in ('vectors.h', 'shares.h', 'tiles.h', 'activations.h',
-                                        'products.h', 'depthwise.h')]
+                                        'products.h', 'depthwise.h', 'replay.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
@@ -51,6 +52,11 @@ class Part(ctypes.Structure):
     """Windows of one kind and a depthwise convolution inside them, as in attention.cpp."""
     _fields_ = [*((name, _POINTER) for name in ('rows', 'starts', 'absent', 'weight', 'bias')),
                 *((name, _INTEGER) for name in ('groups', 'height', 'width', 'top', 'left'))]
+
+
+class Call(ctypes.Structure):
+    """A kernel that takes its arguments as bits, and these, as in replay.cpp."""
+    _fields_ = [('kernel', _POINTER), ('bits', _POINTER)]
 
 
 class _Unavailable(Exception):
@@ -132,6 +138,7 @@ def _open(path: Path) -> ctypes.CDLL:
              [pointer, stride] + [integer] * 5 + [pointer] + [integer] * 2),
             ('route', None,
              [pointer] * 2 + [stride] * 2 + [integer] * 4 + [real] + [pointer] * 2 + [integer] * 2),
+            ('replay', None, [ctypes.POINTER(Call), integer]),
             ('tiles', integer, []),
             ('reordered', stride, [integer] * 3),
             ('reorder', None, [pointer] * 2 + [integer] * 3 + [pointer]),

@@ -4,6 +4,7 @@
 
 #include "depthwise.h"
 #include "products.h"
+#include "replay.h"
 #include "shares.h"
 
 namespace {
@@ -232,5 +233,8 @@ void visattn_mobile(const Source* source, const float* expand, int hidden, const
          {project, hidden, outputs, project_tiles != 0}, {addend, addend_stride}, out, stride, batch,
          Activation(activation), threads);
 }
+
+REPLAYED(visattn_chain)
+REPLAYED(visattn_mobile)
 
 }  // extern "C"

@@ -1,7 +1,8 @@
-// Depthwise convolution inside windows, of NHWC maps in float32 or bfloat16, and the norm of its result; 1x1 convolution in groups of
-// channels, float32: compiled and called as attention.cpp is. All sums are float32.
+// Depthwise convolution inside windows, of NHWC maps in float32 or bfloat16, and the norm of its result; 1x1
+// convolution in groups of channels, float32: compiled and called as attention.cpp is. All sums are float32.
 
 #include "depthwise.h"
+#include "replay.h"
 
 namespace {
 
@@ -80,5 +81,8 @@ void visattn_depthwise(const void* x, void* out, int64_t x_stride, int64_t out_s
     });
   });
 }
+
+REPLAYED(visattn_grouped)
+REPLAYED(visattn_depthwise)
 
 }  // extern "C"

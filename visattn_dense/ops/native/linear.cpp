@@ -3,6 +3,7 @@
 // The rows are those of a matrix, or the patches that a convolution sees in an NHWC map.
 
 #include "products.h"
+#include "replay.h"
 #include "shares.h"
 
 namespace {
@@ -209,5 +210,7 @@ void visattn_linear(const Source* source, const float* packed, int outputs, int 
   linear(*source, {packed, source->inputs(), outputs, tiles != 0}, {addend, addend_stride},
          {out, stride, line, line_stride}, rows, Activation(activation), threads);
 }
+
+REPLAYED(visattn_linear)
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 // Linear attention, focused (between groups of tokens) or of ReLU features (of the whole map), of NHWC
 // maps in float32 or bfloat16: compiled and called as attention.cpp is. All sums are float32.
 
+#include "replay.h"
 #include "vectors.h"
 
 namespace {
@@ -374,5 +375,8 @@ void visattn_relu_attention(const void* qkv, void* out, int64_t stride, int64_t 
                    batch, threads);
   });
 }
+
+REPLAYED(visattn_focused)
+REPLAYED(visattn_relu_attention)
 
 }  // extern "C"

@@ -4,20 +4,25 @@ them: what a CUDA graph is on a GPU.
 A call is a kernel of this package or an operator of torch. Replaying makes the same calls, in the
 same order, on tensors at the same addresses. So the pass must not depend on a value of a tensor.
 """
+from __future__ import annotations
+
 import ctypes
 import functools
+import struct
 import weakref
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .build import Call, library
 
 _EMPTY = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided,
           torch.ops.aten.new_empty, torch.ops.aten.new_empty_strided}
@@ -146,6 +151,48 @@ class Recording(TorchDispatchMode):
         return new
 
 
+class _Kernels:
+    """The calls of kernels in a recording, as the library makes them again: many at once.
+
+    Attributes:
+        bits: for each number of a call of a kernel, its arguments.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording                            # keeps what the arguments point to
+        self.bits = {i: (ctypes.c_uint64 * len(arguments))(*map(_bits, kernel.argtypes, arguments))
+                     for i, (kernel, arguments) in enumerate(recording.calls)
+                     if recording.touched[i] is None}
+
+    def calls(self) -> list[tuple[Callable, tuple]]:
+        """The calls of the recording; kernels that follow each other are one call."""
+        replay = library().visattn_replay
+        calls: list[tuple[Callable, tuple]] = []
+        for are_kernels, group in groupby(range(len(self.recording.calls)), self.bits.__contains__):
+            if not are_kernels:
+                calls += (self.recording.calls[i] for i in group)
+                continue
+            many = [Call(_address_of(f'{self.recording.calls[i][0].__name__}_again'),
+                         ctypes.addressof(self.bits[i])) for i in group]
+            calls.append((replay, ((Call * len(many))(*many), len(many))))
+        return calls
+
+
+@functools.cache
+def _address_of(function: str) -> int | None:
+    """Where a function of the library lies."""
+    return ctypes.cast(getattr(library(), function), ctypes.c_void_p).value
+
+
+def _bits(kind: Any, argument: Any) -> int:
+    """An argument of a kernel as 64 bits."""
+    if kind is ctypes.c_float:
+        return struct.unpack('I', struct.pack('f', argument))[0]
+    if argument is None or isinstance(argument, int):
+        return int(argument or 0)
+    return ctypes.addressof(getattr(argument, '_obj', argument))
+
+
 class _Moves:
     """Where the calls of a recording name the memory of a tensor, so that the tensor can move.
 
@@ -153,20 +200,20 @@ class _Moves:
         are_known: whether these are all places. An operator of torch holds tensors, not addresses.
     """
 
-    def __init__(self, recording: Recording, life: _Life, *, made_by_operator: bool) -> None:
-        self.calls = recording.calls
-        self.arguments: list[tuple[int, int, int]] = []       # call, argument, offset
+    def __init__(self, kernels: _Kernels, recording: Recording, life: _Life, *,
+                 made_by_operator: bool) -> None:
+        self.arguments: list[tuple[ctypes.Array, int, int]] = []      # of a kernel, place, offset
         self.fields: list[tuple[ctypes.Structure, str, int]] = []
         self.are_known = True
-        for i in range(life.start + made_by_operator, life.end or len(self.calls)):
+        for i in range(life.start + made_by_operator, life.end or len(recording.calls)):
             touched = recording.touched[i]
             if touched is not None:
                 self.are_known &= life.address not in touched
                 continue
-            for j, argument in enumerate(self.calls[i][1]):
+            for j, argument in enumerate(recording.calls[i][1]):
                 if isinstance(argument, int):
                     if (offset := life.offset(argument)) is not None:
-                        self.arguments.append((i, j, offset))
+                        self.arguments.append((kernels.bits[i], j, offset))
                     continue
                 for structure in _structures(argument):
                     for name, kind in structure._fields_:
@@ -177,9 +224,8 @@ class _Moves:
 
     def to(self, address: int) -> None:
         """Name another memory in its place."""
-        for i, j, offset in self.arguments:
-            function, arguments = self.calls[i]
-            self.calls[i] = function, (*arguments[:j], address + offset, *arguments[j + 1:])
+        for bits, j, offset in self.arguments:
+            bits[j] = address + offset
         for structure, name, offset in self.fields:
             setattr(structure, name, address + offset)
 
@@ -228,22 +274,24 @@ class _Replay:
     def __init__(self, recording: Recording, outputs: tuple[Tensor, ...]) -> None:
         self.recording, self.outputs = recording, outputs     # these keep the memory
         self.lives = [recording.life(output) for output in outputs]
+        self.kernels = kernels = _Kernels(recording)
         self.moves = {}
         for life in filter(None, self.lives):
-            moves = _Moves(recording, life, made_by_operator=False)
+            moves = _Moves(kernels, recording, life, made_by_operator=False)
             if moves.are_known:
                 self.moves[life.address] = life.size, moves
         for call, _ in recording.calls:
             if isinstance(call, _Fresh) and call.life is not None and call.life not in self.lives:
-                moves = _Moves(recording, call.life, made_by_operator=True)
+                moves = _Moves(kernels, recording, call.life, made_by_operator=True)
                 call.moves = moves if moves.are_known else None
+        self.calls = kernels.calls()
 
     def __call__(self) -> tuple[Tensor, ...]:
         memory = {}
         for address, (size, moves) in self.moves.items():
             memory[address] = torch.empty(size, dtype=torch.uint8)
             moves.to(memory[address].data_ptr())
-        for function, arguments in self.recording.calls:
+        for function, arguments in self.calls:
             function(*arguments)
         return tuple(
             memory[life.address].view(output.dtype).as_strided(

@@ -1,6 +1,7 @@
 // The means of regions of NHWC maps in float32 or bfloat16, and the regions that a region is routed to:
 // compiled and called as attention.cpp is. All sums are float32.
 
+#include "replay.h"
 #include "vectors.h"
 
 namespace {
@@ -145,5 +146,8 @@ void visattn_route(const void* q, const void* k, int64_t q_stride, int64_t k_str
           batch, threads);
   });
 }
+
+REPLAYED(visattn_region_means)
+REPLAYED(visattn_route)
 
 }  // extern "C"
