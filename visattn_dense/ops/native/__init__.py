@@ -1,6 +1,7 @@
 """Operators in C++ for inference on a CPU, compiled on the machine that runs them.
 
-attention.cpp         softmax attention between groups of tokens
+attention.cpp         softmax attention between groups of tokens: in attention_vectors.h, or in
+                      attention_tiles.h; attention.h is what both share
 linear_attention.cpp  linear attention, focused or of ReLU features
 routing.cpp           means of regions, and the regions that a region is routed to
 convolution.cpp       depthwise convolution in windows, 1×1 convolution in groups

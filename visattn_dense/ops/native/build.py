@@ -27,7 +27,8 @@ SOURCES = [_FOLDER / name for name in ('attention.cpp', 'linear.cpp', 'chain.cpp
                                        'linear_attention.cpp', 'convolution.cpp', 'routing.cpp',
                                        'replay.cpp')]
 _HEADERS = [_FOLDER / name for name in ('vectors.h', 'shares.h', 'tiles.h', 'activations.h',
-                                        'products.h', 'depthwise.h', 'replay.h')]
+                                        'products.h', 'depthwise.h', 'attention.h',
+                                        'attention_vectors.h', 'attention_tiles.h', 'replay.h')]
 FLAGS = ['-std=c++17', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fPIC',
          '-fopenmp']
 # Without -fopenmp: torch's OpenMP runtime is loaded already; a second one would start more threads.
