@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from visattn_dense.errors import UserError
+
 from . import subjects
 from .flops import formulas
 from .options import Size
@@ -189,13 +191,23 @@ def run_on_shapes(make: Callable[[], nn.Module], batch: int, size: Size, dtype: 
     """A forward pass of a backbone on fake tensors of a GPU; `watching` sees its operators.
 
     The other arguments are those of `cost`.
+
+    Raises:
+        UserError: torch asks a GPU here, although the tensors are fake, and there is none.
     """
     module = make().eval()
-    with _fake_gpu(dtype), torch.no_grad():
-        _put_on_gpu(module)
-        x = torch.empty(batch, 3, *size, device='cuda')
-        with _Fused(), watching:
-            module(x)
+    try:
+        with _fake_gpu(dtype), torch.no_grad():
+            _put_on_gpu(module)
+            x = torch.empty(batch, 3, *size, device='cuda')
+            with _Fused(), watching:
+                module(x)
+    except RuntimeError as error:
+        if 'CUDA driver' not in str(error):
+            raise
+        raise UserError(f'torch {torch.__version__} asks a GPU also where no number is computed, '
+                        'and there is none (torch 2.6 does so, torch 2.15 does not). Install a '
+                        'newer torch, or count where there is a GPU') from error
 
 
 def table(names: list[str], sizes: dict[Size, int] = BATCHES) -> Iterator[str]:

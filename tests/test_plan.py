@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from benchmarks import cli, plan, subjects
 from benchmarks.options import Size
+from visattn_dense.errors import UserError
 
 
 class Net(nn.Module):
@@ -16,6 +17,18 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(self.conv(x)).flatten(2).mT[:, :5]
+
+
+class Asking(Net):
+    """A pass in which torch asks a GPU that is not there, as torch 2.6 does for a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError('CUDA error: CUDA driver version is insufficient')
+
+
+def test_a_torch_that_asks_a_gpu_is_named():
+    with pytest.raises(UserError, match='newer torch'):
+        plan.cost(Asking, 1, Size(8, 8))
 
 
 @pytest.mark.parametrize(('dtype', 'casts'), [(torch.float32, 0), (torch.bfloat16, 2)])
