@@ -95,4 +95,5 @@ def is_called_plainly(module: nn.Module) -> bool:
     """
     return not (module._forward_hooks or module._forward_pre_hooks
                 or module._backward_hooks or module._backward_pre_hooks
-                or module._compiled_call_impl is not None or 'forward' in vars(module))
+                or module._compiled_call_impl is not None
+                or 'forward' in module.__dict__)      # vars() breaks a graph of torch 2.6
