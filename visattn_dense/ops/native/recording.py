@@ -152,14 +152,14 @@ class Recording(TorchDispatchMode):
 
 
 class _Kernels:
-    """The calls of kernels in a recording, as the library makes them again: many at once.
+    """The kernels of a recording, as a loop of the library calls them (replay.cpp).
 
     Attributes:
-        bits: for each number of a call of a kernel, its arguments.
+        bits: the arguments of each kernel, by the place of its call in the recording.
     """
 
     def __init__(self, recording: Recording) -> None:
-        self.recording = recording                            # keeps what the arguments point to
+        self.recording = recording
         self.bits = {i: (ctypes.c_uint64 * len(arguments))(*map(_bits, kernel.argtypes, arguments))
                      for i, (kernel, arguments) in enumerate(recording.calls)
                      if recording.touched[i] is None}
@@ -200,8 +200,8 @@ class _Moves:
         are_known: whether these are all places. An operator of torch holds tensors, not addresses.
     """
 
-    def __init__(self, kernels: _Kernels, recording: Recording, life: _Life, *,
-                 made_by_operator: bool) -> None:
+    def __init__(self, kernels: _Kernels, life: _Life, *, made_by_operator: bool) -> None:
+        recording = kernels.recording
         self.arguments: list[tuple[ctypes.Array, int, int]] = []      # of a kernel, place, offset
         self.fields: list[tuple[ctypes.Structure, str, int]] = []
         self.are_known = True
@@ -274,15 +274,15 @@ class _Replay:
     def __init__(self, recording: Recording, outputs: tuple[Tensor, ...]) -> None:
         self.recording, self.outputs = recording, outputs     # these keep the memory
         self.lives = [recording.life(output) for output in outputs]
-        self.kernels = kernels = _Kernels(recording)
+        self.kernels = kernels = _Kernels(recording)          # keeps the arguments
         self.moves = {}
         for life in filter(None, self.lives):
-            moves = _Moves(kernels, recording, life, made_by_operator=False)
+            moves = _Moves(kernels, life, made_by_operator=False)
             if moves.are_known:
                 self.moves[life.address] = life.size, moves
         for call, _ in recording.calls:
             if isinstance(call, _Fresh) and call.life is not None and call.life not in self.lives:
-                moves = _Moves(kernels, recording, call.life, made_by_operator=True)
+                moves = _Moves(kernels, call.life, made_by_operator=True)
                 call.moves = moves if moves.are_known else None
         self.calls = kernels.calls()
 
