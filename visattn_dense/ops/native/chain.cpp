@@ -69,13 +69,14 @@ void chain(const Source& from, const Layer& first, const Layer& second, Addend a
       for (int64_t some = begin; some < end; some += NORM_ROWS) {
         const int64_t last = std::min(end, some + NORM_ROWS);
         float *row = buffer.get() + (some - begin) * pitch, *sum = out + some * stride;
-        for (int64_t i = some; i < last; i++, row += pitch, sum += stride) {
-          if (from.norm) add(from.x + i * from.stride,
-                             from.update ? from.update + i * from.update_stride : nullptr, inputs, sum);
-          else if (!from.kernel) copy(row, from.x + i * from.stride, inputs);
-        }
-        row = buffer.get() + (some - begin) * pitch, sum = out + some * stride;
         if (from.kernel) patches(from, some, last, 0, from.kernel * from.kernel, row, pitch);
+        else
+          for (int64_t i = some; i < last; i++) {
+            if (from.norm) add(from.x + i * from.stride,
+                               from.update ? from.update + i * from.update_stride : nullptr, inputs,
+                               sum + (i - some) * stride);
+            else copy(row + (i - some) * pitch, from.x + i * from.stride, inputs);
+          }
         if (from.norm)
           Norm{nullptr, nullptr, from.epsilon}(sum, stride, last - some, inputs, row, pitch);
         if (second.tiles)
