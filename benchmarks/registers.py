@@ -1,12 +1,13 @@
-"""What the Triton kernels take of a GPU: registers, spills and shared memory, without a GPU.
+"""What the Triton kernels take of a GPU: registers, spills, shared memory, loads and instructions,
+without a GPU.
 
     python -m benchmarks.registers                      # all kernels, capabilities 8.0 and 9.0
     python -m benchmarks.registers --only window --dtype float32
 
 Each case calls an operator, forward and backward, on tensors of a shape that a backbone has, and
 collects the launches (`visattn_dense.ops.launching.recorded`). Triton then compiles each distinct
-kernel as its launch would, and ptxas, the assembler, reports what the kernel takes. To add kernels,
-add their case to CASES.
+kernel as its launch would, ptxas, the assembler, reports what the kernel takes, and nvdisasm lists
+its instructions. To add kernels, add their case to CASES.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,9 @@ class Usage(NamedTuple):
         shared: bytes of shared memory of the program.
         warps: of the program.
         matrix_units: whether the products use them.
+        loads: bytes that one thread loads from global memory at once -> how many loads do so.
+        instructions: of the whole kernel.
+        loops: instructions of each loop of the kernel, in order.
     """
     registers: int
     spills: int
@@ -46,6 +51,9 @@ class Usage(NamedTuple):
     shared: int
     warps: int
     matrix_units: bool
+    loads: Counter[int]
+    instructions: int
+    loops: list[int]
 
 
 def compile_launch(launch: Launch, capability: int) -> Usage:
@@ -75,8 +83,12 @@ def compile_launch(launch: Launch, capability: int) -> Usage:
                 divisible[place,] = [['tt.divisibility', 16]]
     binary = triton.compile(ASTSource(launch.kernel, signature, constants, divisible),
                             target=GPUTarget('cuda', capability, 32), options=options)
-    return Usage(*assembled(binary.asm['ptx']), binary.metadata.shared, binary.metadata.num_warps,
-                 'mma' in binary.asm['ptx'])
+    ptx = binary.asm['ptx']
+    report, code = assembled(ptx)
+    spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
+    return Usage(int(re.search(r'Used (\d+) registers', report)[1]), sum(map(int, spills.groups())),
+                 int(re.search(r'(\d+) bytes stack frame', report)[1]), binary.metadata.shared,
+                 binary.metadata.num_warps, 'mma' in ptx, loads(ptx), *counted(code))
 
 
 def _kind(value: object) -> str:
@@ -88,26 +100,52 @@ def _kind(value: object) -> str:
     return 'fp32' if isinstance(value, float) else 'i32' if value < 2**31 else 'i64'
 
 
-def assembled(ptx: str) -> tuple[int, int, int]:
-    """Registers, spilled bytes and stack of a thread, by the report of Triton's ptxas."""
+def assembled(ptx: str) -> tuple[str, str]:
+    """The report of Triton's ptxas, and the machine code as nvdisasm writes it.
+
+    Raises:
+        RuntimeError: ptxas refuses the kernel.
+    """
     import triton
     folder = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
     target = re.search(r'^\.target (\S+)', ptx, re.M)[1].split(',')[0]
     with tempfile.TemporaryDirectory() as where:
-        source = Path(where, 'kernel.ptx')
+        source, result = Path(where, 'kernel.ptx'), Path(where, 'kernel.cubin')
         source.write_text(ptx)
         # Triton may bring an older and a newer assembler; only the newer reads new PTX.
         for assembler in sorted(folder.glob('ptxas*')):
-            run = subprocess.run([assembler, '-v', f'--gpu-name={target}', source, '-o',
-                                  Path(where, 'kernel.cubin')], capture_output=True, text=True)
+            run = subprocess.run([assembler, '-v', f'--gpu-name={target}', source, '-o', result],
+                                 capture_output=True, text=True)
             if run.returncode == 0:
                 break
-    if run.returncode:
-        raise RuntimeError(f'ptxas refuses the kernel: {run.stderr.strip()}')
-    spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', run.stderr)
-    stack = re.search(r'(\d+) bytes stack frame', run.stderr)
-    return (int(re.search(r'Used (\d+) registers', run.stderr)[1]),
-            sum(map(int, spills.groups())), int(stack[1]))
+        if run.returncode:
+            raise RuntimeError(f'ptxas refuses the kernel: {run.stderr.strip()}')
+        code = subprocess.run([folder / 'nvdisasm', '-c', result], capture_output=True, text=True,
+                              check=True).stdout
+    return run.stderr, code
+
+
+def loads(ptx: str) -> Counter[int]:
+    """How many bytes one thread loads from global memory at once -> how many loads do so."""
+    to_registers = re.findall(r'ld\.global\S*?(?:\.v(\d))?\.b(\d+)\b', ptx)
+    to_shared = re.findall(r'cp\.async\.c[ag]\.shared\.global\S* .*?\], (0x\w+|\d+)', ptx)
+    return Counter([int(many or 1) * int(bits) // 8 for many, bits in to_registers]
+                   + [int(size, 0) for size in to_shared])
+
+
+def counted(code: str) -> tuple[int, list[int]]:
+    """How many instructions nvdisasm lists, and those of each loop: back to an earlier label."""
+    total, labels, loops = 0, {}, []
+    for line in code.splitlines():
+        if label := re.match(r'(\.L_x_\d+):', line):
+            labels[label[1]] = total
+        elif instruction := re.match(r'\s*/\*[0-9a-f]{4,}\*/\s+(\S.*)', line):
+            total += 1
+            back = re.search(r'\bBRA\b.*(\.L_x_\d+)', instruction[1])
+            # A kernel ends with a branch to itself.
+            if back and total - labels.get(back[1], total) > 1:
+                loops.append(total - labels[back[1]])
+    return total, loops
 
 
 # The cases.
@@ -231,7 +269,8 @@ def main() -> None:
     parser.add_argument('--capability', type=int, nargs='+', default=CAPABILITIES)
     options = parser.parse_args()
     print('| case | head dim | kernel | tile | capability | warps | registers | spilled bytes '
-          '| shared bytes | matrix units |\n|' + '---|' * 10)
+          '| shared bytes | matrix units | loads: bytes × many | instructions (of each loop) |\n|'
+          + '---|' * 12)
     for case in CASES:
         if options.only not in case:
             continue
@@ -241,9 +280,13 @@ def main() -> None:
                                 if name in each.constants)
                 for capability in options.capability:
                     usage = compile_launch(each, capability)
+                    widths = ', '.join(f'{size} × {many}'
+                                       for size, many in sorted(usage.loads.items()))
                     print(f'| {case} | {head_dim} | {each.kernel.__name__} | {tile} | '
                           f'{capability / 10} | {usage.warps} | {usage.registers} | {usage.spills} '
-                          f'| {usage.shared} | {"yes" if usage.matrix_units else "no"} |',
+                          f'| {usage.shared} | {"yes" if usage.matrix_units else "no"} '
+                          f'| {widths} | {usage.instructions} '
+                          f'({", ".join(map(str, usage.loops)) or "none"}) |',
                           flush=True)
 
 

@@ -91,6 +91,12 @@ def _at(y, x, y_stride, x_stride, UNIT: tl.constexpr):
 
 
 @triton.jit
+def _first(image, head, image_stride, WIDTH: tl.constexpr, UNIT: tl.constexpr):
+    """Offset of a head of an image. Without the hint, Triton would load number by number."""
+    return tl.multiple_of(image * image_stride, UNIT) + head * WIDTH
+
+
+@triton.jit
 def _token(n, columns, y_stride, x_stride, UNIT: tl.constexpr):
     """Offset of the nth token of a group, counted row by row."""
     return _at(n // columns, n % columns, y_stride, x_stride, UNIT)
@@ -220,10 +226,10 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
     n = tile * BLOCK + tl.arange(0, BLOCK)
     exists = n < rows * columns
-    queries = _load(q + image * q_b + head * D + _at(y, x, q_y, q_x, UNIT),
+    queries = _load(q + _first(image, head, q_b, D, UNIT) + _at(y, x, q_y, q_x, UNIT),
                     _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
-    k += image * k_b + head * D
-    v += image * v_b + head * E
+    k += _first(image, head, k_b, D, UNIT)
+    v += _first(image, head, v_b, E, UNIT)
 
     # The logits are multiplied by the (positive) scale where the exponential is taken.
     rate = scale * LOG2E
@@ -302,9 +308,9 @@ def query_gradient_kernel(
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
     n = tile * BLOCK + tl.arange(0, BLOCK)
     exists = n < rows * columns
-    queries = _load(q + image * q_b + head * D + _at(y, x, q_y, q_x, UNIT),
+    queries = _load(q + _first(image, head, q_b, D, UNIT) + _at(y, x, q_y, q_x, UNIT),
                     _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
-    grads = _load(grad + image * g_b + head * E + _at(y, x, g_y, g_x, UNIT),
+    grads = _load(grad + _first(image, head, g_b, E, UNIT) + _at(y, x, g_y, g_x, UNIT),
                   _token(n, columns, g_y, g_x, UNIT), exists, E, BLOCK_E)
     x_stride = PARTS * HEADS * E
     mixes = _load(mixed + image * (H * W * x_stride) + head * E
@@ -314,8 +320,8 @@ def query_gradient_kernel(
     statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
     tl.store(delta + statistics + n, row_delta, mask=exists)
     row_lse = tl.load(lse + statistics + n, mask=exists, other=0.) * LOG2E
-    k += image * k_b + head * D
-    v += image * v_b + head * E
+    k += _first(image, head, k_b, D, UNIT)
+    v += _first(image, head, v_b, E, UNIT)
 
     if SIDE > 0:
         channel = tl.arange(0, BLOCK_E)
@@ -416,12 +422,12 @@ def key_gradient_kernel(
     y, x, rows, columns = _group(group, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
     m = tile * BLOCK + tl.arange(0, BLOCK)
     exists = m < rows * columns
-    keys = _load(k + image * k_b + head * D + _at(y, x, k_y, k_x, UNIT),
+    keys = _load(k + _first(image, head, k_b, D, UNIT) + _at(y, x, k_y, k_x, UNIT),
                  _token(m, columns, k_y, k_x, UNIT), exists, D, BLOCK_D)
-    values = _load(v + image * v_b + head * E + _at(y, x, v_y, v_x, UNIT),
+    values = _load(v + _first(image, head, v_b, E, UNIT) + _at(y, x, v_y, v_x, UNIT),
                    _token(m, columns, v_y, v_x, UNIT), exists, E, BLOCK_E)
-    q += image * q_b + head * D
-    grad += image * g_b + head * E
+    q += _first(image, head, q_b, D, UNIT)
+    grad += _first(image, head, g_b, E, UNIT)
     statistics = image * GROUPS * HEADS * (QH * QW)
     lse += statistics
     delta += statistics
