@@ -33,10 +33,10 @@ each group; the other two kernels add the gradients of the convolution.
 
 HEADS heads; D channels of a head in q and k, E in v. KEYS: how many groups a group attends to. The
 query map has H rows, W columns, and QC groups of QH × QW tokens in a row of groups; the key map has
-KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column; UNIT divides
-all strides. `out`, `mixed` and the gradients are contiguous maps, or one of PARTS parts of their
-channels; the gradients may lie side by side, APART of them. `lse` and `delta` are
-(B · GROUPS, HEADS, QH · QW).
+KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column, in units of
+UNIT numbers: so the compiler knows by how much they divide, and loads several numbers at once.
+`out`, `mixed` and the gradients are contiguous maps, or one of PARTS parts of their channels; the
+gradients may lie side by side, APART of them. `lse` and `delta` are (B · GROUPS, HEADS, QH · QW).
 
 No size is specialised (SIZES): one compilation serves every map.
 """
@@ -86,14 +86,14 @@ def _group(nth, columns, height, width, TOP, LEFT, H, W, CLIPPED: tl.constexpr):
 
 @triton.jit
 def _at(y, x, y_stride, x_stride, UNIT: tl.constexpr):
-    """Offset of a place of a map."""
-    return tl.multiple_of(y * y_stride + x * x_stride, UNIT)
+    """Offset of a place of a map, from strides in units."""
+    return (y * y_stride + x * x_stride) * UNIT
 
 
 @triton.jit
 def _first(image, head, image_stride, WIDTH: tl.constexpr, UNIT: tl.constexpr):
-    """Offset of a head of an image. Without the hint, Triton would load number by number."""
-    return tl.multiple_of(image * image_stride, UNIT) + head * WIDTH
+    """Offset of a head of an image, from the stride in units."""
+    return image * image_stride * UNIT + head * WIDTH
 
 
 @triton.jit
@@ -183,29 +183,29 @@ def _product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _neighbours(base, n, exists, rows, columns, dy, dx, y_stride, x_stride, E: tl.constexpr,
-                BLOCK_E: tl.constexpr, UNIT: tl.constexpr):
-    """The tokens dy rows below and dx columns right of tokens n; zero outside the group."""
-    y = n // columns + dy
-    x = n % columns + dx
-    inside = exists & (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-    return _load(base, _at(y, x, y_stride, x_stride, UNIT), inside, E, BLOCK_E).to(tl.float32)
-
-
-@triton.jit
-def _convolve(total, base, n, exists, rows, columns, y_stride, x_stride, taps,
-              SIGN: tl.constexpr, SIDE: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
+def _convolve(base, n, exists, rows, columns, y_stride, x_stride, taps, SIGN: tl.constexpr,
+              SIDE: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
               UNIT: tl.constexpr):
-    """total + the depthwise convolution inside a group; with SIGN −1 its transpose.
+    """The depthwise convolution of tokens n inside their group; with SIGN −1 its transpose.
 
-    `taps` points to the (E, SIDE, SIDE) weights of the head.
+    `taps` points to the (E, SIDE, SIDE) weights of the head. The sum begins at 0, not at a result
+    of the matrix units, whose places in the registers the neighbours would have to take.
     """
     channel = tl.arange(0, BLOCK_E)
-    for tap in tl.range(SIDE * SIDE, num_stages=1):
-        near = _neighbours(base, n, exists, rows, columns, SIGN * (tap // SIDE - SIDE // 2),
-                           SIGN * (tap % SIDE - SIDE // 2), y_stride, x_stride, E, BLOCK_E, UNIT)
-        factor = tl.load(taps + channel * (SIDE * SIDE) + tap, mask=channel < E, other=0.)
-        total += factor.to(tl.float32)[None, :] * near
+    y = n // columns
+    x = n % columns
+    token = _at(y, x, y_stride, x_stride, UNIT)
+    total = tl.zeros((BLOCK, BLOCK_E), tl.float32)
+    for row in tl.range(SIDE, num_stages=1):
+        dy = SIGN * (row - SIDE // 2)
+        there = exists & (y + dy >= 0) & (y + dy < rows)
+        for column in tl.static_range(SIDE):
+            dx = SIGN * (column - SIDE // 2)
+            near = _load(base + _at(dy, dx, y_stride, x_stride, UNIT), token,
+                         there & (x + dx >= 0) & (x + dx < columns), E, BLOCK_E)
+            factor = tl.load(taps + channel * (SIDE * SIDE) + row * SIDE + column,
+                             mask=channel < E, other=0.)
+            total += factor.to(tl.float32)[None, :] * near.to(tl.float32)
     return total
 
 
@@ -270,8 +270,8 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
         top = new_top
 
     mix /= total[:, None]
-    x_stride = PARTS * HEADS * E
-    place = image * (H * W * x_stride) + head * E + _at(y, x, W * x_stride, x_stride, E)
+    x_stride = PARTS * HEADS
+    place = _first(image, head, H * W * x_stride, E, E) + _at(y, x, W * x_stride, x_stride, E)
     token = _token(n, columns, W * x_stride, x_stride, E)
     if SIDE > 0:
         if mixed is not None:
@@ -280,8 +280,8 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
         if bias is not None:
             mix += tl.load(bias + head * E + channel, mask=channel < E, other=0.
                            ).to(tl.float32)[None, :]
-        mix = _convolve(mix, v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns, v_y, v_x,
-                        taps + head * (E * SIDE * SIDE), 1, SIDE, E, BLOCK_E, UNIT)
+        mix += _convolve(v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns, v_y, v_x,
+                         taps + head * (E * SIDE * SIDE), 1, SIDE, E, BLOCK, BLOCK_E, UNIT)
     _store(out + place, token, exists, mix, E, BLOCK_E)
     statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
     # A place without a token gets 0, so that `lse` is the same at every run.
@@ -312,8 +312,8 @@ def query_gradient_kernel(
                     _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
     grads = _load(grad + _first(image, head, g_b, E, UNIT) + _at(y, x, g_y, g_x, UNIT),
                   _token(n, columns, g_y, g_x, UNIT), exists, E, BLOCK_E)
-    x_stride = PARTS * HEADS * E
-    mixes = _load(mixed + image * (H * W * x_stride) + head * E
+    x_stride = PARTS * HEADS
+    mixes = _load(mixed + _first(image, head, H * W * x_stride, E, E)
                   + _at(y, x, W * x_stride, x_stride, E),
                   _token(n, columns, W * x_stride, x_stride, E), exists, E, BLOCK_E)
     row_delta = tl.sum(mixes.to(tl.float32) * grads.to(tl.float32), 1)
@@ -330,9 +330,12 @@ def query_gradient_kernel(
             (SIDE * SIDE + 1) * E)
         wide = grads.to(tl.float32)
         for tap in tl.range(SIDE * SIDE, num_stages=1):
-            near = _neighbours(v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns,
-                               tap // SIDE - SIDE // 2, tap % SIDE - SIDE // 2, v_y, v_x, E,
-                               BLOCK_E, UNIT)
+            dy = tap // SIDE - SIDE // 2
+            dx = tap % SIDE - SIDE // 2
+            there = exists & (n // columns + dy >= 0) & (n // columns + dy < rows) & (
+                n % columns + dx >= 0) & (n % columns + dx < columns)
+            near = _load(v + _at(y, x, v_y, v_x, UNIT) + _at(dy, dx, v_y, v_x, UNIT),
+                         _token(n, columns, v_y, v_x, UNIT), there, E, BLOCK_E).to(tl.float32)
             tl.store(tap_shares + share + tap * E + channel, tl.sum(wide * near, 0),
                      mask=channel < E)
         tl.store(tap_shares + share + SIDE * SIDE * E + channel, tl.sum(wide, 0),
@@ -366,8 +369,9 @@ def query_gradient_kernel(
             grad_s *= factor
         total = _product(grad_s.to(keys.dtype), keys, total, PRECISION)
 
-    x_stride = APART * PARTS * HEADS * D
-    _store(grad_q + image * (H * W * x_stride) + head * D + _at(y, x, W * x_stride, x_stride, D),
+    x_stride = APART * PARTS * HEADS
+    _store(grad_q + _first(image, head, H * W * x_stride, D, D)
+           + _at(y, x, W * x_stride, x_stride, D),
            _token(n, columns, W * x_stride, x_stride, D), exists, total * scale, D, BLOCK_D)
 
 
@@ -471,8 +475,8 @@ def key_gradient_kernel(
 
     total_k *= scale
     if SIDE > 0:
-        total_v = _convolve(total_v, grad + _at(y, x, g_y, g_x, UNIT), m, exists, rows, columns,
-                            g_y, g_x, taps + head * (E * SIDE * SIDE), -1, SIDE, E, BLOCK_E, UNIT)
+        total_v += _convolve(grad + _at(y, x, g_y, g_x, UNIT), m, exists, rows, columns, g_y, g_x,
+                             taps + head * (E * SIDE * SIDE), -1, SIDE, E, BLOCK, BLOCK_E, UNIT)
     if LISTED:
         if count > 1:
             # Segments of rows with several segments begin at least KEYS entries apart.
@@ -496,12 +500,12 @@ def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEAD
     if CLIPPED:
         width = W
         area = H * W
-    x_stride = APART * PARTS * HEADS * D
-    _store(grad_k + image * area * x_stride + head * D + _at(y, x, width * x_stride, x_stride, D),
-           _token(m, columns, width * x_stride, x_stride, D), exists, total_k, D, BLOCK_D)
-    x_stride = APART * PARTS * HEADS * E
-    _store(grad_v + image * area * x_stride + head * E + _at(y, x, width * x_stride, x_stride, E),
-           _token(m, columns, width * x_stride, x_stride, E), exists, total_v, E, BLOCK_E)
+    x_stride = APART * PARTS * HEADS
+    y_stride = width * x_stride
+    _store(grad_k + _first(image, head, area * x_stride, D, D) + _at(y, x, y_stride, x_stride, D),
+           _token(m, columns, y_stride, x_stride, D), exists, total_k, D, BLOCK_D)
+    _store(grad_v + _first(image, head, area * x_stride, E, E) + _at(y, x, y_stride, x_stride, E),
+           _token(m, columns, y_stride, x_stride, E), exists, total_v, E, BLOCK_E)
 
 
 @triton.jit(do_not_specialize=SIZES)

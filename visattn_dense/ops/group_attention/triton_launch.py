@@ -134,10 +134,14 @@ class Groups(NamedTuple):
             return Tile.of_windows(own.tokens, q.dtype, width, kernel)
         return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel)
 
-    def constants(self, tile: Tile, *maps: Tensor, side: int) -> dict:
-        """What the kernels are compiled for. `maps` are q, v and all other maps with strides."""
-        d, e = (t.shape[-1] // self.heads for t in maps[:2])
-        unit = gcd(16, d, e, *(stride for t in maps for stride in t.stride()[:3]))
+    def unit(self, q: Tensor, v: Tensor, *maps: Tensor) -> int:
+        """The number that divides the channels of a head and all strides of the maps."""
+        d, e = (t.shape[-1] // self.heads for t in (q, v))
+        return gcd(16, d, e, *strides(1, q, v, *maps))
+
+    def constants(self, tile: Tile, q: Tensor, v: Tensor, *, side: int, unit: int) -> dict:
+        """What the kernels are compiled for."""
+        d, e = (t.shape[-1] // self.heads for t in (q, v))
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
                     UNIT=unit, LISTED=self.index is not None, CLIPPED=self.clipped,
                     WEIGHTED=self.weight is not None, SIDE=side, PRECISION='ieee',
@@ -150,9 +154,9 @@ def readable(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def strides(*maps: Tensor) -> tuple[int, ...]:
-    """The strides by image, row and column."""
-    return tuple(stride for t in maps for stride in t.stride()[:3])
+def strides(unit: int, *maps: Tensor) -> tuple[int, ...]:
+    """The strides by image, row and column, in units."""
+    return tuple(stride // unit for t in maps for stride in t.stride()[:3])
 
 
 def statistics(q: Tensor, groups: Groups) -> tuple[int, int, int, int]:
@@ -178,10 +182,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: T
     """
     from .triton_kernels import forward_kernel
     tile = groups.tile('forward', q, v)
-    constants = groups.constants(tile, q, v, k, side=0 if taps is None else taps.shape[-1])
+    unit = groups.unit(q, v, k)
+    constants = groups.constants(tile, q, v, side=0 if taps is None else taps.shape[-1], unit=unit)
     launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
            q, k, v, groups.index, groups.weight, taps, bias, out, mixed, lse, scale,
-           *groups.sizes(q), int(padding_counts), *strides(q, k, v), **constants)
+           *groups.sizes(q), int(padding_counts), *strides(unit, q, k, v), **constants)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor,
@@ -204,7 +209,8 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     side = 0 if taps is None else taps.shape[-1]
     delta = torch.empty_like(lse)
     rows = lse[..., 0, 0].numel()
-    sizes, steps = groups.sizes(q), strides(q, k, v, grad)
+    unit = groups.unit(q, v, k, grad)
+    sizes, steps = groups.sizes(q), strides(unit, q, k, v, grad)
 
     tile = groups.tile('queries', q, v)
     tiles = -(-groups.queries.tokens // tile.block)
@@ -212,7 +218,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
               if side else None)
     launch(query_gradient_kernel, (rows * groups.heads * tiles,),
            q, k, v, groups.index, groups.weight, mixed, lse, grad, delta, into[0], shares, scale,
-           *sizes, *steps, **groups.constants(tile, q, v, k, grad, side=side), APART=apart)
+           *sizes, *steps, **groups.constants(tile, q, v, side=side, unit=unit), APART=apart)
 
     tile = groups.tile('keys', q, v)
     tiles = -(-groups.keys.tokens // tile.block)
@@ -225,7 +231,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
         weight_shares = lse.new_empty(len(routing.pairs), groups.heads, tiles,
                                       -(-groups.queries.tokens // tile.tokens))
     segments = rows if routing is None else len(routing.rows)
-    constants = groups.constants(tile, q, v, k, grad, side=side)
+    constants = groups.constants(tile, q, v, side=side, unit=unit)
     tables = (None,) * 4 if routing is None else (routing.askers, *routing[2:])
     launch(key_gradient_kernel, (segments * groups.heads * tiles,),
            q, k, v, ordered, taps, lse, grad, delta, *into[1:], weight_shares, parts, *tables,
