@@ -93,7 +93,8 @@ def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path
     for name, usage in found.items():
         # What a thread block may have on every GPU from capability 8.0 on.
         assert usage.shared <= 99 * 1024 and usage.spills == 0
-        assert usage.matrix_units == (dtype != torch.float32 and name != 'part_sum_kernel')
+        assert usage.matrix_units == (dtype != torch.float32 and name not in (
+            'part_sum_kernel', 'weight_gradient_kernel'))
         # The channels of a token lie side by side: a thread loads several at once, not one by one.
         assert min(usage.loads) >= 4 and usage.loads[16] > 0
 

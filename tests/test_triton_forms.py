@@ -34,6 +34,8 @@ def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monke
         usage = compile_launch(launch, capability)
         # What a thread block may have on every GPU from capability 8.0 on; no spilled registers.
         assert usage.shared <= 99 * 1024 and usage.spills == usage.stack == 0
+        # A thread loads neighbouring channels at once.
+        assert usage.loads[16] > 0
         # In focused attention, all but the convolution and what is done channel by channel.
         assert case != 'focused attention' or usage.matrix_units or launch.kernel.__name__ in (
             'statistics_kernel', 'focus_gradient_kernel', 'convolve_kernel',

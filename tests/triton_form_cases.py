@@ -181,6 +181,8 @@ MAPS = {
     'stride 2, even': ((1, 6, 8, 3), 5, dict(stride=2)),
     'windows beyond the map': ((2, 5, 7, 3), 5, dict(window=(3, 2), onto=True)),
     'stripes': ((1, 9, 5, 16), 3, dict(window=(9, 2))),
+    'stripes of one column': ((2, 3, 5, 8), 3, dict(window=(3, 1))),
+    'one window larger than the map': ((1, 3, 6, 5), 5, dict(window=(4, 6))),
     'several tiles': ((1, 27, 16, 8), 3, dict(window=(4, 16))),
 }
 

@@ -85,6 +85,11 @@ def recorded() -> Iterator[list[Launch]]:
         _record = before
 
 
+def readable(t: Tensor) -> Tensor:
+    """The map with channels side by side in memory, as the kernels read it."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

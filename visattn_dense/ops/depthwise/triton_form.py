@@ -5,12 +5,14 @@ map is neither padded nor cut. The gradient of the kernel is a sum in a fixed or
 additions. All arithmetic is float32, and the weights are read in their own dtype.
 """
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import launch, power_of_two
+from ..launching import launch, power_of_two, readable
 from ..precision import product_dtype
 from ..windows import window_corner
 from .torch_form import ACTIVATIONS
@@ -35,7 +37,9 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     dtype = product_dtype(x)
     for term in (x if plus_input else None, onto):
         dtype = dtype if term is None else torch.promote_types(dtype, term.dtype)
-    cut = [] if window is None else [*window, *window_corner(x.shape[1:3], window)]
+    is_cut = window is not None and any(
+        side < whole for side, whole in zip(window, x.shape[1:3], strict=True))
+    cut = [*window, *window_corner(x.shape[1:3], window)] if is_cut else []
     # The gradient of an activation needs the sum, so there the activation is an operator of torch.
     trains = activation != 'none' and torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, onto))
@@ -44,12 +48,40 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     return ACTIVATIONS[activation](out) if trains else out
 
 
-def _geometry(x: Tensor, size: tuple[int, int], window: list[int]) -> tuple[tuple[int, ...], int]:
-    """The sizes and strides that the kernels take, from H to left; and ALIGN."""
-    (batch, height, width, _), strides = x.shape, x.stride()[:3]
+class _Launch(NamedTuple):
+    """What the launches of both kernels have in common.
+
+    Attributes:
+        places: how many strips there are.
+        sizes: the arguments from H to left.
+        block, block_c: the strips and the channels of a program.
+    """
+    places: int
+    sizes: tuple[int, ...]
+    block: int
+    block_c: int
+
+    @classmethod
+    def of(cls, x: Tensor, size: Sequence[int], window: list[int]) -> '_Launch':
+        """`size` is that of the result."""
+        h, w, top, left = window or (*size, 0, 0)
+        segments, strips = -(-(left + size[1]) // w), -(-w // 4)
+        places = len(x) * -(-size[0] // 4) * 4 * segments * strips
+        block_c = min(32, max(8, power_of_two(x.shape[-1])))
+        # Eight channels of a strip for each of 128 threads.
+        return cls(places, (*x.shape[1:3], *size, places, segments, strips, h, w, top, left),
+                   1024 // block_c, block_c)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.places // self.block)
+
+
+def _strides(*maps: Tensor) -> tuple[list[int], int]:
+    """The strides by image, row and column, in units; and the unit, ALIGN."""
+    strides = [stride for t in maps for stride in t.stride()[:3]]
     align = math.gcd(16, *strides)
-    return (height, width, *size, batch * size[0] * size[1], *(s // align for s in strides),
-            *(window or (1, 1, 0, 0))), align
+    return [stride // align for stride in strides], align
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, out: Tensor,
@@ -57,17 +89,38 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | Non
     from .triton_kernels import convolve_kernel
     if out.numel() == 0:
         return out
-    sizes, align = _geometry(x, out.shape[1:3], window)
-    channels = x.shape[-1]
-    block_c = min(64, max(8, power_of_two(channels)))
-    # 16 sums for each thread: larger tiles take more registers than four blocks can have at a time.
-    block = 2048 // block_c
+    found = _Launch.of(x, out.shape[1:3], window)
+    strides, align = _strides(x)
     # The other axes of a GPU's grid end at 65535.
-    grid = -(-sizes[4] // block), -(-channels // block_c)
-    launch(convolve_kernel, grid, x, weight.contiguous(), bias, onto, out, *sizes, C=channels,
-           K=weight.shape[-1], WINDOWED=bool(window), ALIGN=align, BLOCK=block, BLOCK_C=block_c,
-           num_warps=4, enable_fp_fusion=True, **options)
+    launch(convolve_kernel, (found.tiles, -(-x.shape[-1] // found.block_c)), x,
+           weight.contiguous(), bias, onto, out, *found.sizes, *strides, C=x.shape[-1],
+           K=weight.shape[-1], WINDOWED=bool(window), ALIGN=align, BLOCK=found.block,
+           BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True, **options)
     return out
+
+
+def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: list[int]) -> Tensor:
+    """The gradient of the kernel, tap by tap, and that of the bias: (k² + 1, C) in float32.
+
+    Args:
+        grad, x: (B, H, W, C) by any strides, channels side by side.
+        side: k.
+        window: h, w of the windows and the corner of the first, or nothing.
+    """
+    from .triton_kernels import weight_gradient_kernel
+    channels = x.shape[-1]
+    if grad.numel() == 0:
+        return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
+    found = _Launch.of(x, grad.shape[1:3], window)
+    strides, align = _strides(x, grad)
+    blocks = -(-channels // found.block_c)
+    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
+    programs = min(found.tiles, max(16, 2048 // (blocks * side)))
+    shares = x.new_empty(programs, side**2 + 1, channels, dtype=torch.float32)
+    launch(weight_gradient_kernel, (programs, blocks, side), x, grad, shares, *found.sizes,
+           *strides, C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), ALIGN=align,
+           BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True)
+    return shares.sum(0)
 
 
 @torch.library.custom_op(
@@ -106,23 +159,7 @@ def _(grad, x, weight, plus_input, stride, window):
     'visattn::depthwise_triton_weight_gradient', mutates_args=(),
     schema='(Tensor grad, Tensor x, Tensor weight, int stride, SymInt[] window) -> Tensor')
 def _weight_gradient(grad, x, weight, stride, window):
-    """The gradient of the kernel, tap by tap, and that of the bias: (k² + 1, C) in float32."""
-    from .triton_kernels import weight_gradient_kernel
-    channels, side = x.shape[-1], weight.shape[-1]
-    if grad.numel() == 0:
-        return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
-    sizes, align = _geometry(x, grad.shape[1:3], window)
-    block_c = min(64, max(8, power_of_two(channels)))
-    block_k = power_of_two(side)
-    block = 4096 // (block_c * block_k)
-    blocks = -(-channels // block_c)
-    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
-    programs = min(-(-sizes[4] // block), max(16, 2048 // (blocks * side)))
-    shares = x.new_empty(programs, side**2 + 1, channels, dtype=torch.float32)
-    launch(weight_gradient_kernel, (programs, blocks, side), x, grad.contiguous(), shares, *sizes,
-           C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), ALIGN=align, BLOCK=block,
-           BLOCK_K=block_k, BLOCK_C=block_c, num_warps=4, enable_fp_fusion=True)
-    return shares.sum(0)
+    return weight_gradient(readable(grad), x, weight.shape[-1], stride, window)
 
 
 @_weight_gradient.register_fake

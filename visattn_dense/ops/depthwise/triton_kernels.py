@@ -9,116 +9,235 @@ arithmetic is float32.
 
 The maps are NHWC with channels side by side. `x_b, x_y, x_x` are the strides of x by image, row and
 column, in units of ALIGN numbers: so the compiler knows by how much they divide, for every size.
-All other tensors are contiguous. The windows have h × w positions, and the first window begins at
-(−top, −left) of the map.
+All other tensors are contiguous, but `grad` has strides too. The windows have h × w positions, and
+the first window begins at (−top, −left) of the map; without windows, h × w is the result.
+
+A thread computes a strip: four neighbours of a row. So a number that is loaded serves all of them,
+and so does a weight. Strips end where windows end: a row has SEGMENTS windows of STRIPS strips. The
+strips are counted down bands of four rows: the strips of a program are near each other, and find
+each other's rows in the cache.
 
 `convolve_kernel` computes out, and dx if TRANSPOSED: then x is dout, and out is dx. A program owns
-a tile of BLOCK positions and BLOCK_C channels. A program of `weight_gradient_kernel` owns a row of
-taps, and sums the tiles p, p + P, p + 2P, ... of P programs into row p of `shares`. The caller adds
-the rows.
+BLOCK strips and BLOCK_C channels. A program of `weight_gradient_kernel` owns a row of taps, and
+sums the tiles p, p + P, p + 2P, ... of P programs into row p of `shares`. The caller adds the rows.
 """
 import triton
 import triton.language as tl
 
-_SIZES = ['H', 'W', 'OH', 'OW', 'POSITIONS', 'x_b', 'x_y', 'h', 'w', 'top', 'left']
+_SIZES = ['H', 'W', 'OH', 'OW', 'PLACES', 'SEGMENTS', 'STRIPS', 'h', 'w', 'top', 'left',
+          'x_b', 'x_y', 'x_x', 'g_b', 'g_y', 'g_x']
+_STRIP = tl.constexpr(4)
+_BAND = tl.constexpr(4)
 
 
 @triton.jit
-def _position(place, OH, OW):
-    """Image, row and column of a position of the result."""
-    return place // (OH * OW), place // OW % OH, place % OW
+def _strip(place, OH, SEGMENTS, STRIPS, w, left):
+    """Of a strip: the image, the row, the first column of its window, its own first column."""
+    band = _BAND * SEGMENTS * STRIPS
+    bands = tl.cdiv(OH, _BAND)
+    y = place // band % bands * _BAND + place % _BAND
+    nth = place % band // _BAND
+    begin = nth // STRIPS * w - left
+    return place // (bands * band), y, begin, begin + nth % STRIPS * _STRIP
 
 
 @triton.jit
-def _source(y, first, tap, H, h, top, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr,
-            WINDOWED: tl.constexpr):
-    """Along one axis: the place that a tap reads for place y, and whether the place exists.
-
-    `first` is half of the kernel.
-    """
+def _row_source(y, row, H, h, top, K: tl.constexpr, STRIDE: tl.constexpr,
+                TRANSPOSED: tl.constexpr, WINDOWED: tl.constexpr):
+    """The row that a row of taps reads for row y of the result, and whether it exists."""
     if TRANSPOSED:
-        scaled = y + first - tap
+        scaled = y + K // 2 - row
         source = scaled // STRIDE
         exists = (scaled >= 0) & (scaled % STRIDE == 0) & (source < H)
     else:
-        source = y * STRIDE + tap - first
+        source = y * STRIDE + row - K // 2
         exists = (source >= 0) & (source < H)
     if WINDOWED:
         exists &= (source + top) // h == (y + top) // h
     return source, exists
 
 
+@triton.jit
+def _columns(begin, w, W, WINDOWED: tl.constexpr):
+    """First column, and first column beyond, that the strips of a window read."""
+    first = begin * 0
+    last = first + W
+    if WINDOWED:
+        first = tl.maximum(begin, 0)
+        last = tl.minimum(begin + w, W)
+    return first, last
+
+
+@triton.jit
+def _add_tap(total, value, weight, row, channel, real, NTH: tl.constexpr, COLUMN: tl.constexpr,
+             K: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr,
+             PLUS_INPUT: tl.constexpr):
+    """Add w value to the nth sum of a strip, if the sum has a tap at this column of the strip."""
+    if TRANSPOSED:
+        tap: tl.constexpr = K // 2 + NTH - STRIDE * (COLUMN - K // 2 // STRIDE)
+    else:
+        tap: tl.constexpr = COLUMN - STRIDE * NTH
+    if tap >= 0 and tap < K:
+        factor = tl.load(weight + channel * (K * K) + row * K + tap, mask=real, other=0.)
+        factor = factor.to(tl.float32)
+        if PLUS_INPUT and tap == K // 2:
+            factor += tl.where(row == K // 2, 1., 0.)
+        total += value * factor[None, :]
+    return total
+
+
+@triton.jit
+def _finish(total, out, bias, onto, target, exists, channel, real, ACTIVATION: tl.constexpr):
+    """Add what belongs to a position, and store it."""
+    if bias is not None:
+        total += tl.load(bias + channel, mask=real, other=0.).to(tl.float32)[None, :]
+    place = target[:, None] + channel[None, :]
+    inside = exists[:, None] & real[None, :]
+    if onto is not None:
+        total += tl.load(onto + place, mask=inside, other=0.).to(tl.float32)
+    if ACTIVATION == 'relu':
+        total = tl.maximum(total, 0.)
+    if ACTIVATION == 'hardswish':
+        total *= tl.minimum(tl.maximum(total + 3, 0.), 6.) / 6
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=_SIZES)
-def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, POSITIONS, x_b, x_y, x_x,
-                    h, w, top, left, C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
+def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, STRIPS, h, w, top,
+                    left, x_b, x_y, x_x, C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
                     TRANSPOSED: tl.constexpr, WINDOWED: tl.constexpr, PLUS_INPUT: tl.constexpr,
                     ACTIVATION: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
                     BLOCK_C: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < C
-    on_map = place < POSITIONS
-    image, oy, ox = _position(place, OH, OW)
+    image, oy, begin, ox = _strip(place, OH, SEGMENTS, STRIPS, w, left)
+    on_map = (place < PLACES) & (oy < OH)
+    first, last = _columns(begin, w, W, WINDOWED)
+    # The first column that the strip reads, and how many it reads.
+    if TRANSPOSED:
+        start = ox // STRIDE - K // 2 // STRIDE
+        columns: tl.constexpr = K // 2 // STRIDE + (_STRIP - 1 + K // 2) // STRIDE + 1
+    else:
+        start = ox * STRIDE - K // 2
+        columns: tl.constexpr = STRIDE * (_STRIP - 1) + K
     # Offsets in a large batch are larger than 2³¹.
-    image_start = x + image.to(tl.int64) * x_b * ALIGN
-    total = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    x += image.to(tl.int64)[:, None] * x_b * ALIGN + channel[None, :]
+    out_0 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    out_1 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    out_2 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    out_3 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     # A loop over the rows that is not unrolled: else the loads of all taps would be in flight, and
     # the compiler would spill registers.
     for row in range(K):
-        sy, y_exists = _source(oy, K // 2, row, H, h, top, STRIDE, TRANSPOSED, WINDOWED)
-        for column in tl.static_range(K):
-            sx, x_exists = _source(ox, K // 2, column, W, w, left, STRIDE, TRANSPOSED, WINDOWED)
-            source = (sy * x_y + sx * x_x).to(tl.int64) * ALIGN
-            value = tl.load(image_start[:, None] + source[:, None] + channel[None, :],
-                            mask=(on_map & y_exists & x_exists)[:, None] & real[None, :], other=0.)
-            factor = tl.load(weight + channel * (K * K) + row * K + column, mask=real, other=0.)
-            factor = factor.to(tl.float32)
-            if PLUS_INPUT and column == K // 2:
-                factor += tl.where(row == K // 2, 1., 0.)
-            total += value.to(tl.float32) * factor[None, :]
-    if bias is not None:
-        total += tl.load(bias + channel, mask=real, other=0.).to(tl.float32)[None, :]
-    inside = on_map[:, None] & real[None, :]
-    target = place.to(tl.int64)[:, None] * C + channel[None, :]
-    if onto is not None:
-        total += tl.load(onto + target, mask=inside, other=0.).to(tl.float32)
-    if ACTIVATION == 'relu':
-        total = tl.maximum(total, 0.)
-    if ACTIVATION == 'hardswish':
-        total *= tl.minimum(tl.maximum(total + 3, 0.), 6.) / 6
-    tl.store(out + target, total.to(out.dtype.element_ty), mask=inside)
+        sy, there = _row_source(oy, row, H, h, top, K, STRIDE, TRANSPOSED, WINDOWED)
+        there &= on_map
+        line = x + (sy * x_y + start * x_x).to(tl.int64)[:, None] * ALIGN
+        for column in tl.static_range(columns):
+            exists = there & (start + column >= first) & (start + column < last)
+            value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
+                            other=0.).to(tl.float32)
+            out_0 = _add_tap(out_0, value, weight, row, channel, real, 0, column, K, STRIDE,
+                             TRANSPOSED, PLUS_INPUT)
+            out_1 = _add_tap(out_1, value, weight, row, channel, real, 1, column, K, STRIDE,
+                             TRANSPOSED, PLUS_INPUT)
+            out_2 = _add_tap(out_2, value, weight, row, channel, real, 2, column, K, STRIDE,
+                             TRANSPOSED, PLUS_INPUT)
+            out_3 = _add_tap(out_3, value, weight, row, channel, real, 3, column, K, STRIDE,
+                             TRANSPOSED, PLUS_INPUT)
+    if not WINDOWED:
+        last = last * 0 + OW
+    target = ((image.to(tl.int64) * OH + oy) * OW + ox) * C
+    _finish(out_0, out, bias, onto, target, on_map & (ox >= first) & (ox < last), channel, real,
+            ACTIVATION)
+    _finish(out_1, out, bias, onto, target + C, on_map & (ox + 1 >= first) & (ox + 1 < last),
+            channel, real, ACTIVATION)
+    _finish(out_2, out, bias, onto, target + 2 * C, on_map & (ox + 2 >= first) & (ox + 2 < last),
+            channel, real, ACTIVATION)
+    _finish(out_3, out, bias, onto, target + 3 * C, on_map & (ox + 3 >= first) & (ox + 3 < last),
+            channel, real, ACTIVATION)
+
+
+@triton.jit
+def _gradient(line, column, g_x, there, first, last, real, ALIGN: tl.constexpr):
+    """The gradient at a position of each strip, or 0."""
+    exists = there & (column >= first) & (column < last)
+    return tl.load(line + column.to(tl.int64)[:, None] * g_x * ALIGN,
+                   mask=exists[:, None] & real[None, :], other=0.).to(tl.float32)
+
+
+@triton.jit
+def _add_pair(total, value, g_0, g_1, g_2, g_3, APART: tl.constexpr, STRIDE: tl.constexpr):
+    """total + the product of a number with the gradient of the position whose tap it is."""
+    if APART == 0:
+        total += value * g_0
+    if APART == STRIDE:
+        total += value * g_1
+    if APART == 2 * STRIDE:
+        total += value * g_2
+    if APART == 3 * STRIDE:
+        total += value * g_3
+    return total
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, POSITIONS, x_b, x_y, x_x, h, w, top, left,
-                           C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
-                           WINDOWED: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
-                           BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRIPS, h, w, top, left,
+                           x_b, x_y, x_x, g_b, g_y, g_x, C: tl.constexpr, K: tl.constexpr,
+                           STRIDE: tl.constexpr, WINDOWED: tl.constexpr, ALIGN: tl.constexpr,
+                           BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
     """Shares of dw, and of Σ dout as the last row: (P, K² + 1, C)."""
     program, programs, row = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < C
-    column = tl.arange(0, BLOCK_K)
-    total = tl.zeros((BLOCK_K, BLOCK, BLOCK_C), tl.float32)
     sum_grad = tl.zeros((BLOCK, BLOCK_C), tl.float32)
-    for tile in range(program, tl.cdiv(POSITIONS, BLOCK), programs):
+    tap_0 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_1 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_2 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_3 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_4 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_5 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    tap_6 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
+    for tile in range(program, tl.cdiv(PLACES, BLOCK), programs):
         place = tile * BLOCK + tl.arange(0, BLOCK)
-        on_map = place < POSITIONS
-        image, oy, ox = _position(place, OH, OW)
-        g = tl.load(grad + place.to(tl.int64)[:, None] * C + channel[None, :],
-                    mask=on_map[:, None] & real[None, :], other=0.).to(tl.float32)
-        sy, y_exists = _source(oy, K // 2, row, H, h, top, STRIDE, False, WINDOWED)
-        sx, x_exists = _source(ox[None, :], K // 2, column[:, None], W, w, left, STRIDE, False,
-                               WINDOWED)
-        exists = (on_map & y_exists)[None, :] & x_exists & (column < K)[:, None]
-        source = ((sy * x_y)[None, :] + sx * x_x).to(tl.int64)
-        source = (source + (image.to(tl.int64) * x_b)[None, :]) * ALIGN
-        value = tl.load(x + source[:, :, None] + channel[None, None, :],
-                        mask=exists[:, :, None] & real[None, None, :], other=0.)
-        total += value.to(tl.float32) * g[None, :, :]
-        sum_grad += g
-    shares += program.to(tl.int64) * (K * K + 1) * C
-    target = (row * K + column)[:, None] * C + channel[None, :]
-    tl.store(shares + target, tl.sum(total, 1), mask=(column < K)[:, None] & real[None, :])
+        image, oy, begin, ox = _strip(place, OH, SEGMENTS, STRIPS, w, left)
+        on_map = (place < PLACES) & (oy < OH)
+        first, last = _columns(begin, w, OW, WINDOWED)
+        image = image.to(tl.int64)[:, None]
+        line = grad + (image * g_b + (oy * g_y)[:, None]) * ALIGN + channel[None, :]
+        g_0 = _gradient(line, ox, g_x, on_map, first, last, real, ALIGN)
+        g_1 = _gradient(line, ox + 1, g_x, on_map, first, last, real, ALIGN)
+        g_2 = _gradient(line, ox + 2, g_x, on_map, first, last, real, ALIGN)
+        g_3 = _gradient(line, ox + 3, g_x, on_map, first, last, real, ALIGN)
+        sum_grad += g_0 + g_1 + g_2 + g_3
+
+        first, last = _columns(begin, w, W, WINDOWED)
+        sy, there = _row_source(oy, row, H, h, top, K, STRIDE, False, WINDOWED)
+        there &= on_map
+        start = ox * STRIDE - K // 2
+        line = x + (image * x_b + (sy * x_y + start * x_x)[:, None]) * ALIGN + channel[None, :]
+        for column in tl.static_range(STRIDE * (_STRIP - 1) + K):
+            exists = there & (start + column >= first) & (start + column < last)
+            value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
+                            other=0.).to(tl.float32)
+            tap_0 = _add_pair(tap_0, value, g_0, g_1, g_2, g_3, column, STRIDE)
+            tap_1 = _add_pair(tap_1, value, g_0, g_1, g_2, g_3, column - 1, STRIDE)
+            tap_2 = _add_pair(tap_2, value, g_0, g_1, g_2, g_3, column - 2, STRIDE)
+            if K > 3:
+                tap_3 = _add_pair(tap_3, value, g_0, g_1, g_2, g_3, column - 3, STRIDE)
+                tap_4 = _add_pair(tap_4, value, g_0, g_1, g_2, g_3, column - 4, STRIDE)
+            if K > 5:
+                tap_5 = _add_pair(tap_5, value, g_0, g_1, g_2, g_3, column - 5, STRIDE)
+                tap_6 = _add_pair(tap_6, value, g_0, g_1, g_2, g_3, column - 6, STRIDE)
+    shares += program.to(tl.int64) * (K * K + 1) * C + channel
+    target = shares + row * K * C
+    tl.store(target, tl.sum(tap_0, 0), mask=real)
+    tl.store(target + C, tl.sum(tap_1, 0), mask=real)
+    tl.store(target + 2 * C, tl.sum(tap_2, 0), mask=real)
+    if K > 3:
+        tl.store(target + 3 * C, tl.sum(tap_3, 0), mask=real)
+        tl.store(target + 4 * C, tl.sum(tap_4, 0), mask=real)
+    if K > 5:
+        tl.store(target + 5 * C, tl.sum(tap_5, 0), mask=real)
+        tl.store(target + 6 * C, tl.sum(tap_6, 0), mask=real)
     if row == 0:
-        tl.store(shares + K * K * C + channel, tl.sum(sum_grad, 0), mask=real)
+        tl.store(shares + K * K * C, tl.sum(sum_grad, 0), mask=real)

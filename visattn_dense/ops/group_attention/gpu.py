@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..depthwise import triton_form as depthwise_form
+from ..launching import readable
 from ..precision import autocast_dtype
 from ..windows import Window, pool_regions
-from .triton_launch import Grid, Groups, attend, gradients, readable, statistics
+from .triton_launch import Grid, Groups, attend, gradients, statistics
 
 MAX_HEAD_DIM = 128
-KERNEL_SIDES = (3, 5, 7)
 
 
 def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
@@ -41,8 +42,8 @@ def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
 def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                     kernels: Sequence[Tensor], scale: float | None = None,
                     **_: object) -> str | None:
-    if any(kernel.shape[-1] not in KERNEL_SIDES for kernel in kernels):
-        return f'the side of the convolution is not one of {KERNEL_SIDES}'
+    if any(kernel.shape[-1] not in depthwise_form.SIDES for kernel in kernels):
+        return f'the side of the convolution is not one of {depthwise_form.SIDES}'
     return _why_not(num_heads, scale, _cast(qkv)[0][:, :, :, 0])
 
 
@@ -128,14 +129,14 @@ def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows
     grad, qkv = readable(grad), readable(qkv)
     for i, part in enumerate(_parts(qkv, num_heads, windows)[0]):
         q, k, v = qkv[..., part.channels].unbind(3)
-        _, found = gradients(
-            grad[..., part.channels], q, k, v, mixed[..., part.channels], part.lse(q, lse),
-            part.groups, scale, grad_qkv[..., part.channels].unbind(3), apart=3,
-            taps=kernels[i].contiguous())
-        heads = part.groups.heads
-        of_kernels[i].view(heads, -1, found.shape[1] - 1).copy_(found[:, :-1].transpose(1, 2))
+        of_out, grid = grad[..., part.channels], part.groups.queries
+        gradients(of_out, q, k, v, mixed[..., part.channels], part.lse(q, lse), part.groups, scale,
+                  grad_qkv[..., part.channels].unbind(3), apart=3, taps=kernels[i].contiguous())
+        found = depthwise_form.weight_gradient(
+            of_out, v, kernels[i].shape[-1], 1, [grid.height, grid.width, grid.top, grid.left])
+        of_kernels[i].flatten(1).copy_(found[:-1].t())
         if biases:
-            of_biases[i].view(heads, -1).copy_(found[:, -1])
+            of_biases[i].copy_(found[-1])
     return grads
 
 
@@ -259,8 +260,8 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor | Non
               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
     into = [t.new_empty(t.shape) for t in (q, k, v)]
-    found, _ = gradients(readable(grad), readable(q), readable(k), readable(v), out, lse, groups,
-                         scale, into)
+    found = gradients(readable(grad), readable(q), readable(k), readable(v), out, lse, groups,
+                      scale, into)
     return *into, q.new_empty(0) if weight is None else found.to(weight.dtype)
 
 

@@ -29,7 +29,7 @@ image · GROUPS + group. Small groups share a tile of the other side: such a til
 with TOKENS tokens each; both numbers are powers of two.
 
 With SIDE > 0, forward adds a depthwise SIDE × SIDE convolution of v (LePE), which sees zeros around
-each group; the other two kernels add the gradients of the convolution.
+each group, and the kernel of dk and dv adds its gradient to dv.
 
 HEADS heads; D channels of a head in q and k, E in v. KEYS: how many groups a group attends to. The
 query map has H rows, W columns, and QC groups of QH × QW tokens in a row of groups; the key map has
@@ -291,18 +291,14 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
-        q, k, v, index, weight, mixed, lse, grad, delta, grad_q, tap_shares, scale,
+        q, k, v, index, weight, mixed, lse, grad, delta, grad_q, scale,
         HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
-        SIDE: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-        SLOTS: tl.constexpr, TOKENS: tl.constexpr):
-    """grad_q of one query tile, and its delta for `key_gradient_kernel`.
-
-    With SIDE, `tap_shares` (HEADS, B · GROUPS · tiles, SIDE² + 1, E) takes the tile's share of the
-    gradient of the convolution's weights and bias.
-    """
+        APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+        TOKENS: tl.constexpr):
+    """grad_q of one query tile, and its delta for `key_gradient_kernel`."""
     row, head, tile = _program(QH * QW, HEADS, BLOCK)
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
@@ -322,24 +318,6 @@ def query_gradient_kernel(
     row_lse = tl.load(lse + statistics + n, mask=exists, other=0.) * LOG2E
     k += _first(image, head, k_b, D, UNIT)
     v += _first(image, head, v_b, E, UNIT)
-
-    if SIDE > 0:
-        channel = tl.arange(0, BLOCK_E)
-        places = tl.num_programs(0) // HEADS
-        share = (head.to(tl.int64) * places + row * tl.cdiv(QH * QW, BLOCK) + tile) * (
-            (SIDE * SIDE + 1) * E)
-        wide = grads.to(tl.float32)
-        for tap in tl.range(SIDE * SIDE, num_stages=1):
-            dy = tap // SIDE - SIDE // 2
-            dx = tap % SIDE - SIDE // 2
-            there = exists & (n // columns + dy >= 0) & (n // columns + dy < rows) & (
-                n % columns + dx >= 0) & (n % columns + dx < columns)
-            near = _load(v + _at(y, x, v_y, v_x, UNIT) + _at(dy, dx, v_y, v_x, UNIT),
-                         _token(n, columns, v_y, v_x, UNIT), there, E, BLOCK_E).to(tl.float32)
-            tl.store(tap_shares + share + tap * E + channel, tl.sum(wide * near, 0),
-                     mask=channel < E)
-        tl.store(tap_shares + share + SIDE * SIDE * E + channel, tl.sum(wide, 0),
-                 mask=channel < E)
 
     rate = scale * LOG2E
     total = tl.zeros((BLOCK, BLOCK_D), tl.float32)

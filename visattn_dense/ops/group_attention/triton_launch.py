@@ -139,19 +139,14 @@ class Groups(NamedTuple):
         d, e = (t.shape[-1] // self.heads for t in (q, v))
         return gcd(16, d, e, *strides(1, q, v, *maps))
 
-    def constants(self, tile: Tile, q: Tensor, v: Tensor, *, side: int, unit: int) -> dict:
+    def constants(self, tile: Tile, q: Tensor, v: Tensor, unit: int) -> dict:
         """What the kernels are compiled for."""
         d, e = (t.shape[-1] // self.heads for t in (q, v))
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
                     UNIT=unit, LISTED=self.index is not None, CLIPPED=self.clipped,
-                    WEIGHTED=self.weight is not None, SIDE=side, PRECISION='ieee',
-                    BLOCK=tile.block, SLOTS=tile.slots, TOKENS=tile.tokens,
-                    num_warps=tile.num_warps, num_stages=2, enable_fp_fusion=True)
-
-
-def readable(t: Tensor) -> Tensor:
-    """The map with channels side by side in memory, as the kernels read it."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+                    WEIGHTED=self.weight is not None, PRECISION='ieee', BLOCK=tile.block,
+                    SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
+                    enable_fp_fusion=True)
 
 
 def strides(unit: int, *maps: Tensor) -> tuple[int, ...]:
@@ -183,15 +178,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: T
     from .triton_kernels import forward_kernel
     tile = groups.tile('forward', q, v)
     unit = groups.unit(q, v, k)
-    constants = groups.constants(tile, q, v, side=0 if taps is None else taps.shape[-1], unit=unit)
     launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
            q, k, v, groups.index, groups.weight, taps, bias, out, mixed, lse, scale,
-           *groups.sizes(q), int(padding_counts), *strides(unit, q, k, v), **constants)
+           *groups.sizes(q), int(padding_counts), *strides(unit, q, k, v),
+           **groups.constants(tile, q, v, unit), SIDE=_side(taps))
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor,
               groups: Groups, scale: float, into: tuple[Tensor, Tensor, Tensor], *,
-              apart: int = 1, taps: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+              apart: int = 1, taps: Tensor | None = None) -> Tensor | None:
     """Backward.
 
     Args:
@@ -202,11 +197,9 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
             side by side, each with `groups.parts` parts of its channels.
 
     Returns:
-        The gradient of the weights of the routed groups, in float32, or None; and that of the
-        convolution, (h, k² + 1, e) float32, the bias last, or None.
+        The gradient of the weights of the routed groups, in float32, or None.
     """
     from .triton_kernels import key_gradient_kernel, part_sum_kernel, query_gradient_kernel
-    side = 0 if taps is None else taps.shape[-1]
     delta = torch.empty_like(lse)
     rows = lse[..., 0, 0].numel()
     unit = groups.unit(q, v, k, grad)
@@ -214,11 +207,9 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
 
     tile = groups.tile('queries', q, v)
     tiles = -(-groups.queries.tokens // tile.block)
-    shares = (lse.new_empty(groups.heads, rows * tiles, side**2 + 1, v.shape[-1] // groups.heads)
-              if side else None)
     launch(query_gradient_kernel, (rows * groups.heads * tiles,),
-           q, k, v, groups.index, groups.weight, mixed, lse, grad, delta, into[0], shares, scale,
-           *sizes, *steps, **groups.constants(tile, q, v, side=side, unit=unit), APART=apart)
+           q, k, v, groups.index, groups.weight, mixed, lse, grad, delta, into[0], scale, *sizes,
+           *steps, **groups.constants(tile, q, v, unit), APART=apart)
 
     tile = groups.tile('keys', q, v)
     tiles = -(-groups.keys.tokens // tile.block)
@@ -231,11 +222,11 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
         weight_shares = lse.new_empty(len(routing.pairs), groups.heads, tiles,
                                       -(-groups.queries.tokens // tile.tokens))
     segments = rows if routing is None else len(routing.rows)
-    constants = groups.constants(tile, q, v, side=side, unit=unit)
+    constants = groups.constants(tile, q, v, unit)
     tables = (None,) * 4 if routing is None else (routing.askers, *routing[2:])
     launch(key_gradient_kernel, (segments * groups.heads * tiles,),
            q, k, v, ordered, taps, lse, grad, delta, *into[1:], weight_shares, parts, *tables,
-           scale, *sizes, rows, *steps, **constants, APART=apart)
+           scale, *sizes, rows, *steps, **constants, SIDE=_side(taps), APART=apart)
     if routing is not None:
         launch(part_sum_kernel, (rows * groups.heads * tiles,), parts, *into[1:], routing.offsets,
                routing.starts, groups.heads, groups.keys.count, groups.listed, *sizes[6:9],
@@ -244,8 +235,13 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     if groups.weight is not None:
         grad_weight = torch.empty_like(groups.weight, dtype=torch.float32)
         grad_weight.view(-1)[routing.pairs] = weight_shares.sum((1, 2, 3))
-        return grad_weight, None
-    return None, shares.sum(1) if side else None
+        return grad_weight
+    return None
+
+
+def _side(taps: Tensor | None) -> int:
+    """The side of the kernel of the convolution, or 0."""
+    return 0 if taps is None else taps.shape[-1]
 
 
 class Routing(NamedTuple):
