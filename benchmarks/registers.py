@@ -44,6 +44,7 @@ class Usage(NamedTuple):
         loads: bytes that one thread loads from global memory at once -> how many loads do so.
         instructions: of the whole kernel.
         loops: instructions of each loop of the kernel, in order.
+        spills_in_loops: how many of these instructions store or load a spilled register.
     """
     registers: int
     spills: int
@@ -54,6 +55,7 @@ class Usage(NamedTuple):
     loads: Counter[int]
     instructions: int
     loops: list[int]
+    spills_in_loops: int
 
 
 def compile_launch(launch: Launch, capability: int) -> Usage:
@@ -66,8 +68,8 @@ def compile_launch(launch: Launch, capability: int) -> Usage:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     signature, constants, divisible = {}, dict(launch.constants), {}
-    options = {name: constants.pop(name) for name in ('num_warps', 'num_stages', 'enable_fp_fusion')
-               if name in constants}
+    options = {name: constants.pop(name) for name in (
+        'num_warps', 'num_stages', 'maxnreg', 'enable_fp_fusion') if name in constants}
     given = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
     for place, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, given.get(parameter.name)
@@ -133,19 +135,23 @@ def loads(ptx: str) -> Counter[int]:
                    + [int(size, 0) for size in to_shared])
 
 
-def counted(code: str) -> tuple[int, list[int]]:
-    """How many instructions nvdisasm lists, and those of each loop: back to an earlier label."""
-    total, labels, loops = 0, {}, []
+def counted(code: str) -> tuple[int, list[int], int]:
+    """How many instructions nvdisasm lists, those of each loop, and the spills in loops.
+
+    A loop begins at a label and ends with the branch back.
+    """
+    labels, loops, is_spill = {}, [], []
     for line in code.splitlines():
         if label := re.match(r'(\.L_x_\d+):', line):
-            labels[label[1]] = total
+            labels[label[1]] = len(is_spill)
         elif instruction := re.match(r'\s*/\*[0-9a-f]{4,}\*/\s+(\S.*)', line):
-            total += 1
+            is_spill.append(re.search(r'\b(LDL|STL)\b', instruction[1]) is not None)
             back = re.search(r'\bBRA\b.*(\.L_x_\d+)', instruction[1])
+            begin = labels.get(back[1]) if back else None
             # A kernel ends with a branch to itself.
-            if back and total - labels.get(back[1], total) > 1:
-                loops.append(total - labels[back[1]])
-    return total, loops
+            if begin is not None and len(is_spill) - begin > 1:
+                loops.append(is_spill[begin:])
+    return len(is_spill), [len(loop) for loop in loops], sum(map(sum, loops))
 
 
 # The cases.

@@ -92,7 +92,9 @@ def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path
     assert {'forward_kernel', 'query_gradient_kernel', 'key_gradient_kernel'} <= set(found)
     for name, usage in found.items():
         # What a thread block may have on every GPU from capability 8.0 on.
-        assert usage.shared <= 99 * 1024 and usage.spills == 0
+        assert usage.shared <= 99 * 1024
+        # A kernel whose registers are limited may spill some, but not where it goes through tiles.
+        assert usage.spills <= 64 and usage.spills_in_loops == 0
         assert usage.matrix_units == (dtype != torch.float32 and name not in (
             'part_sum_kernel', 'weight_gradient_kernel'))
         # The channels of a token lie side by side: a thread loads several at once, not one by one.
@@ -127,6 +129,15 @@ def test_a_new_size_compiles_nothing(operator):
                 assert parameter.do_not_specialize or type(value) is not int, parameter.name
             kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
     assert len(kinds) == len({each.kernel for each in found})
+
+
+@needs_triton
+def test_groups_that_float32_cannot_count_are_left_to_torch():
+    with FakeTensorMode(), torch.device('cuda'):
+        for tokens in (gpu.MAX_TOKENS, gpu.MAX_TOKENS + 1):
+            q = torch.empty(1, tokens, 1)
+            reason = gpu.why_not_full(q, q, q, num_heads=1)
+            assert (reason is None) == (tokens == gpu.MAX_TOKENS), reason
 
 
 def test_forms_on_a_gpu_that_is_not_there(monkeypatch):

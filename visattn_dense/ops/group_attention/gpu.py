@@ -9,7 +9,7 @@ Why a Triton form cannot compute: `why_not_full`, `why_not_windows`, `why_not_re
 `why_not_routed`, with the arguments of the forms.
 """
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,10 +23,16 @@ from ..windows import Window, pool_regions
 from .triton_launch import Grid, Groups, attend, gradients, statistics
 
 MAX_HEAD_DIM = 128
+MAX_TOKENS = 2**20
+"""Of a group; and how many groups an image may have. See `triton_kernels._divide`."""
 
 
-def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
-    """Why the kernels cannot take these maps (B, ..., channels), or None."""
+def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: Tensor
+             ) -> str | None:
+    """Why the kernels cannot take these maps (B, ..., channels), or None.
+
+    `counts`: the tokens of groups, and the groups of images.
+    """
     widest = max(t.shape[-1] for t in maps) // num_heads
     if widest > MAX_HEAD_DIM:
         return f'a head has {widest} channels, more than {MAX_HEAD_DIM}'
@@ -34,7 +40,10 @@ def _why_not(num_heads: int, scale: float | None, *maps: Tensor) -> str | None:
         return 'the scale is not positive'
     if max(t.shape[1:].numel() for t in maps) * 3 >= 2**31:
         return 'an image has so many elements that 32 bits cannot count them'
-    return launching.why_not(*maps, alike=True)
+    reason = launching.why_not(*maps, alike=True)
+    if reason is None and max(counts, default=0) > MAX_TOKENS:
+        reason = f'a group has more than {MAX_TOKENS} tokens, or an image has more groups'
+    return reason
 
 
 # Windows and stripes.
@@ -44,7 +53,9 @@ def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                     **_: object) -> str | None:
     if any(kernel.shape[-1] not in depthwise_form.SIDES for kernel in kernels):
         return f'the side of the convolution is not one of {depthwise_form.SIDES}'
-    return _why_not(num_heads, scale, _cast(qkv)[0][:, :, :, 0])
+    grids = [Grid.of(*qkv.shape[1:3], window) for window in windows]
+    return _why_not(num_heads, scale, [n for grid in grids for n in (grid.tokens, grid.count)],
+                    _cast(qkv)[0][:, :, :, 0])
 
 
 def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
@@ -171,7 +182,7 @@ _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
 
 def why_not_full(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                  scale: float | None = None) -> str | None:
-    return _why_not(num_heads, scale, *_cast(q, k, v))
+    return _why_not(num_heads, scale, (q.shape[1], k.shape[1]), *_cast(q, k, v))
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
@@ -183,7 +194,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
 
 def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int, n_win: int,
                     scale: float, **_: object) -> str | None:
-    return _why_not(num_heads, scale, q, k, v)
+    return _why_not(num_heads, scale, (q.shape[1:3].numel() // n_win**2, n_win**2), q, k, v)
 
 
 def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,
@@ -200,7 +211,9 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
 
 def why_not_routed(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
                    weight: Tensor | None = None) -> str | None:
-    return _why_not(q.shape[-2], scale, *(t.flatten(-2) for t in (q, k, v)))
+    split = 2 if q.ndim == 5 else 3
+    counts = q.shape[1:split].numel(), *(t.shape[split:-2].numel() for t in (q, k))
+    return _why_not(q.shape[-2], scale, counts, *(t.flatten(-2) for t in (q, k, v)))
 
 
 def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,

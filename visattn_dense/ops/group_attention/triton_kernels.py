@@ -56,6 +56,17 @@ SIZES = ['HEADS', 'GROUPS', 'KEYS', 'QC', 'QH', 'QW', 'KC', 'KH', 'KW', 'TOP', '
 
 
 @triton.jit
+def _divide(n, d):
+    """n // d and n % d, for n up to 2²⁰.
+
+    The quotient is at least 1 / 2d away from a whole number, and float32 errs less. A division of
+    integers takes several times as many instructions.
+    """
+    quotient = ((n.to(tl.float32) + .5) * (1. / d)).to(tl.int32)
+    return quotient, n - quotient * d
+
+
+@triton.jit
 def _program(length, HEADS, BLOCK: tl.constexpr):
     """Row, head, number and first token of this program's tile."""
     tiles = tl.cdiv(length, BLOCK)
@@ -72,8 +83,9 @@ def _image(row, GROUPS):
 @triton.jit
 def _group(nth, columns, height, width, TOP, LEFT, H, W, CLIPPED: tl.constexpr):
     """First row and column of a group on the map, and its numbers of rows and columns there."""
-    y = nth // columns * height
-    x = nth % columns * width
+    y, x = _divide(nth, columns)
+    y *= height
+    x *= width
     if CLIPPED:
         y -= TOP
         x -= LEFT
@@ -99,7 +111,8 @@ def _first(image, head, image_stride, WIDTH: tl.constexpr, UNIT: tl.constexpr):
 @triton.jit
 def _token(n, columns, y_stride, x_stride, UNIT: tl.constexpr):
     """Offset of the nth token of a group, counted row by row."""
-    return _at(n // columns, n % columns, y_stride, x_stride, UNIT)
+    y, x = _divide(n, columns)
+    return _at(y, x, y_stride, x_stride, UNIT)
 
 
 @triton.jit
@@ -148,28 +161,35 @@ def _row(value, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def _other(step, tiles, own, table, begin, end, LISTED: tl.constexpr, SLOTS: tl.constexpr,
+def _other(first, tile, own, table, end, LISTED: tl.constexpr, SLOTS: tl.constexpr,
            TOKENS: tl.constexpr):
-    """The tile of the other side that a program meets in its nth step.
-
-    LISTED: the groups table[begin:end], `tiles` steps for each SLOTS of them. Else the group `own`.
+    """A tile of the other side: of the groups table[first : first + SLOTS], or of the group `own`.
 
     Returns:
-        The position of the first group in `table`; the groups, as `_entry` gives them; the number
-        of each token in its group; whether each token's group exists.
+        The groups, as `_entry` gives them; the number of each token in its group; whether each
+        token's group exists.
     """
     row = tl.arange(0, SLOTS * TOKENS)
+    token = tile * TOKENS + row % TOKENS
     if LISTED:
-        first = begin + step // tiles * SLOTS
         group = _entry(table, first, end, SLOTS, TOKENS).to(tl.int32)
-        token = step % tiles * TOKENS + row % TOKENS
         exists = first + row // TOKENS < end
     else:
-        first = begin
         group = own
-        token = step * TOKENS + row
         exists = row >= 0
-    return first, group, token, exists
+    return group, token, exists
+
+
+@triton.jit
+def _next(first, tile, tiles, LISTED: tl.constexpr, SLOTS: tl.constexpr):
+    """First entry and number of the tile that follows: the next of these groups, or the first of
+    the next groups."""
+    tile += 1
+    if LISTED:
+        is_last = tile == tiles
+        first += tl.where(is_last, SLOTS, 0)
+        tile = tl.where(is_last, 0, tile)
+    return first, tile
 
 
 @triton.jit
@@ -192,8 +212,7 @@ def _convolve(base, n, exists, rows, columns, y_stride, x_stride, taps, SIGN: tl
     of the matrix units, whose places in the registers the neighbours would have to take.
     """
     channel = tl.arange(0, BLOCK_E)
-    y = n // columns
-    x = n % columns
+    y, x = _divide(n, columns)
     token = _at(y, x, y_stride, x_stride, UNIT)
     total = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     for row in tl.range(SIDE, num_stages=1):
@@ -240,11 +259,12 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
         total += absent
         top = tl.where(total > 0, 0., top)
     mix = tl.zeros((BLOCK, BLOCK_E), tl.float32)
-    first_key = row.to(tl.int64) * KEYS
     tiles = tl.cdiv(KH * KW, TOKENS)
-    for step in range(tl.cdiv(KEYS, SLOTS) * tiles):
-        first, keys_of, m, valid = _other(step, tiles, group, index, first_key, first_key + KEYS,
-                                          LISTED, SLOTS, TOKENS)
+    first = row.to(tl.int64) * KEYS
+    end = first + KEYS
+    nth = 0
+    for _ in range(tl.cdiv(KEYS, SLOTS) * tiles):
+        keys_of, m, valid = _other(first, nth, group, index, end, LISTED, SLOTS, TOKENS)
         k_top, k_left, k_rows, k_columns = _group(keys_of, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
         valid &= m < k_rows * k_columns
         keys = _load(k + _column(_at(k_top, k_left, k_y, k_x, UNIT), SLOTS),
@@ -254,7 +274,7 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 
         logits = _product(queries, tl.trans(keys), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, first_key + KEYS, SLOTS, TOKENS).to(tl.float32),
+            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32),
                           SLOTS)
             logits *= factor
         logits = tl.where(valid[None, :], logits, float('-inf'))
@@ -268,6 +288,7 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
             p *= factor
         mix = _product(p.to(values.dtype), values, mix * shrink[:, None], PRECISION)
         top = new_top
+        first, nth = _next(first, nth, tiles, LISTED, SLOTS)
 
     mix /= total[:, None]
     x_stride = PARTS * HEADS
@@ -321,11 +342,12 @@ def query_gradient_kernel(
 
     rate = scale * LOG2E
     total = tl.zeros((BLOCK, BLOCK_D), tl.float32)
-    first_key = row.to(tl.int64) * KEYS
     tiles = tl.cdiv(KH * KW, TOKENS)
-    for step in range(tl.cdiv(KEYS, SLOTS) * tiles):
-        first, keys_of, m, valid = _other(step, tiles, group, index, first_key, first_key + KEYS,
-                                          LISTED, SLOTS, TOKENS)
+    first = row.to(tl.int64) * KEYS
+    end = first + KEYS
+    nth = 0
+    for _ in range(tl.cdiv(KEYS, SLOTS) * tiles):
+        keys_of, m, valid = _other(first, nth, group, index, end, LISTED, SLOTS, TOKENS)
         k_top, k_left, k_rows, k_columns = _group(keys_of, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
         valid &= m < k_rows * k_columns
         keys = _load(k + _column(_at(k_top, k_left, k_y, k_x, UNIT), SLOTS),
@@ -336,7 +358,7 @@ def query_gradient_kernel(
         logits = _product(queries, tl.trans(keys), None, PRECISION)
         grad_p = _product(grads, tl.trans(values), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, first_key + KEYS, SLOTS, TOKENS).to(tl.float32),
+            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32),
                           SLOTS)
             logits *= factor
             grad_p *= factor
@@ -346,6 +368,7 @@ def query_gradient_kernel(
         if WEIGHTED:
             grad_s *= factor
         total = _product(grad_s.to(keys.dtype), keys, total, PRECISION)
+        first, nth = _next(first, nth, tiles, LISTED, SLOTS)
 
     x_stride = APART * PARTS * HEADS
     _store(grad_q + _first(image, head, H * W * x_stride, D, D)
@@ -418,9 +441,10 @@ def key_gradient_kernel(
     total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     total_v = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     tiles = tl.cdiv(QH * QW, TOKENS)
-    for step in range(tl.cdiv(end - begin, SLOTS) * tiles):
-        first, asker, n, valid = _other(step, tiles, group, askers, begin, end, LISTED, SLOTS,
-                                        TOKENS)
+    first = begin
+    nth = 0
+    for _ in range(tl.cdiv(end - begin, SLOTS) * tiles):
+        asker, n, valid = _other(first, nth, group, askers, end, LISTED, SLOTS, TOKENS)
         q_top, q_left, q_rows, q_columns = _group(asker, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
         valid &= n < q_rows * q_columns
         queries = _load(q + _column(_at(q_top, q_left, q_y, q_x, UNIT), SLOTS),
@@ -433,23 +457,26 @@ def key_gradient_kernel(
 
         products = _product(keys, tl.trans(queries), None, PRECISION)
         grad_p = _product(values, tl.trans(grads), None, PRECISION)
-        both = exists[:, None] & valid[None, :]
+        # A query that does not exist adds nothing: all that was loaded for it is 0. A key that does
+        # not exist has sums of its own, which are not stored, but a share in grad_w.
         if WEIGHTED:
             factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32), SLOTS)
-            p = tl.where(both, tl.exp2(products * factor * rate - row_lse[None, :]), 0.)
+            p = tl.exp2(products * factor * rate - row_lse[None, :])
+            p = tl.where(exists[:, None], p, 0.)
             grad_s = p * (grad_p * factor - row_delta[None, :])
             share = tl.sum(grad_s * products * scale + p * grad_p, 0)
             share = tl.sum(tl.reshape(share, (SLOTS, TOKENS)), 1)
-            nth = first + tl.arange(0, SLOTS)
-            shares = (nth.to(tl.int64) * HEADS + head) * tl.cdiv(KH * KW, BLOCK) + tile
-            tl.store(grad_w + shares * tiles + step % tiles, share, mask=nth < end)
+            slot = first + tl.arange(0, SLOTS)
+            shares = (slot.to(tl.int64) * HEADS + head) * tl.cdiv(KH * KW, BLOCK) + tile
+            tl.store(grad_w + shares * tiles + nth, share, mask=slot < end)
             p *= factor
             grad_s *= factor
         else:
-            p = tl.where(both, tl.exp2(products * rate - row_lse[None, :]), 0.)
+            p = tl.exp2(products * rate - row_lse[None, :])
             grad_s = p * (grad_p - row_delta[None, :])
         total_v = _product(p.to(grads.dtype), grads, total_v, PRECISION)
         total_k = _product(grad_s.to(queries.dtype), queries, total_k, PRECISION)
+        first, nth = _next(first, nth, tiles, LISTED, SLOTS)
 
     total_k *= scale
     if SIDE > 0:

@@ -53,16 +53,18 @@ class Grid(NamedTuple):
 class Tile(NamedTuple):
     """The tile of a program, and the tiles of the other side that the program goes through.
 
-    See `triton_kernels`.
+    See `triton_kernels`. `is_full`: the program takes so many registers that a few less let a GPU
+    run three programs of this kind at a time, not two.
     """
     block: int
     slots: int
     tokens: int
     num_warps: int
+    is_full: bool = False
 
     @classmethod
     def of(cls, own: int, other: int, regions: int, dtype: torch.dtype, width: int,
-           kernel: Kernel) -> 'Tile':
+           kernel: Kernel, weighted: bool = False) -> 'Tile':
         """The tile for `own` tokens, and `other` tokens in each of about `regions` regions.
 
         `width` is the larger head dim. The sizes are large, but their sums stay in registers by the
@@ -73,8 +75,8 @@ class Tile(NamedTuple):
             most, walked = (32, 32) if narrow else (16, 16)
         else:
             most = 128 if kernel == 'forward' and narrow else 64
-            # With 32 the sums of the gradient of keys leave registers for twice as many programs.
-            wide_walk = kernel == 'forward' and own > 32 or kernel != 'keys' and narrow
+            wide_walk = kernel == 'forward' and own > 32 or (
+                width <= 32 and not weighted if kernel == 'keys' else narrow)
             walked = 64 if wide_walk else 32
         # tl.dot needs at least 16 rows and columns.
         block = min(most, max(16, power_of_two(own)))
@@ -83,7 +85,9 @@ class Tile(NamedTuple):
         # The matrix product of a warp has 16 rows, and the softmax of a row stays in one warp.
         # Products of float32 do not use the matrix units.
         warps = 4 if dtype == torch.float32 else min(8 if width > 32 else 4, block // 16)
-        return cls(block, slots, max(tokens, 16 // slots), warps)
+        is_full = dtype != torch.float32 and width <= 32 and warps == 4 and (
+            kernel == 'forward' and block == 128 or kernel == 'keys' and walked == 64)
+        return cls(block, slots, max(tokens, 16 // slots), warps, is_full)
 
     @classmethod
     def of_windows(cls, tokens: int, dtype: torch.dtype, width: int, kernel: Kernel) -> 'Tile':
@@ -132,7 +136,8 @@ class Groups(NamedTuple):
         width = max(q.shape[-1], v.shape[-1]) // self.heads
         if self.index is None:
             return Tile.of_windows(own.tokens, q.dtype, width, kernel)
-        return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel)
+        return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel,
+                       self.weight is not None)
 
     def unit(self, q: Tensor, v: Tensor, *maps: Tensor) -> int:
         """The number that divides the channels of a head and all strides of the maps."""
@@ -142,11 +147,13 @@ class Groups(NamedTuple):
     def constants(self, tile: Tile, q: Tensor, v: Tensor, unit: int) -> dict:
         """What the kernels are compiled for."""
         d, e = (t.shape[-1] // self.heads for t in (q, v))
+        # 65536 registers, for three times four warps. AMD's compiler has no such option.
+        limit = {'maxnreg': 168} if tile.is_full and torch.version.hip is None else {}
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
                     UNIT=unit, LISTED=self.index is not None, CLIPPED=self.clipped,
                     WEIGHTED=self.weight is not None, PRECISION='ieee', BLOCK=tile.block,
                     SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
-                    enable_fp_fusion=True)
+                    enable_fp_fusion=True, **limit)
 
 
 def strides(unit: int, *maps: Tensor) -> tuple[int, ...]:
