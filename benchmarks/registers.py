@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def compile_launch(launch: Launch, capability: int) -> Usage:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    signature, constants, divisible = {}, dict(launch.constants), {}
+    signature, constants, divisible = {}, dict(launch.constants), []
     options = {name: constants.pop(name) for name in (
         'num_warps', 'num_stages', 'maxnreg', 'enable_fp_fusion') if name in constants}
     given = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
@@ -82,15 +82,24 @@ def compile_launch(launch: Launch, capability: int) -> Usage:
             signature[name] = _kind(value)
             if (value.data_ptr() % 16 == 0 if isinstance(value, Tensor) else
                     type(value) is int and value % 16 == 0 and not parameter.do_not_specialize):
-                divisible[place,] = [['tt.divisibility', 16]]
-    binary = triton.compile(ASTSource(launch.kernel, signature, constants, divisible),
-                            target=GPUTarget('cuda', capability, 32), options=options)
+                divisible.append(place)
+    source = ASTSource(launch.kernel, signature, constants, _divisible_by_16(divisible))
+    binary = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=options)
     ptx = binary.asm['ptx']
     report, code = assembled(ptx)
     spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
     return Usage(int(re.search(r'Used (\d+) registers', report)[1]), sum(map(int, spills.groups())),
                  int(re.search(r'(\d+) bytes stack frame', report)[1]), binary.metadata.shared,
                  binary.metadata.num_warps, 'mma' in ptx, loads(ptx), *counted(code))
+
+
+def _divisible_by_16(places: list[int]) -> Any:
+    """What Triton's compiler is told of the arguments at these places."""
+    try:
+        from triton.backends.compiler import AttrsDescriptor  # Triton 3.2
+    except ImportError:
+        return {(place,): [['tt.divisibility', 16]] for place in places}
+    return AttrsDescriptor.from_hints(dict.fromkeys(places, 16))
 
 
 def _kind(value: object) -> str:

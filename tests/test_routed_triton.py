@@ -87,14 +87,15 @@ COMPILE = [
 def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU."""
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    found = {each.kernel.__name__: compile_launch(each, capability)
+    found = {each.kernel.__name__: (each, compile_launch(each, capability))
              for each in launches(case, dtype, head_dim)}
     assert {'forward_kernel', 'query_gradient_kernel', 'key_gradient_kernel'} <= set(found)
-    for name, usage in found.items():
+    for name, (launch, usage) in found.items():
         # What a thread block may have on every GPU from capability 8.0 on.
         assert usage.shared <= 99 * 1024
-        # A kernel whose registers are limited may spill some, but not where it goes through tiles.
-        assert usage.spills <= 64 and usage.spills_in_loops == 0
+        # A kernel whose registers are limited may spill some where it does not go through tiles.
+        assert usage.spills_in_loops == 0
+        assert usage.spills == 0 or 'maxnreg' in launch.constants
         assert usage.matrix_units == (dtype != torch.float32 and name not in (
             'part_sum_kernel', 'weight_gradient_kernel'))
         # The channels of a token lie side by side: a thread loads several at once, not one by one.

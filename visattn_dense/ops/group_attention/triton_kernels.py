@@ -36,7 +36,8 @@ query map has H rows, W columns, and QC groups of QH × QW tokens in a row of gr
 KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column, in units of
 UNIT numbers: so the compiler knows by how much they divide, and loads several numbers at once.
 `out`, `mixed` and the gradients are contiguous maps, or one of PARTS parts of their channels; the
-gradients may lie side by side, APART of them. `lse` and `delta` are (B · GROUPS, HEADS, QH · QW).
+gradients may lie side by side, APART of them. `lse` is (B · GROUPS, HEADS, QH · QW), and `pairs`
+(B · GROUPS, HEADS, QH · QW, 2) holds lse · log2(e) and Δ.
 
 No size is specialised (SIZES): one compilation serves every map.
 """
@@ -199,7 +200,11 @@ def _product(a, b, total, PRECISION: tl.constexpr):
         # The interpreter stores bfloat16 as integers and would multiply the integers.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision=PRECISION)
+    if total is None:                                   # Triton 3.3 takes no None for a sum
+        product = tl.dot(a, b, input_precision=PRECISION)
+    else:
+        product = tl.dot(a, b, total, input_precision=PRECISION)
+    return product
 
 
 @triton.jit
@@ -312,14 +317,14 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
-        q, k, v, index, weight, mixed, lse, grad, delta, grad_q, scale,
+        q, k, v, index, weight, mixed, lse, grad, pairs, grad_q, scale,
         HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
         UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
         APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
         TOKENS: tl.constexpr):
-    """grad_q of one query tile, and its delta for `key_gradient_kernel`."""
+    """grad_q of one query tile, and its pairs for `key_gradient_kernel`."""
     row, head, tile = _program(QH * QW, HEADS, BLOCK)
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
@@ -335,8 +340,9 @@ def query_gradient_kernel(
                   _token(n, columns, W * x_stride, x_stride, E), exists, E, BLOCK_E)
     row_delta = tl.sum(mixes.to(tl.float32) * grads.to(tl.float32), 1)
     statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
-    tl.store(delta + statistics + n, row_delta, mask=exists)
     row_lse = tl.load(lse + statistics + n, mask=exists, other=0.) * LOG2E
+    tl.store(pairs + 2 * (statistics + n), row_lse, mask=exists)
+    tl.store(pairs + 2 * (statistics + n) + 1, row_delta, mask=exists)
     k += _first(image, head, k_b, D, UNIT)
     v += _first(image, head, v_b, E, UNIT)
 
@@ -402,7 +408,7 @@ def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl
 
 @triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
-        q, k, v, weight, taps, lse, grad, delta, grad_k, grad_v, grad_w, parts,
+        q, k, v, weight, taps, grad, pairs, grad_k, grad_v, grad_w, parts,
         askers, offsets, segment_rows, segment_starts, scale,
         HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS, rows_in_all,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
@@ -433,9 +439,7 @@ def key_gradient_kernel(
                    _token(m, columns, v_y, v_x, UNIT), exists, E, BLOCK_E)
     q += _first(image, head, q_b, D, UNIT)
     grad += _first(image, head, g_b, E, UNIT)
-    statistics = image * GROUPS * HEADS * (QH * QW)
-    lse += statistics
-    delta += statistics
+    pairs += image * GROUPS * HEADS * (QH * QW) * 2
 
     rate = scale * LOG2E
     total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
@@ -452,8 +456,11 @@ def key_gradient_kernel(
         grads = _load(grad + _column(_at(q_top, q_left, g_y, g_x, UNIT), SLOTS),
                       _token(n, q_columns, g_y, g_x, UNIT), valid, E, BLOCK_E)
         place = (asker * HEADS + head) * (QH * QW) + n
-        row_lse = tl.load(lse + place, mask=valid, other=0.) * LOG2E
-        row_delta = tl.load(delta + place, mask=valid, other=0.)
+        # In one tensor that has as many numbers as a program has threads: of less, each thread
+        # would load all that its part of the products needs.
+        both = tl.load(pairs + 2 * place[:, None] + tl.arange(0, 2)[None, :], mask=valid[:, None],
+                       other=0.)
+        row_lse, row_delta = tl.split(both)
 
         products = _product(keys, tl.trans(queries), None, PRECISION)
         grad_p = _product(values, tl.trans(grads), None, PRECISION)

@@ -207,7 +207,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
         The gradient of the weights of the routed groups, in float32, or None.
     """
     from .triton_kernels import key_gradient_kernel, part_sum_kernel, query_gradient_kernel
-    delta = torch.empty_like(lse)
+    pairs = lse.new_empty(*lse.shape, 2)
     rows = lse[..., 0, 0].numel()
     unit = groups.unit(q, v, k, grad)
     sizes, steps = groups.sizes(q), strides(unit, q, k, v, grad)
@@ -215,7 +215,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     tile = groups.tile('queries', q, v)
     tiles = -(-groups.queries.tokens // tile.block)
     launch(query_gradient_kernel, (rows * groups.heads * tiles,),
-           q, k, v, groups.index, groups.weight, mixed, lse, grad, delta, into[0], scale, *sizes,
+           q, k, v, groups.index, groups.weight, mixed, lse, grad, pairs, into[0], scale, *sizes,
            *steps, **groups.constants(tile, q, v, unit), APART=apart)
 
     tile = groups.tile('keys', q, v)
@@ -232,7 +232,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     constants = groups.constants(tile, q, v, unit)
     tables = (None,) * 4 if routing is None else (routing.askers, *routing[2:])
     launch(key_gradient_kernel, (segments * groups.heads * tiles,),
-           q, k, v, ordered, taps, lse, grad, delta, *into[1:], weight_shares, parts, *tables,
+           q, k, v, ordered, taps, grad, pairs, *into[1:], weight_shares, parts, *tables,
            scale, *sizes, rows, *steps, **constants, SIDE=_side(taps), APART=apart)
     if routing is not None:
         launch(part_sum_kernel, (rows * groups.heads * tiles,), parts, *into[1:], routing.offsets,
