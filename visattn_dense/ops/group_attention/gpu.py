@@ -41,7 +41,7 @@ def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: 
     if max(t.shape[1:].numel() for t in maps) * 3 >= 2**31:
         return 'an image has so many elements that 32 bits cannot count them'
     reason = launching.why_not(*maps, alike=True)
-    if reason is None and max(counts, default=0) > MAX_TOKENS:
+    if reason is None and any(count > MAX_TOKENS for count in counts):
         reason = f'a group has more than {MAX_TOKENS} tokens, or an image has more groups'
     return reason
 
@@ -53,9 +53,9 @@ def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                     **_: object) -> str | None:
     if any(kernel.shape[-1] not in depthwise_form.SIDES for kernel in kernels):
         return f'the side of the convolution is not one of {depthwise_form.SIDES}'
-    grids = [Grid.of(*qkv.shape[1:3], window) for window in windows]
-    return _why_not(num_heads, scale, [n for grid in grids for n in (grid.tokens, grid.count)],
-                    _cast(qkv)[0][:, :, :, 0])
+    height, width = qkv.shape[1:3]
+    counts = [n for h, w in windows for n in (h * w, -(-height // h) * -(-width // w))]
+    return _why_not(num_heads, scale, counts, _cast(qkv)[0][:, :, :, 0])
 
 
 def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
