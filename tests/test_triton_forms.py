@@ -6,6 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.registers import compile_launch, launches
 from visattn_dense.ops import launching
 from visattn_dense.ops.add_norm import add_norm
+from visattn_dense.ops.depthwise import triton_form as depthwise_form
+from visattn_dense.ops.linear_attention import triton_form as linear_form
 
 from .interpreting import fake_gpu, run_cases
 
@@ -55,3 +57,37 @@ def test_plans_need_no_gpu():
         assert 'add_norm' in type(total.grad_fn).__name__
         assert (total.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
         assert total.device == normed.device == x.device
+
+
+@needs_triton
+@pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('operator', ['depthwise', 'depthwise in windows', 'focused', 'ReLU'])
+def test_a_new_size_compiles_nothing(operator):
+    """Launches at other sizes, also of 1 or of multiples of 16, differ in no constant."""
+    def run(height: int, width: int, batch: int) -> None:
+        x = torch.empty(batch, height, width, 32, requires_grad=True)
+        kernel = torch.empty(32, 1, 3, 3, requires_grad=True)
+        if operator == 'ReLU':
+            qkv = torch.empty(batch, height * width, 1, 3, 32).permute(0, 2, 3, 4, 1)
+            out = linear_form.relu_attention(qkv.requires_grad_(), epsilon=1e-6)
+        elif operator == 'focused':
+            out = linear_form.focused_attention(
+                torch.empty(batch, height, width, 3, 32, requires_grad=True), (height, width),
+                num_heads=1, position=torch.empty(1, height * width, 32), power=3.,
+                scale=torch.empty(1, 1, 32), epsilon=1e-6, kernel=kernel, bias=None)
+        else:
+            window = (height, 7) if operator == 'depthwise in windows' else None
+            out = depthwise_form.depthwise(x, kernel, window=window)
+        out.backward(torch.empty_like(out))
+
+    kinds = set()
+    for size in ((72, 88, 1), (64, 128, 16), (104, 80, 3), (136, 72, 1)):
+        with launching.recorded() as found:
+            run(*size)
+        for each in found:
+            for parameter, value in zip(each.kernel.params, each.args, strict=False):
+                assert parameter.do_not_specialize or type(value) is not int, parameter.name
+            kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
+    names = [kind[0] for kind in kinds]
+    # The gradient of a map is a convolution too.
+    assert len(names) == len(set(names)) + ('convolve_kernel' in names)
