@@ -49,6 +49,20 @@ def test_a_healthy_machine():
     assert not [name for name, status in statuses.items() if status.startswith(('failed', 'wait'))]
 
 
+def test_json_stays_json_where_libraries_print(tmp_path: Path):
+    """A first call on a machine says that it compiles the kernels, for example."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import sys\n'
+        'class Loud:\n'
+        '    def find_spec(self, name, *_):\n'
+        "        if name == 'mmdet':\n"
+        "            print('11/28 17:00:58 - loading')\n"
+        'sys.meta_path.insert(0, Loud())\n')
+    done = run('--json', first=tmp_path)
+    assert json.loads(done.stdout)['versions'], done.stdout[:200]
+    assert 'loading' in done.stderr
+
+
 def test_torchvision_without_its_kernels(tmp_path: Path):
     source = 'raise RuntimeError("operator torchvision::nms does not exist")'
     done = run(first=stub(tmp_path, 'torchvision', source))

@@ -13,7 +13,7 @@ import sys
 import _checkout  # noqa: F401  (first)
 
 import visattn_dense  # noqa: F401  (mends and registers)
-from visattn_dense.command import add_debug, run
+from visattn_dense.command import add_debug, run, working
 from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
 from visattn_dense.openmmlab.datasets.check import SPLITS, check_config
 
@@ -32,9 +32,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> int:
-    cfg = read_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    reports = check_config(cfg, args.split, quick=args.quick)
+    with working(prints_json=args.json):
+        cfg = read_config(args.config)
+        merge_options(cfg, args.cfg_options)
+        reports = check_config(cfg, args.split, quick=args.quick)
     problems = sum(len(report.problems) for report in reports)
     if args.json:
         print(json.dumps(dict(ok=not problems, datasets=[r.as_dict() for r in reports]), indent=2))

@@ -7,6 +7,7 @@ so. `--debug`, or VISATTN_DEBUG=1, shows the traceback of every error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -19,6 +20,12 @@ from visattn_dense.errors import UserError
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--debug`."""
     parser.add_argument('--debug', action='store_true', help='show the traceback of every error')
+
+
+def working(*, prints_json: bool) -> contextlib.AbstractContextManager:
+    """The work before a command prints its result. If that is JSON, all that libraries print and
+    log meanwhile goes to stderr: so a program can read stdout."""
+    return contextlib.redirect_stdout(sys.stderr) if prints_json else contextlib.nullcontext()
 
 
 def run(task: Callable[..., int | None], args: argparse.Namespace, *,

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from packaging.specifiers import SpecifierSet
 
 import visattn_dense
+from visattn_dense import command
 from visattn_dense.openmmlab import compat
 from visattn_dense.openmmlab.compat.mend import installed_version
 
@@ -318,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog='python -m visattn_dense.doctor', description=__doc__.splitlines()[0])
     parser.add_argument('--json', action='store_true', help='print the report as JSON')
     options = parser.parse_args(arguments)
-    with warnings.catch_warnings():
+    with command.working(prints_json=options.json), warnings.catch_warnings():
         # What packages warn about while they are imported is not a finding.
         warnings.simplefilter('ignore')
         report = examine()

@@ -10,7 +10,7 @@ from pathlib import Path
 from visattn_dense.checkpoints.archive import check_is_checkpoint
 from visattn_dense.checkpoints.matching import unwrap
 from visattn_dense.checkpoints.reading import read_checkpoint, resolve
-from visattn_dense.command import add_debug, run
+from visattn_dense.command import add_debug, run, working
 from visattn_dense.errors import few
 from visattn_dense.zoo.convert import DTYPES, convert, extract, save_state
 from visattn_dense.zoo.recognise import Summary, summarise
@@ -55,9 +55,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def inspect_file(args: argparse.Namespace) -> None:
-    path = resolve(args.file)
-    kind = check_is_checkpoint(path)
-    summary = summarise(read_checkpoint(path, trust=args.trust, mmap=True))
+    with working(prints_json=args.json):
+        path = resolve(args.file)
+        kind = check_is_checkpoint(path)
+        summary = summarise(read_checkpoint(path, trust=args.trust, mmap=True))
     if args.json:
         print(json.dumps(_as_dict(path, kind, summary), indent=2))
         return
