@@ -179,6 +179,7 @@ MAPS = {
     'added to its input': ((1, 3, 5, 65), 3, dict(plus_input=True)),
     'stride 2, odd': ((2, 5, 7, 4), 3, dict(stride=2)),
     'stride 2, even': ((1, 6, 8, 3), 5, dict(stride=2)),
+    'stride 4': ((2, 9, 7, 3), 5, dict(stride=4)),
     'windows beyond the map': ((2, 5, 7, 3), 5, dict(window=(3, 2), onto=True)),
     'stripes': ((1, 9, 5, 16), 3, dict(window=(9, 2))),
     'stripes of one column': ((2, 3, 5, 8), 3, dict(window=(3, 1))),
@@ -228,6 +229,13 @@ def test_depthwise_inside_autocast(plus_input):
             found.append(results(lambda *ts: depthwise(*ts, plus_input=plus_input), inputs))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-2, atol=5e-2)
+
+
+def test_strides_that_strips_do_not_hold_are_left_to_torch():
+    inputs = [random(1, 7, 8, 3), random(3, 1, 3, 3)]
+    with use_implementation('triton', operator='depthwise'):
+        with pytest.raises(ValueError, match='stride 3'):
+            depthwise(*inputs, stride=3)
 
 
 def test_channels_apart_in_memory_are_left_to_torch():

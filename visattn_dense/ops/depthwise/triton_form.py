@@ -18,14 +18,18 @@ from ..windows import window_corner
 from .torch_form import ACTIVATIONS
 
 SIDES = (3, 5, 7)
+_STRIP = 4
+"""Neighbours of a row that a thread computes, and rows of a band; as in `triton_kernels`."""
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Tensor | None = None,
-            **_: object) -> str | None:
+            stride: int = 1, **_: object) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     reason = launching.why_not(x, weight, bias, onto)
     if reason is None and weight.shape[-1] not in SIDES:
         reason = f'the kernel has none of the sides {", ".join(map(str, SIDES))}'
+    if reason is None and _STRIP % stride:
+        reason = f'the stride {stride} does not divide {_STRIP}'
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
     return reason
@@ -37,9 +41,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     dtype = product_dtype(x)
     for term in (x if plus_input else None, onto):
         dtype = dtype if term is None else torch.promote_types(dtype, term.dtype)
-    is_cut = window is not None and any(
-        side < whole for side, whole in zip(window, x.shape[1:3], strict=True))
-    cut = [*window, *window_corner(x.shape[1:3], window)] if is_cut else []
+    cut = [] if window is None else [*window, *window_corner(x.shape[1:3], window)]
     # The gradient of an activation needs the sum, so there the activation is an operator of torch.
     trains = activation != 'none' and torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, onto))
@@ -65,8 +67,8 @@ class _Launch(NamedTuple):
     def of(cls, x: Tensor, size: Sequence[int], window: list[int]) -> '_Launch':
         """`size` is that of the result."""
         h, w, top, left = window or (*size, 0, 0)
-        segments, strips = -(-(left + size[1]) // w), -(-w // 4)
-        places = len(x) * -(-size[0] // 4) * 4 * segments * strips
+        segments, strips = -(-(left + size[1]) // w), -(-w // _STRIP)
+        places = len(x) * -(-size[0] // _STRIP) * _STRIP * segments * strips
         block_c = min(32, max(8, power_of_two(x.shape[-1])))
         # Eight channels of a strip for each of 128 threads.
         return cls(places, (*x.shape[1:3], *size, places, segments, strips, h, w, top, left),
@@ -84,11 +86,17 @@ def _strides(*maps: Tensor) -> tuple[list[int], int]:
     return [stride // align for stride in strides], align
 
 
+def _cutting(window: list[int], x: Tensor) -> list[int]:
+    """The windows; nothing if one window holds the whole map."""
+    return window if window and (window[0] < x.shape[1] or window[1] < x.shape[2]) else []
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, out: Tensor,
               window: list[int], **options) -> Tensor:
     from .triton_kernels import convolve_kernel
     if out.numel() == 0:
         return out
+    window = _cutting(window, x)
     found = _Launch.of(x, out.shape[1:3], window)
     strides, align = _strides(x)
     # The other axes of a GPU's grid end at 65535.
@@ -111,6 +119,14 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
     channels = x.shape[-1]
     if grad.numel() == 0:
         return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
+    window = _cutting(window, x)
+    if window and window[1] < _STRIP <= window[0]:
+        # Narrow windows: the strips go down the columns.
+        h, w, top, left = window
+        found = weight_gradient(grad.transpose(1, 2), x.transpose(1, 2), side, stride,
+                                [w, h, left, top])
+        taps = found[:-1].view(side, side, channels).transpose(0, 1)
+        return torch.cat([taps.reshape(-1, channels), found[-1:]])
     found = _Launch.of(x, grad.shape[1:3], window)
     strides, align = _strides(x, grad)
     blocks = -(-channels // found.block_c)

@@ -132,7 +132,7 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
     for row in range(K):
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, TRANSPOSED, WINDOWED)
         there &= on_map
-        line = x + (sy * x_y + start * x_x).to(tl.int64)[:, None] * ALIGN
+        line = x + (sy.to(tl.int64) * x_y + start * x_x)[:, None] * ALIGN
         for column in tl.static_range(columns):
             exists = there & (start + column >= first) & (start + column < last)
             value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
@@ -203,7 +203,7 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
         on_map = (place < PLACES) & (oy < OH)
         first, last = _columns(begin, w, OW, WINDOWED)
         image = image.to(tl.int64)[:, None]
-        line = grad + (image * g_b + (oy * g_y)[:, None]) * ALIGN + channel[None, :]
+        line = grad + (image * g_b + (oy.to(tl.int64) * g_y)[:, None]) * ALIGN + channel[None, :]
         g_0 = _gradient(line, ox, g_x, on_map, first, last, real, ALIGN)
         g_1 = _gradient(line, ox + 1, g_x, on_map, first, last, real, ALIGN)
         g_2 = _gradient(line, ox + 2, g_x, on_map, first, last, real, ALIGN)
@@ -214,7 +214,8 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, False, WINDOWED)
         there &= on_map
         start = ox * STRIDE - K // 2
-        line = x + (image * x_b + (sy * x_y + start * x_x)[:, None]) * ALIGN + channel[None, :]
+        line = sy.to(tl.int64) * x_y + start * x_x
+        line = x + (image * x_b + line[:, None]) * ALIGN + channel[None, :]
         for column in tl.static_range(STRIDE * (_STRIP - 1) + K):
             exists = there & (start + column >= first) & (start + column < last)
             value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],

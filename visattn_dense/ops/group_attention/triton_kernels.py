@@ -458,8 +458,8 @@ def key_gradient_kernel(
         place = (asker * HEADS + head) * (QH * QW) + n
         # In one tensor that has as many numbers as a program has threads: of less, each thread
         # would load all that its part of the products needs.
-        both = tl.load(pairs + 2 * place[:, None] + tl.arange(0, 2)[None, :], mask=valid[:, None],
-                       other=0.)
+        both = tl.load(pairs + 2 * place.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :],
+                       mask=valid[:, None], other=0.)
         row_lse, row_delta = tl.split(both)
 
         products = _product(keys, tl.trans(queries), None, PRECISION)
