@@ -9,22 +9,40 @@ overflow, in 64 bits.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from visattn_dense.ops.launching import INTERPRETED
+from visattn_dense.ops.launching import INTERPRETED, recorded
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 ROOT = Path(__file__).resolve().parents[1]
 
+MOST_SPILLS = 0 if torch.__version__ >= '2.15' else 128
+"""Bytes of registers that a kernel may spill outside of loops. Older assemblers spill a few."""
+SIZES = (72, 88, 1), (64, 128, 16), (104, 80, 3), (136, 72, 1)
+
 fake_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() and torch.__version__ < '2.7',
     reason='torch 2.6 asks a GPU for fake tensors too')
+
+
+def compiled_kinds(run: Callable[[int, int, int], None]) -> list[str]:
+    """The name of each kernel that Triton would compile for calls of `run` with heights, widths and
+    batches, once for each choice of constants. Triton must specialise on no size."""
+    kinds = set()
+    for size in SIZES:
+        with recorded() as found:
+            run(*size)
+        for each in found:
+            for parameter, value in zip(each.kernel.params, each.args, strict=False):
+                assert parameter.do_not_specialize or type(value) is not int, parameter.name
+            kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
+    return [name for name, *_ in kinds]
 
 
 def run_cases(name: str) -> None:

@@ -13,9 +13,9 @@ from visattn_dense.attention import (
 from visattn_dense.ops import choose
 from visattn_dense.ops.group_attention import gpu
 from visattn_dense.ops.group_attention.triton_launch import Tile
-from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED, recorded
+from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED
 
-from .interpreting import fake_gpu, run_cases
+from .interpreting import MOST_SPILLS, compiled_kinds, fake_gpu, run_cases
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='needs Triton')
 
@@ -87,14 +87,15 @@ COMPILE = [
 def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU."""
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    found = {each.kernel.__name__: compile_launch(each, capability)
-             for each in launches(case, dtype, head_dim)}
+    found = {each.kernel.__name__: each for each in launches(case, dtype, head_dim)}
     assert {'forward_kernel', 'query_gradient_kernel', 'key_gradient_kernel'} <= set(found)
-    for name, usage in found.items():
+    for name, launch in found.items():
+        usage = compile_launch(launch, capability)
         # What a thread block may have on every GPU from capability 8.0 on.
         assert usage.shared <= 99 * 1024
-        # Some assemblers, and a limit of registers, spill a few outside the loop over the tiles.
-        assert usage.spills_in_loops == 0 and usage.spills <= 128
+        # A limit of registers spills a few, outside the loop over the tiles.
+        is_limited = 'maxnreg' in launch.constants
+        assert usage.spills <= (128 if is_limited else MOST_SPILLS) and usage.spills_in_loops == 0
         assert usage.matrix_units == (dtype != torch.float32 and name not in (
             'part_sum_kernel', 'weight_gradient_kernel'))
         # The channels of a token lie side by side: a thread loads several at once, not one by one.
@@ -120,15 +121,8 @@ def test_a_new_size_compiles_nothing(operator):
                                        num_heads=2, n_win=8, scale=1.)
         out.backward(torch.empty_like(out))
 
-    kinds = set()
-    for size in ((72, 88, 1), (64, 128, 16), (104, 80, 3), (136, 72, 1)):
-        with recorded() as found:
-            run(*size)
-        for each in found:
-            for parameter, value in zip(each.kernel.params, each.args, strict=False):
-                assert parameter.do_not_specialize or type(value) is not int, parameter.name
-            kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
-    assert len(kinds) == len({each.kernel for each in found})
+    kinds = compiled_kinds(run)
+    assert len(kinds) == len(set(kinds))
 
 
 @needs_triton

@@ -9,7 +9,7 @@ from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.depthwise import triton_form as depthwise_form
 from visattn_dense.ops.linear_attention import triton_form as linear_form
 
-from .interpreting import fake_gpu, run_cases
+from .interpreting import MOST_SPILLS, compiled_kinds, fake_gpu, run_cases
 
 needs_triton = pytest.mark.skipif(not launching.HAS_TRITON, reason='needs Triton')
 
@@ -34,9 +34,9 @@ def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monke
     found = launches(case, torch.bfloat16, head_dim)
     for launch in found:
         usage = compile_launch(launch, capability)
-        # What a thread block may have on every GPU from capability 8.0 on. Some assemblers spill a
-        # few registers outside of loops.
-        assert usage.shared <= 99 * 1024 and usage.spills_in_loops == 0 and usage.spills <= 128
+        # What a thread block may have on every GPU from capability 8.0 on.
+        assert usage.shared <= 99 * 1024
+        assert max(usage.spills, usage.stack) <= MOST_SPILLS and usage.spills_in_loops == 0
         # A thread loads neighbouring channels at once.
         assert usage.loads[16] > 0
         # In focused attention, all but the convolution and what is done channel by channel.
@@ -80,14 +80,6 @@ def test_a_new_size_compiles_nothing(operator):
             out = depthwise_form.depthwise(x, kernel, window=window)
         out.backward(torch.empty_like(out))
 
-    kinds = set()
-    for size in ((72, 88, 1), (64, 128, 16), (104, 80, 3), (136, 72, 1)):
-        with launching.recorded() as found:
-            run(*size)
-        for each in found:
-            for parameter, value in zip(each.kernel.params, each.args, strict=False):
-                assert parameter.do_not_specialize or type(value) is not int, parameter.name
-            kinds.add((each.kernel.__name__, *sorted(each.constants.items())))
-    names = [kind[0] for kind in kinds]
+    kinds = compiled_kinds(run)
     # The gradient of a map is a convolution too.
-    assert len(names) == len(set(names)) + ('convolve_kernel' in names)
+    assert len(kinds) == len(set(kinds)) + ('convolve_kernel' in kinds)

@@ -4,8 +4,9 @@ A form launches its kernels through `launch`. Inside `recorded()` nothing is lau
 are collected, so that another program can count or compile exactly what a call would launch.
 """
 import importlib.util
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -88,6 +89,21 @@ def recorded() -> Iterator[list[Launch]]:
 def readable(t: Tensor) -> Tensor:
     """The map with channels side by side in memory, as the kernels read it."""
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def map_strides(*maps: Tensor) -> list[int]:
+    """The strides of maps by image, row and column."""
+    return [stride for t in maps for stride in t.stride()[:3]]
+
+
+def in_units(strides: Sequence[int], *widths: int) -> tuple[list[int], int]:
+    """Strides in units, and the unit: the largest divisor of 16 that divides them all and `widths`.
+
+    The unit is a constant of a kernel. So the compiler knows how many numbers a thread may load at
+    once, for every size.
+    """
+    unit = math.gcd(16, *strides, *widths)
+    return [stride // unit for stride in strides], unit
 
 
 def power_of_two(n: int) -> int:

@@ -4,7 +4,6 @@ One kernel computes the sum of the convolution, the bias, the input and `onto`; 
 map is neither padded nor cut. The gradient of the kernel is a sum in a fixed order, without atomic
 additions. All arithmetic is float32, and the weights are read in their own dtype.
 """
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import launch, power_of_two, readable
+from ..launching import in_units, launch, map_strides, power_of_two, readable
 from ..precision import product_dtype
 from ..windows import window_corner
 from .torch_form import ACTIVATIONS
@@ -79,13 +78,6 @@ class _Launch(NamedTuple):
         return -(-self.places // self.block)
 
 
-def _strides(*maps: Tensor) -> tuple[list[int], int]:
-    """The strides by image, row and column, in units; and the unit, ALIGN."""
-    strides = [stride for t in maps for stride in t.stride()[:3]]
-    align = math.gcd(16, *strides)
-    return [stride // align for stride in strides], align
-
-
 def _cutting(window: list[int], x: Tensor) -> list[int]:
     """The windows; nothing if one window holds the whole map."""
     return window if window and (window[0] < x.shape[1] or window[1] < x.shape[2]) else []
@@ -98,7 +90,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | Non
         return out
     window = _cutting(window, x)
     found = _Launch.of(x, out.shape[1:3], window)
-    strides, align = _strides(x)
+    strides, align = in_units(map_strides(x))
     # The other axes of a GPU's grid end at 65535.
     launch(convolve_kernel, (found.tiles, -(-x.shape[-1] // found.block_c)), x,
            weight.contiguous(), bias, onto, out, *found.sizes, *strides, C=x.shape[-1],
@@ -128,7 +120,7 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
         taps = found[:-1].view(side, side, channels).transpose(0, 1)
         return torch.cat([taps.reshape(-1, channels), found[-1:]])
     found = _Launch.of(x, grad.shape[1:3], window)
-    strides, align = _strides(x, grad)
+    strides, align = in_units(map_strides(x, grad))
     blocks = -(-channels // found.block_c)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = min(found.tiles, max(16, 2048 // (blocks * side)))
@@ -162,7 +154,7 @@ def _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype)
     schema='(Tensor grad, Tensor x, Tensor weight, bool plus_input, int stride, SymInt[] window) '
            '-> Tensor')
 def _input_gradient(grad, x, weight, plus_input, stride, window):
-    return _convolve(grad.contiguous(), weight, None, None, x.new_empty(x.shape), window,
+    return _convolve(readable(grad), weight, None, None, x.new_empty(x.shape), window,
                      STRIDE=stride, TRANSPOSED=True, PLUS_INPUT=plus_input, ACTIVATION='none')
 
 

@@ -58,14 +58,15 @@ def _row_source(y, row, H, h, top, K: tl.constexpr, STRIDE: tl.constexpr,
 
 
 @triton.jit
-def _columns(begin, w, W, WINDOWED: tl.constexpr):
-    """First column, and first column beyond, that the strips of a window read."""
-    first = begin * 0
-    last = first + W
+def _columns(begin, w, W, OW, WINDOWED: tl.constexpr):
+    """First column, and first column beyond, that the strips of a window write; and that they read.
+    """
+    first = tl.maximum(begin, 0)
+    last = tl.minimum(begin + w, OW)
     if WINDOWED:
-        first = tl.maximum(begin, 0)
-        last = tl.minimum(begin + w, W)
-    return first, last
+        return first, last, first, last
+    else:
+        return first, last, 0, W
 
 
 @triton.jit
@@ -87,12 +88,13 @@ def _add_tap(total, value, weight, row, channel, real, NTH: tl.constexpr, COLUMN
 
 
 @triton.jit
-def _finish(total, out, bias, onto, target, exists, channel, real, ACTIVATION: tl.constexpr):
-    """Add what belongs to a position, and store it."""
+def _finish(total, out, bias, onto, line, column, there, first, last, channel, real,
+            C: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Add what belongs to a position of each strip, and store it. `line`: where its row begins."""
     if bias is not None:
         total += tl.load(bias + channel, mask=real, other=0.).to(tl.float32)[None, :]
-    place = target[:, None] + channel[None, :]
-    inside = exists[:, None] & real[None, :]
+    place = (line + column * C)[:, None] + channel[None, :]
+    inside = (there & (column >= first) & (column < last))[:, None] & real[None, :]
     if onto is not None:
         total += tl.load(onto + place, mask=inside, other=0.).to(tl.float32)
     if ACTIVATION == 'relu':
@@ -113,7 +115,7 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
     real = channel < C
     image, oy, begin, ox = _strip(place, OH, SEGMENTS, STRIPS, w, left)
     on_map = (place < PLACES) & (oy < OH)
-    first, last = _columns(begin, w, W, WINDOWED)
+    first, last, source, beyond = _columns(begin, w, W, OW, WINDOWED)
     # The first column that the strip reads, and how many it reads.
     if TRANSPOSED:
         start = ox // STRIDE - K // 2 // STRIDE
@@ -127,14 +129,14 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
     out_1 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     out_2 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     out_3 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
-    # A loop over the rows that is not unrolled: else the loads of all taps would be in flight, and
-    # the compiler would spill registers.
+    # The sums have names, since Triton 3.2 has no tuples. The loop over the rows is not unrolled:
+    # else the loads of all taps would be in flight, and the compiler would spill registers.
     for row in range(K):
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, TRANSPOSED, WINDOWED)
         there &= on_map
         line = x + (sy.to(tl.int64) * x_y + start * x_x)[:, None] * ALIGN
         for column in tl.static_range(columns):
-            exists = there & (start + column >= first) & (start + column < last)
+            exists = there & (start + column >= source) & (start + column < beyond)
             value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
                             other=0.).to(tl.float32)
             out_0 = _add_tap(out_0, value, weight, row, channel, real, 0, column, K, STRIDE,
@@ -145,17 +147,11 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
                              TRANSPOSED, PLUS_INPUT)
             out_3 = _add_tap(out_3, value, weight, row, channel, real, 3, column, K, STRIDE,
                              TRANSPOSED, PLUS_INPUT)
-    if not WINDOWED:
-        last = last * 0 + OW
-    target = ((image.to(tl.int64) * OH + oy) * OW + ox) * C
-    _finish(out_0, out, bias, onto, target, on_map & (ox >= first) & (ox < last), channel, real,
-            ACTIVATION)
-    _finish(out_1, out, bias, onto, target + C, on_map & (ox + 1 >= first) & (ox + 1 < last),
-            channel, real, ACTIVATION)
-    _finish(out_2, out, bias, onto, target + 2 * C, on_map & (ox + 2 >= first) & (ox + 2 < last),
-            channel, real, ACTIVATION)
-    _finish(out_3, out, bias, onto, target + 3 * C, on_map & (ox + 3 >= first) & (ox + 3 < last),
-            channel, real, ACTIVATION)
+    line = (image.to(tl.int64) * OH + oy) * OW * C
+    _finish(out_0, out, bias, onto, line, ox, on_map, first, last, channel, real, C, ACTIVATION)
+    _finish(out_1, out, bias, onto, line, ox + 1, on_map, first, last, channel, real, C, ACTIVATION)
+    _finish(out_2, out, bias, onto, line, ox + 2, on_map, first, last, channel, real, C, ACTIVATION)
+    _finish(out_3, out, bias, onto, line, ox + 3, on_map, first, last, channel, real, C, ACTIVATION)
 
 
 @triton.jit
@@ -201,7 +197,7 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
         place = tile * BLOCK + tl.arange(0, BLOCK)
         image, oy, begin, ox = _strip(place, OH, SEGMENTS, STRIPS, w, left)
         on_map = (place < PLACES) & (oy < OH)
-        first, last = _columns(begin, w, OW, WINDOWED)
+        first, last, source, beyond = _columns(begin, w, W, OW, WINDOWED)
         image = image.to(tl.int64)[:, None]
         line = grad + (image * g_b + (oy.to(tl.int64) * g_y)[:, None]) * ALIGN + channel[None, :]
         g_0 = _gradient(line, ox, g_x, on_map, first, last, real, ALIGN)
@@ -210,14 +206,13 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
         g_3 = _gradient(line, ox + 3, g_x, on_map, first, last, real, ALIGN)
         sum_grad += g_0 + g_1 + g_2 + g_3
 
-        first, last = _columns(begin, w, W, WINDOWED)
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, False, WINDOWED)
         there &= on_map
         start = ox * STRIDE - K // 2
         line = sy.to(tl.int64) * x_y + start * x_x
         line = x + (image * x_b + line[:, None]) * ALIGN + channel[None, :]
         for column in tl.static_range(STRIDE * (_STRIP - 1) + K):
-            exists = there & (start + column >= first) & (start + column < last)
+            exists = there & (start + column >= source) & (start + column < beyond)
             value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
                             other=0.).to(tl.float32)
             tap_0 = _add_pair(tap_0, value, g_0, g_1, g_2, g_3, column, STRIDE)

@@ -279,8 +279,7 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 
         logits = _product(queries, tl.trans(keys), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32),
-                          SLOTS)
+            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32), SLOTS)
             logits *= factor
         logits = tl.where(valid[None, :], logits, float('-inf'))
         new_top = tl.maximum(top, tl.max(logits, 1))
@@ -364,8 +363,7 @@ def query_gradient_kernel(
         logits = _product(queries, tl.trans(keys), None, PRECISION)
         grad_p = _product(grads, tl.trans(values), None, PRECISION)
         if WEIGHTED:
-            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32),
-                          SLOTS)
+            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32), SLOTS)
             logits *= factor
             grad_p *= factor
         # Without the mask a padded key would have exp(0 − lse), which may be infinite.

@@ -9,13 +9,12 @@ Products of float32 inputs are in float32 ('ieee'), never in TF32, whatever torc
 Shapes: B images, H × W map, h heads, d channels of a head in q and k, e in v, R groups of an image,
 K groups that a group attends to.
 """
-from math import gcd
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..launching import launch, power_of_two
+from ..launching import in_units, launch, map_strides, power_of_two
 
 Kernel = Literal['forward', 'queries', 'keys']
 """Forward, the gradient of the queries, the gradient of keys and values."""
@@ -133,20 +132,19 @@ class Groups(NamedTuple):
         own, other = self.queries, self.keys
         if kernel == 'keys':
             own, other = other, own
-        width = max(q.shape[-1], v.shape[-1]) // self.heads
+        width = max(self.widths(q, v))
         if self.index is None:
             return Tile.of_windows(own.tokens, q.dtype, width, kernel)
         return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel,
                        self.weight is not None)
 
-    def unit(self, q: Tensor, v: Tensor, *maps: Tensor) -> int:
-        """The number that divides the channels of a head and all strides of the maps."""
-        d, e = (t.shape[-1] // self.heads for t in (q, v))
-        return gcd(16, d, e, *strides(1, q, v, *maps))
+    def widths(self, q: Tensor, v: Tensor) -> tuple[int, int]:
+        """d and e."""
+        return q.shape[-1] // self.heads, v.shape[-1] // self.heads
 
     def constants(self, tile: Tile, q: Tensor, v: Tensor, unit: int) -> dict:
         """What the kernels are compiled for."""
-        d, e = (t.shape[-1] // self.heads for t in (q, v))
+        d, e = self.widths(q, v)
         # 65536 registers, for three times four warps. AMD's compiler has no such option.
         limit = {'maxnreg': 168} if tile.is_full and torch.version.hip is None else {}
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
@@ -154,11 +152,6 @@ class Groups(NamedTuple):
                     WEIGHTED=self.weight is not None, PRECISION='ieee', BLOCK=tile.block,
                     SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
                     enable_fp_fusion=True, **limit)
-
-
-def strides(unit: int, *maps: Tensor) -> tuple[int, ...]:
-    """The strides by image, row and column, in units."""
-    return tuple(stride // unit for t in maps for stride in t.stride()[:3])
 
 
 def statistics(q: Tensor, groups: Groups) -> tuple[int, int, int, int]:
@@ -184,10 +177,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: T
     """
     from .triton_kernels import forward_kernel
     tile = groups.tile('forward', q, v)
-    unit = groups.unit(q, v, k)
+    strides, unit = in_units(map_strides(q, k, v), *groups.widths(q, v))
     launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
            q, k, v, groups.index, groups.weight, taps, bias, out, mixed, lse, scale,
-           *groups.sizes(q), int(padding_counts), *strides(unit, q, k, v),
+           *groups.sizes(q), int(padding_counts), *strides,
            **groups.constants(tile, q, v, unit), SIDE=_side(taps))
 
 
@@ -209,14 +202,14 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     from .triton_kernels import key_gradient_kernel, part_sum_kernel, query_gradient_kernel
     pairs = lse.new_empty(*lse.shape, 2)
     rows = lse[..., 0, 0].numel()
-    unit = groups.unit(q, v, k, grad)
-    sizes, steps = groups.sizes(q), strides(unit, q, k, v, grad)
+    sizes = groups.sizes(q)
+    strides, unit = in_units(map_strides(q, k, v, grad), *groups.widths(q, v))
 
     tile = groups.tile('queries', q, v)
     tiles = -(-groups.queries.tokens // tile.block)
     launch(query_gradient_kernel, (rows * groups.heads * tiles,),
            q, k, v, groups.index, groups.weight, mixed, lse, grad, pairs, into[0], scale, *sizes,
-           *steps, **groups.constants(tile, q, v, unit), APART=apart)
+           *strides, **groups.constants(tile, q, v, unit), APART=apart)
 
     tile = groups.tile('keys', q, v)
     tiles = -(-groups.keys.tokens // tile.block)
@@ -233,7 +226,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     tables = (None,) * 4 if routing is None else (routing.askers, *routing[2:])
     launch(key_gradient_kernel, (segments * groups.heads * tiles,),
            q, k, v, ordered, taps, grad, pairs, *into[1:], weight_shares, parts, *tables,
-           scale, *sizes, rows, *steps, **constants, SIDE=_side(taps), APART=apart)
+           scale, *sizes, rows, *strides, **constants, SIDE=_side(taps), APART=apart)
     if routing is not None:
         launch(part_sum_kernel, (rows * groups.heads * tiles,), parts, *into[1:], routing.offsets,
                routing.starts, groups.heads, groups.keys.count, groups.listed, *sizes[6:9],

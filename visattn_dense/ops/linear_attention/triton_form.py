@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import launching
 from ..depthwise import triton_form as depthwise_form
-from ..launching import launch, power_of_two
+from ..launching import in_units, launch, power_of_two
 from ..windows import window_corner
 from .torch_form import of_each_set
 
@@ -99,8 +99,8 @@ class _Layout(NamedTuple):
     def of(cls, t: Tensor) -> '_Layout':
         *strides, channel = t.stride()
         last = channel == 1
-        align = math.gcd(16, *strides) if last else 1
-        return cls((*(stride // align for stride in strides), channel), last, align)
+        strides, align = in_units(strides) if last else (strides, 1)
+        return cls((*strides, channel), last, align)
 
 
 class _Plan:
