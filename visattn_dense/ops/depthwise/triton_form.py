@@ -90,11 +90,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | Non
         return out
     window = _cutting(window, x)
     found = _Launch.of(x, out.shape[1:3], window)
-    strides, align = in_units(map_strides(x))
+    strides, unit = in_units(map_strides(x))
     # The other axes of a GPU's grid end at 65535.
     launch(convolve_kernel, (found.tiles, -(-x.shape[-1] // found.block_c)), x,
            weight.contiguous(), bias, onto, out, *found.sizes, *strides, C=x.shape[-1],
-           K=weight.shape[-1], WINDOWED=bool(window), ALIGN=align, BLOCK=found.block,
+           K=weight.shape[-1], WINDOWED=bool(window), UNIT=unit, BLOCK=found.block,
            BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True, **options)
     return out
 
@@ -120,13 +120,13 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
         taps = found[:-1].view(side, side, channels).transpose(0, 1)
         return torch.cat([taps.reshape(-1, channels), found[-1:]])
     found = _Launch.of(x, grad.shape[1:3], window)
-    strides, align = in_units(map_strides(x, grad))
+    strides, unit = in_units(map_strides(x, grad))
     blocks = -(-channels // found.block_c)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = min(found.tiles, max(16, 2048 // (blocks * side)))
     shares = x.new_empty(programs, side**2 + 1, channels, dtype=torch.float32)
     launch(weight_gradient_kernel, (programs, blocks, side), x, grad, shares, *found.sizes,
-           *strides, C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), ALIGN=align,
+           *strides, C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit,
            BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True)
     return shares.sum(0)
 

@@ -8,7 +8,7 @@ that does not exist counts 0: beyond the map, in another window, or not a whole 
 arithmetic is float32.
 
 The maps are NHWC with channels side by side. `x_b, x_y, x_x` are the strides of x by image, row and
-column, in units of ALIGN numbers: so the compiler knows by how much they divide, for every size.
+column, in units of UNIT numbers: so the compiler knows by how much they divide, for every size.
 All other tensors are contiguous, but `grad` has strides too. The windows have h × w positions, and
 the first window begins at (−top, −left) of the map; without windows, h × w is the result.
 
@@ -108,7 +108,7 @@ def _finish(total, out, bias, onto, line, column, there, first, last, channel, r
 def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, STRIPS, h, w, top,
                     left, x_b, x_y, x_x, C: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr,
                     TRANSPOSED: tl.constexpr, WINDOWED: tl.constexpr, PLUS_INPUT: tl.constexpr,
-                    ACTIVATION: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr,
+                    ACTIVATION: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
                     BLOCK_C: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -124,7 +124,7 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
         start = ox * STRIDE - K // 2
         columns: tl.constexpr = STRIDE * (_STRIP - 1) + K
     # Offsets in a large batch are larger than 2³¹.
-    x += image.to(tl.int64)[:, None] * x_b * ALIGN + channel[None, :]
+    x += image.to(tl.int64)[:, None] * x_b * UNIT + channel[None, :]
     out_0 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     out_1 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     out_2 = tl.zeros((BLOCK, BLOCK_C), tl.float32)
@@ -134,10 +134,10 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
     for row in range(K):
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, TRANSPOSED, WINDOWED)
         there &= on_map
-        line = x + (sy.to(tl.int64) * x_y + start * x_x)[:, None] * ALIGN
+        line = x + (sy.to(tl.int64) * x_y + start * x_x)[:, None] * UNIT
         for column in tl.static_range(columns):
             exists = there & (start + column >= source) & (start + column < beyond)
-            value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
+            value = tl.load(line + column * x_x * UNIT, mask=exists[:, None] & real[None, :],
                             other=0.).to(tl.float32)
             out_0 = _add_tap(out_0, value, weight, row, channel, real, 0, column, K, STRIDE,
                              TRANSPOSED, PLUS_INPUT)
@@ -155,10 +155,10 @@ def convolve_kernel(x, weight, bias, onto, out, H, W, OH, OW, PLACES, SEGMENTS, 
 
 
 @triton.jit
-def _gradient(line, column, g_x, there, first, last, real, ALIGN: tl.constexpr):
+def _gradient(line, column, g_x, there, first, last, real, UNIT: tl.constexpr):
     """The gradient at a position of each strip, or 0."""
     exists = there & (column >= first) & (column < last)
-    return tl.load(line + column.to(tl.int64)[:, None] * g_x * ALIGN,
+    return tl.load(line + column.to(tl.int64)[:, None] * g_x * UNIT,
                    mask=exists[:, None] & real[None, :], other=0.).to(tl.float32)
 
 
@@ -179,7 +179,7 @@ def _add_pair(total, value, g_0, g_1, g_2, g_3, APART: tl.constexpr, STRIDE: tl.
 @triton.jit(do_not_specialize=_SIZES)
 def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRIPS, h, w, top, left,
                            x_b, x_y, x_x, g_b, g_y, g_x, C: tl.constexpr, K: tl.constexpr,
-                           STRIDE: tl.constexpr, WINDOWED: tl.constexpr, ALIGN: tl.constexpr,
+                           STRIDE: tl.constexpr, WINDOWED: tl.constexpr, UNIT: tl.constexpr,
                            BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
     """Shares of dw, and of Σ dout as the last row: (P, K² + 1, C)."""
     program, programs, row = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
@@ -199,21 +199,21 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
         on_map = (place < PLACES) & (oy < OH)
         first, last, source, beyond = _columns(begin, w, W, OW, WINDOWED)
         image = image.to(tl.int64)[:, None]
-        line = grad + (image * g_b + (oy.to(tl.int64) * g_y)[:, None]) * ALIGN + channel[None, :]
-        g_0 = _gradient(line, ox, g_x, on_map, first, last, real, ALIGN)
-        g_1 = _gradient(line, ox + 1, g_x, on_map, first, last, real, ALIGN)
-        g_2 = _gradient(line, ox + 2, g_x, on_map, first, last, real, ALIGN)
-        g_3 = _gradient(line, ox + 3, g_x, on_map, first, last, real, ALIGN)
+        line = grad + (image * g_b + (oy.to(tl.int64) * g_y)[:, None]) * UNIT + channel[None, :]
+        g_0 = _gradient(line, ox, g_x, on_map, first, last, real, UNIT)
+        g_1 = _gradient(line, ox + 1, g_x, on_map, first, last, real, UNIT)
+        g_2 = _gradient(line, ox + 2, g_x, on_map, first, last, real, UNIT)
+        g_3 = _gradient(line, ox + 3, g_x, on_map, first, last, real, UNIT)
         sum_grad += g_0 + g_1 + g_2 + g_3
 
         sy, there = _row_source(oy, row, H, h, top, K, STRIDE, False, WINDOWED)
         there &= on_map
         start = ox * STRIDE - K // 2
         line = sy.to(tl.int64) * x_y + start * x_x
-        line = x + (image * x_b + line[:, None]) * ALIGN + channel[None, :]
+        line = x + (image * x_b + line[:, None]) * UNIT + channel[None, :]
         for column in tl.static_range(STRIDE * (_STRIP - 1) + K):
             exists = there & (start + column >= source) & (start + column < beyond)
-            value = tl.load(line + column * x_x * ALIGN, mask=exists[:, None] & real[None, :],
+            value = tl.load(line + column * x_x * UNIT, mask=exists[:, None] & real[None, :],
                             other=0.).to(tl.float32)
             tap_0 = _add_pair(tap_0, value, g_0, g_1, g_2, g_3, column, STRIDE)
             tap_1 = _add_pair(tap_1, value, g_0, g_1, g_2, g_3, column - 1, STRIDE)

@@ -90,17 +90,17 @@ def _why_not_sizes(tokens: Tensor, width: int) -> str | None:
 
 
 class _Layout(NamedTuple):
-    """The strides of (B, H, W, h, d) as the kernels take them: x_b to x_d; CHANNELS_LAST; ALIGN."""
+    """The strides of (B, H, W, h, d) as the kernels take them: x_b to x_d; CHANNELS_LAST; UNIT."""
     strides: tuple[int, ...]
     last: bool
-    align: int
+    unit: int
 
     @classmethod
     def of(cls, t: Tensor) -> '_Layout':
         *strides, channel = t.stride()
         last = channel == 1
-        strides, align = in_units(strides) if last else (strides, 1)
-        return cls((*strides, channel), last, align)
+        strides, unit = in_units(strides) if last else (strides, 1)
+        return cls((*strides, channel), last, unit)
 
 
 class _Plan:
@@ -130,7 +130,7 @@ class _Plan:
         # ReLU leaves an input as it is, so its products with the values are exact in TF32.
         exact = 'tf32' if kind == 'relu' else 'tf32x3'
         self.options = dict(
-            KIND=kind, POWER=power, CHANNELS_LAST=self.layout.last, ALIGN=self.layout.align,
+            KIND=kind, POWER=power, CHANNELS_LAST=self.layout.last, UNIT=self.layout.unit,
             D=self.dim, F=self.features, BLOCK_D=max(16, power_of_two(self.dim)),
             BLOCK_F=max(16, power_of_two(self.features)), BLOCK=self.block,
             EXACT=exact if half else 'ieee', PRECISION='tf32x3' if half else 'ieee', num_warps=4,
@@ -155,7 +155,7 @@ class _Plan:
         channels = self.heads * self.dim
         block_c = power_of_two(channels)
         block = max(1, 1024 // block_c)
-        return dict(POWER=self.power, ALIGN=self.layout.align, C=channels, BLOCK_C=block_c,
+        return dict(POWER=self.power, UNIT=self.layout.unit, C=channels, BLOCK_C=block_c,
                     BLOCK=block, num_warps=4, enable_fp_fusion=True), block
 
 
@@ -225,7 +225,7 @@ def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, windo
     to_q, to_k = (grad_q, grad_k) if phi is None else phi.unbind()
     layout = _Layout.of(to_q)
     strides = *plan.layout.strides, *layout.strides
-    options = dict(plan.options, GRAD_LAST=layout.last, GRAD_ALIGN=layout.align)
+    options = dict(plan.options, GRAD_LAST=layout.last, GRAD_UNIT=layout.unit)
     of_q, of_k = statistics.unbind()
     shares = plan.shares()
     launch(kernels.query_gradient_kernel, (plan.pairs, plan.chunks), plan.q, matrix, scale, of_q,
@@ -233,7 +233,7 @@ def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, windo
     grad_sums = shares.sum(1)
     launch(kernels.key_gradient_kernel, (plan.pairs * plan.tiles(plan.block),), plan.k, plan.v,
            matrix, position, scale, of_k, grad_sums, to_k, grad_v, epsilon, *plan.sizes, plan.heads,
-           *strides, *values.strides, VALUE_LAST=values.last, VALUE_ALIGN=values.align, **options)
+           *strides, *values.strides, VALUE_LAST=values.last, VALUE_UNIT=values.unit, **options)
     if phi is not None:
         grads[-2:] = _focus_gradient(plan, position, scale, phi, grad_q, grad_k)
     return grads
@@ -250,7 +250,7 @@ def _focus_gradient(plan: _Plan, position: Tensor, scale: Tensor, phi: Tensor, g
     scale_shares = phi.new_empty(tiles * chunks, scale.shape[0])
     launch(focus_gradient_kernel, (tiles, chunks), plan.q, plan.k, position, scale, phi, grad_q,
            grad_k, position_shares, scale_shares, plan.epsilon, plan.groups, *plan.sizes,
-           *plan.layout.strides[:3], *layout.strides[:3], GRAD_ALIGN=layout.align, **options)
+           *plan.layout.strides[:3], *layout.strides[:3], GRAD_UNIT=layout.unit, **options)
     return [position_shares.sum(0).to(position.dtype), scale_shares.sum(0)]
 
 

@@ -20,7 +20,7 @@ A group is a window of a map: N tokens in rows of w, and h rows; the first windo
 owns a pair, and either one tile of tokens, or the tiles c, c + C, c + 2C, ... of C chunks, of which
 the caller adds the sums: no sum depends on the order in which programs run.
 
-q, k and v have the strides x_b, x_y, x_x, x_h (by image, row, column and head, in units of ALIGN
+q, k and v have the strides x_b, x_y, x_x, x_h (by image, row, column and head, in units of UNIT
 numbers) and x_d (by channel). Their gradients have g_b to g_d. `out`, `onto` and `grad` are
 contiguous, (tokens, HEADS, D). D channels of a head, F features. S and z lie side by side, (F, D)
 and (F, 1). All arithmetic is float32. EXACT is the precision of products of two numbers that were
@@ -53,9 +53,9 @@ def _tokens(n, group, H, W, h, w, WY, WX, top, left):
 
 
 @triton.jit
-def _offset(image, y, x, x_b, x_y, x_x, ALIGN: tl.constexpr):
+def _offset(image, y, x, x_b, x_y, x_x, UNIT: tl.constexpr):
     # Offsets in a large batch are larger than 2³¹.
-    return (image.to(tl.int64) * x_b + y.to(tl.int64) * x_y + x * x_x) * ALIGN
+    return (image.to(tl.int64) * x_b + y.to(tl.int64) * x_y + x * x_x) * UNIT
 
 
 @triton.jit
@@ -166,20 +166,20 @@ def _add_position(t, position, n, valid, head, HEADS, D: tl.constexpr, BLOCK_D: 
 @triton.jit(do_not_specialize=_SIZES)
 def summary_kernel(k, v, matrix, position, scale, statistics, shares, epsilon, H, W, h, w, WY, WX,
                    top, left, HEADS, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
-                   POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
+                   POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                    D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                    BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """The shares of a chunk of tokens in S and z."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     group, head = pair // HEADS, pair % HEADS
-    k += head.to(tl.int64) * x_h * ALIGN
-    v += head.to(tl.int64) * x_h * ALIGN
+    k += head.to(tl.int64) * x_h * UNIT
+    v += head.to(tl.int64) * x_h * UNIT
     total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     total_z = tl.zeros((BLOCK_F,), tl.float32)
     for tile in range(chunk, tl.cdiv(h * w, BLOCK), chunks):
         n = tile * BLOCK + tl.arange(0, BLOCK)
         image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
-        places = _places(_offset(image, y, x, x_b, x_y, x_x, ALIGN), x_d, CHANNELS_LAST, BLOCK_D)
+        places = _places(_offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
         inside = _mask(valid, D, BLOCK_D)
         keys = tl.load(k + places, mask=inside, other=0.).to(tl.float32)
         values = tl.load(v + places, mask=inside, other=0.).to(tl.float32)
@@ -195,7 +195,7 @@ def summary_kernel(k, v, matrix, position, scale, statistics, shares, epsilon, H
 @triton.jit(do_not_specialize=_SIZES)
 def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, h, w, WY, WX,
                   top, left, HEADS, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
-                  POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
+                  POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                   D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                   BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """out of one tile, added to `onto` unless it is None."""
@@ -204,8 +204,8 @@ def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, 
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
-    places = _places(_offset(image, y, x, x_b, x_y, x_x, ALIGN), x_d, CHANNELS_LAST, BLOCK_D)
-    queries = tl.load(q + head.to(tl.int64) * x_h * ALIGN + places, mask=inside, other=0.)
+    places = _places(_offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
+    queries = tl.load(q + head.to(tl.int64) * x_h * UNIT + places, mask=inside, other=0.)
     phi = _feature(queries.to(tl.float32), valid, head, matrix, scale, statistics, token, epsilon,
                    KIND, POWER, D, F, BLOCK_D, BLOCK_F, PRECISION)
     s, z = _sums(sums, pair, D, F, BLOCK_D, BLOCK_F)
@@ -221,15 +221,15 @@ def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, 
 def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shares, epsilon,
                           H, W, h, w, WY, WX, top, left, HEADS, x_b, x_y, x_x, x_h, x_d,
                           g_b, g_y, g_x, g_h, g_d, KIND: tl.constexpr, POWER: tl.constexpr,
-                          CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-                          GRAD_LAST: tl.constexpr, GRAD_ALIGN: tl.constexpr, D: tl.constexpr,
+                          CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
+                          GRAD_LAST: tl.constexpr, GRAD_UNIT: tl.constexpr, D: tl.constexpr,
                           F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                           BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """grad_q of a chunk of tokens (dφ for 'focused'), and the chunk's shares in dS and dz."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     group, head = pair // HEADS, pair % HEADS
-    q += head.to(tl.int64) * x_h * ALIGN
-    grad_q += head.to(tl.int64) * g_h * GRAD_ALIGN
+    q += head.to(tl.int64) * x_h * UNIT
+    grad_q += head.to(tl.int64) * g_h * GRAD_UNIT
     s, z = _sums(sums, pair, D, F, BLOCK_D, BLOCK_F)
     total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     total_z = tl.zeros((BLOCK_F,), tl.float32)
@@ -238,7 +238,7 @@ def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shar
         image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
         token = (image.to(tl.int64) * H + y) * W + x
         inside = _mask(valid, D, BLOCK_D)
-        places = _places(_offset(image, y, x, x_b, x_y, x_x, ALIGN), x_d, CHANNELS_LAST, BLOCK_D)
+        places = _places(_offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
         queries = tl.load(q + places, mask=inside, other=0.).to(tl.float32)
         target = (token * HEADS + head)[:, None] * D + tl.arange(0, BLOCK_D)[None, :]
         g = tl.load(grad + target, mask=inside, other=0.).to(tl.float32)
@@ -253,7 +253,7 @@ def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shar
         grad_phi = tl.dot(g, tl.trans(s), input_precision=PRECISION) - share[:, None] * z[None, :]
         found = _feature_gradient(queries, phi, grad_phi, matrix, KIND, D, F, BLOCK_D, BLOCK_F,
                                   PRECISION)
-        places = _places(_offset(image, y, x, g_b, g_y, g_x, GRAD_ALIGN), g_d, GRAD_LAST, BLOCK_D)
+        places = _places(_offset(image, y, x, g_b, g_y, g_x, GRAD_UNIT), g_d, GRAD_LAST, BLOCK_D)
         tl.store(grad_q + places, found.to(grad_q.dtype.element_ty), mask=inside)
     _store_sums(shares, pair * chunks + chunk, total, total_z, D, F, BLOCK_D, BLOCK_F)
 
@@ -262,9 +262,9 @@ def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shar
 def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, grad_k, grad_v,
                         epsilon, H, W, h, w, WY, WX, top, left, HEADS, x_b, x_y, x_x, x_h, x_d,
                         g_b, g_y, g_x, g_h, g_d, v_b, v_y, v_x, v_h, v_d, KIND: tl.constexpr,
-                        POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr,
-                        GRAD_LAST: tl.constexpr, GRAD_ALIGN: tl.constexpr,
-                        VALUE_LAST: tl.constexpr, VALUE_ALIGN: tl.constexpr, D: tl.constexpr,
+                        POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
+                        GRAD_LAST: tl.constexpr, GRAD_UNIT: tl.constexpr,
+                        VALUE_LAST: tl.constexpr, VALUE_UNIT: tl.constexpr, D: tl.constexpr,
                         F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                         BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """grad_k (dφ for 'focused') and grad_v of one tile. grad_v has the strides v_b to v_d."""
@@ -273,8 +273,8 @@ def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, gr
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
-    places = head.to(tl.int64) * x_h * ALIGN + _places(
-        _offset(image, y, x, x_b, x_y, x_x, ALIGN), x_d, CHANNELS_LAST, BLOCK_D)
+    places = head.to(tl.int64) * x_h * UNIT + _places(
+        _offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
     keys = tl.load(k + places, mask=inside, other=0.).to(tl.float32)
     values = tl.load(v + places, mask=inside, other=0.).to(tl.float32)
     keys = _add_position(keys, position, n, valid, head, HEADS, D, BLOCK_D)
@@ -283,11 +283,11 @@ def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, gr
     s, z = _sums(grad_sums, pair, D, F, BLOCK_D, BLOCK_F)
     grad_phi = tl.dot(values, tl.trans(s), input_precision=PRECISION) + z[None, :]
     found = _feature_gradient(keys, phi, grad_phi, matrix, KIND, D, F, BLOCK_D, BLOCK_F, PRECISION)
-    places = head.to(tl.int64) * g_h * GRAD_ALIGN + _places(
-        _offset(image, y, x, g_b, g_y, g_x, GRAD_ALIGN), g_d, GRAD_LAST, BLOCK_D)
+    places = head.to(tl.int64) * g_h * GRAD_UNIT + _places(
+        _offset(image, y, x, g_b, g_y, g_x, GRAD_UNIT), g_d, GRAD_LAST, BLOCK_D)
     tl.store(grad_k + places, found.to(grad_k.dtype.element_ty), mask=inside)
-    places = head.to(tl.int64) * v_h * VALUE_ALIGN + _places(
-        _offset(image, y, x, v_b, v_y, v_x, VALUE_ALIGN), v_d, VALUE_LAST, BLOCK_D)
+    places = head.to(tl.int64) * v_h * VALUE_UNIT + _places(
+        _offset(image, y, x, v_b, v_y, v_x, VALUE_UNIT), v_d, VALUE_LAST, BLOCK_D)
     found = tl.dot(phi, s, input_precision=PRECISION)
     tl.store(grad_v + places, found.to(grad_v.dtype.element_ty), mask=inside)
 
@@ -317,7 +317,7 @@ def _row_power(u, POWER: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def statistics_kernel(q, k, position, scale, statistics, epsilon, H, W, h, w, WY, WX, top, left,
-                      x_b, x_y, x_x, POWER: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
+                      x_b, x_y, x_x, POWER: tl.constexpr, UNIT: tl.constexpr, C: tl.constexpr,
                       BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
     """‖t‖ and ‖u^p‖ of each token of q, then of k: (2, tokens, 2). The channels are contiguous."""
     group, n = _place(h, w, BLOCK)
@@ -325,7 +325,7 @@ def statistics_kernel(q, k, position, scale, statistics, epsilon, H, W, h, w, WY
     channel = tl.arange(0, BLOCK_C)
     c = tl.load(scale + channel, mask=channel < C, other=0.)
     inside = _mask(valid, C, BLOCK_C)
-    places = _offset(image, y, x, x_b, x_y, x_x, ALIGN)[:, None] + channel[None, :]
+    places = _offset(image, y, x, x_b, x_y, x_x, UNIT)[:, None] + channel[None, :]
     token = (image.to(tl.int64) * H + y) * W + x
     tokens = (tl.num_programs(0) // tl.cdiv(h * w, BLOCK) // (WY * WX)).to(tl.int64) * H * W
     added = tl.load(position + n.to(tl.int64)[:, None] * C + channel[None, :], mask=inside,
@@ -365,8 +365,8 @@ def _focus_gradient(x, g, c, valid, epsilon, POWER: tl.constexpr, C: tl.constexp
 @triton.jit(do_not_specialize=[*_SIZES, 'GROUPS'])
 def focus_gradient_kernel(q, k, position, scale, grad_phi, grad_q, grad_k, position_shares,
                           scale_shares, epsilon, GROUPS, H, W, h, w, WY, WX, top, left,
-                          x_b, x_y, x_x, g_b, g_y, g_x, POWER: tl.constexpr, ALIGN: tl.constexpr,
-                          GRAD_ALIGN: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr,
+                          x_b, x_y, x_x, g_b, g_y, g_x, POWER: tl.constexpr, UNIT: tl.constexpr,
+                          GRAD_UNIT: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr,
                           BLOCK: tl.constexpr):
     """grad_q and grad_k from dφ, (2, tokens, C); shares of the gradients of position and c.
 
@@ -385,8 +385,8 @@ def focus_gradient_kernel(q, k, position, scale, grad_phi, grad_q, grad_k, posit
     for group in range(chunk, GROUPS, chunks):
         image, y, x, valid = _tokens(n, n * 0 + group, H, W, h, w, WY, WX, top, left)
         inside = _mask(valid, C, BLOCK_C)
-        places = _offset(image, y, x, x_b, x_y, x_x, ALIGN)[:, None] + channel[None, :]
-        targets = _offset(image, y, x, g_b, g_y, g_x, GRAD_ALIGN)[:, None] + channel[None, :]
+        places = _offset(image, y, x, x_b, x_y, x_x, UNIT)[:, None] + channel[None, :]
+        targets = _offset(image, y, x, g_b, g_y, g_x, GRAD_UNIT)[:, None] + channel[None, :]
         token = ((image.to(tl.int64) * H + y) * W + x)[:, None] * C + channel[None, :]
 
         value = tl.load(q + places, mask=inside, other=0.).to(tl.float32)
