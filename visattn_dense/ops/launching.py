@@ -3,11 +3,12 @@
 A form launches its kernels through `launch`. Inside `recorded()` nothing is launched: the launches
 are collected, so that another program can count or compile exactly what a call would launch.
 """
+import functools
 import importlib.util
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -66,13 +67,70 @@ _record: list[Launch] | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """kernel[grid](*args, **constants), on the device of the first tensor of `args`."""
+    """kernel[grid](*args, **constants), on the device of the first tensor of `args`.
+
+    Args:
+        kernel: its first parameters are `args`, and the others are compile-time constants.
+        grid: the numbers of programs.
+        args: tensors, None, and numbers for which Triton compiles no kernel of their own.
+        constants: what the kernel is compiled for, and options of Triton.
+    """
     if _record is not None:
         _record.append(Launch(kernel, grid, args, constants))
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
+    first = next(arg for arg in args if arg is not None)
+    if not first.is_cuda:
         kernel[grid](*args, **constants)
+    elif first.get_device() == torch.cuda.current_device():
+        _launch_on_gpu(kernel, grid, args, constants)
+    else:
+        with torch.cuda.device(first.get_device()):
+            _launch_on_gpu(kernel, grid, args, constants)
+
+
+_compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+"""Compiled kernels, and the constants that follow their arguments."""
+
+
+def _launch_on_gpu(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...],
+                   constants: dict[str, Any]) -> None:
+    """Launch on the current device.
+
+    Triton looks at every argument to find the compiled kernel. On the host, this takes several
+    times as long as the launch. Here few things choose the kernel: the constants, and of each
+    tensor the dtype and whether the address is a multiple of 16.
+    """
+    chosen_by: list[Any] = [id(kernel), torch.cuda.current_device(), *constants.values()]
+    for arg in args:
+        kind = type(arg)
+        if kind is int:
+            if arg >= 2**31:                         # Triton compiles another kernel.
+                kernel[grid](*args, **constants)
+                return
+        elif arg is None:
+            chosen_by.append(None)
+        elif kind is not float:
+            chosen_by.append(arg.dtype if arg.data_ptr() % 16 == 0 else (arg.dtype,))
+    key = tuple(chosen_by)
+    found = _compiled.get(key)
+    if found is not None:
+        compiled, following = found
+        compiled[(*grid, 1, 1)](*args, *following)
+        return
+    compiled = kernel[grid](*args, **constants)
+    if _takes_constants():
+        _compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(args):])
+
+
+@functools.cache
+def _takes_constants() -> bool:
+    """Whether a compiled kernel of this Triton takes all arguments, and is chosen by no others.
+
+    Triton 3.2 leaves the constants out. Triton for AMD looks at the sizes of tensors too.
+    """
+    import triton
+    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
+    return version >= (3, 3) and torch.version.hip is None
 
 
 @contextmanager

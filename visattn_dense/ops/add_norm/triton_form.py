@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import launching
 from ..launching import launch, power_of_two
+from ..registered import registered
 
 MAX_CHANNELS = 8192
 
@@ -34,7 +35,7 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
         # What torch's LayerNorm gives.
         autocast = x.is_cuda and torch.is_autocast_enabled('cuda')
         dtype = torch.float32 if autocast else _sum_dtype(x, update)
-    total, normed, _, _ = torch.ops.visattn.add_norm_triton(
+    total, normed, _, _ = _forward(
         x, update, scale, weight, bias, eps, dtype)
     return x if update is None else total, normed
 
@@ -50,10 +51,10 @@ def _launch_options(channels: int, elements: int) -> dict[str, int]:
                 num_warps=4 if block_c <= 2048 else 8, enable_fp_fusion=True)
 
 
-@torch.library.custom_op(
-    'visattn::add_norm_triton', mutates_args=(),
-    schema='(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
-           'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
+@registered(
+    'visattn::add_norm_triton',
+    '(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
+    'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
 def _forward(x, update, scale, weight, bias, eps, dtype):
     from .triton_kernels import forward_kernel
     total, normed, mean, inverse = _empty(x, update, scale, weight, bias, eps, dtype)
@@ -77,10 +78,10 @@ def _empty(x, update, scale, weight, bias, eps, dtype):
     return total, x.new_empty(x.shape, dtype=dtype), *statistics
 
 
-@torch.library.custom_op(
-    'visattn::add_norm_triton_backward', mutates_args=(),
-    schema='(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, Tensor weight, '
-           'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
+@registered(
+    'visattn::add_norm_triton_backward',
+    '(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, Tensor weight, '
+    'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
 def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
     """Gradients of x, of weight and bias (2, C), and with `update_dtype` that of the update."""
     from .triton_kernels import backward_kernel
@@ -129,7 +130,7 @@ def _backward(ctx, grad_total, grad_normed, *_):
     else:
         if update_dtype is None:
             grad_total = None                        # `total` holds no numbers
-        grad, affine, *grad_update = torch.ops.visattn.add_norm_triton_backward(
+        grad, affine, *grad_update = _backward_op(
             grad_total, grad_normed, total, scale, weight, mean, inverse,
             update_dtype if own else None)
         grad_weight, grad_bias = affine.unbind()

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import in_units, launch, map_strides, power_of_two, readable
 from ..precision import product_dtype
+from ..registered import registered
 from ..windows import window_corner
 from .torch_form import ACTIVATIONS
 
@@ -44,7 +45,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     # The gradient of an activation needs the sum, so there the activation is an operator of torch.
     trains = activation != 'none' and torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, onto))
-    out = torch.ops.visattn.depthwise_triton(x, weight, bias, onto, plus_input, stride, cut,
+    out = _forward(x, weight, bias, onto, plus_input, stride, cut,
                                       'none' if trains else activation, dtype)
     return ACTIVATIONS[activation](out) if trains else out
 
@@ -131,10 +132,10 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
     return shares.sum(0)
 
 
-@torch.library.custom_op(
-    'visattn::depthwise_triton', mutates_args=(),
-    schema='(Tensor x, Tensor weight, Tensor? bias, Tensor? onto, bool plus_input, int stride, '
-           'SymInt[] window, str activation, ScalarType dtype) -> Tensor')
+@registered(
+    'visattn::depthwise_triton',
+    '(Tensor x, Tensor weight, Tensor? bias, Tensor? onto, bool plus_input, int stride, '
+    'SymInt[] window, str activation, ScalarType dtype) -> Tensor')
 def _forward(x, weight, bias, onto, plus_input, stride, window, activation, dtype):
     out = _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype)
     bias, onto = (None if t is None else t.contiguous() for t in (bias, onto))
@@ -149,10 +150,10 @@ def _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype)
                        dtype=dtype)
 
 
-@torch.library.custom_op(
-    'visattn::depthwise_triton_input_gradient', mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, bool plus_input, int stride, SymInt[] window) '
-           '-> Tensor')
+@registered(
+    'visattn::depthwise_triton_input_gradient',
+    '(Tensor grad, Tensor x, Tensor weight, bool plus_input, int stride, SymInt[] window) '
+    '-> Tensor')
 def _input_gradient(grad, x, weight, plus_input, stride, window):
     return _convolve(readable(grad), weight, None, None, x.new_empty(x.shape), window,
                      STRIDE=stride, TRANSPOSED=True, PLUS_INPUT=plus_input, ACTIVATION='none')
@@ -163,9 +164,9 @@ def _(grad, x, weight, plus_input, stride, window):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op(
-    'visattn::depthwise_triton_weight_gradient', mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, int stride, SymInt[] window) -> Tensor')
+@registered(
+    'visattn::depthwise_triton_weight_gradient',
+    '(Tensor grad, Tensor x, Tensor weight, int stride, SymInt[] window) -> Tensor')
 def _weight_gradient(grad, x, weight, stride, window):
     return weight_gradient(readable(grad), x, weight.shape[-1], stride, window)
 
@@ -185,10 +186,10 @@ def _backward(ctx, grad):
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.visattn.depthwise_triton_input_gradient(
+        grad_x = _input_gradient(
             grad, x, weight, ctx.plus_input, ctx.stride, ctx.window)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grads = torch.ops.visattn.depthwise_triton_weight_gradient(
+        grads = _weight_gradient(
             grad, x, weight, ctx.stride, ctx.window)
         grad_weight = grads[:-1].t().reshape(weight.shape).to(weight.dtype)
         grad_bias = None if ctx.dtypes[0] is None else grads[-1].to(ctx.dtypes[0])

@@ -19,6 +19,7 @@ from .. import launching
 from ..depthwise import triton_form as depthwise_form
 from ..launching import readable
 from ..precision import autocast_dtype
+from ..registered import registered
 from ..windows import Window, pool_regions
 from .triton_launch import Grid, Groups, attend, gradients, statistics
 
@@ -69,7 +70,7 @@ def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
         biases = [kernel.new_zeros(len(kernel)) if bias is None else bias
                   for kernel, bias in zip(kernels, biases, strict=True)]
     learned = [t for t in (qkv, *kernels, *biases) if t.requires_grad]
-    return torch.ops.visattn.window_attention(
+    return _windows(
         qkv, list(kernels), biases, num_heads, [n for window in windows for n in window], scale,
         padding_counts, torch.is_grad_enabled() and len(learned) > 0)[0]
 
@@ -103,10 +104,10 @@ def _parts(qkv: Tensor, num_heads: int, windows: Sequence[int]) -> tuple[list[_P
     return found, end
 
 
-@torch.library.custom_op(
-    'visattn::window_attention', mutates_args=(),
-    schema='(Tensor qkv, Tensor[] kernels, Tensor[] biases, SymInt num_heads, SymInt[] windows, '
-           'float scale, bool padding_counts, bool keep) -> (Tensor, Tensor, Tensor)')
+@registered(
+    'visattn::window_attention',
+    '(Tensor qkv, Tensor[] kernels, Tensor[] biases, SymInt num_heads, SymInt[] windows, '
+    'float scale, bool padding_counts, bool keep) -> (Tensor, Tensor, Tensor)')
 def _windows(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
     """out (B, H, W, C), the attention without the convolution or nothing, and the logarithms.
 
@@ -129,10 +130,10 @@ def _empty(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep
             qkv.new_empty(_parts(qkv, num_heads, windows)[1], dtype=torch.float32))
 
 
-@torch.library.custom_op(
-    'visattn::window_attention_backward', mutates_args=(),
-    schema='(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor[] biases, Tensor mixed, '
-           'Tensor lse, SymInt num_heads, SymInt[] windows, float scale) -> Tensor[]')
+@registered(
+    'visattn::window_attention_backward',
+    '(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor[] biases, Tensor mixed, '
+    'Tensor lse, SymInt num_heads, SymInt[] windows, float scale) -> Tensor[]')
 def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
     """Gradients of qkv, of each kernel and of each bias."""
     grads = _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale)
@@ -170,8 +171,7 @@ def _windows_gradient(ctx, grad: Tensor, *_):
                            'gradient')
     qkv, mixed, lse, *learned = ctx.saved_tensors
     kernels, biases = learned[:ctx.kinds], learned[ctx.kinds:]
-    grad_qkv, *found = torch.ops.visattn.window_attention_backward(
-        grad, qkv, kernels, biases, mixed, lse, *ctx.options)
+    grad_qkv, *found = _windows_backward(grad, qkv, kernels, biases, mixed, lse, *ctx.options)
     return grad_qkv, found[:ctx.kinds], found[ctx.kinds:], *(None,) * 5
 
 
@@ -236,8 +236,7 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: f
 def _call(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor | None,
           num_heads: int, of_queries: tuple[int, int], of_keys: tuple[int, int],
           scale: float) -> Tensor:
-    return torch.ops.visattn.group_attention(q, k, v, index, weight, num_heads, *of_queries,
-                                             *of_keys, scale)[0]
+    return _forward(q, k, v, index, weight, num_heads, *of_queries, *of_keys, scale)[0]
 
 
 def _groups(q: Tensor, k: Tensor, num_heads: int, q_height: int, q_width: int, k_height: int,
@@ -248,7 +247,7 @@ def _groups(q: Tensor, k: Tensor, num_heads: int, q_height: int, q_width: int, k
                   weight=None if weight is None else weight.contiguous())
 
 
-@torch.library.custom_op('visattn::group_attention', mutates_args=())
+@registered('visattn::group_attention')
 def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor | None,
              num_heads: int, q_height: int, q_width: int, k_height: int, k_width: int,
              scale: float) -> tuple[Tensor, Tensor]:
@@ -266,7 +265,7 @@ def _empty_groups(q, k, v, index, weight, num_heads, q_height, q_width, k_height
             q.new_empty(statistics(q, groups), dtype=torch.float32))
 
 
-@torch.library.custom_op('visattn::group_attention_backward', mutates_args=())
+@registered('visattn::group_attention_backward')
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor | None,
               weight: Tensor | None, out: Tensor, lse: Tensor, num_heads: int, q_height: int,
               q_width: int, k_height: int, k_width: int, scale: float
@@ -291,7 +290,7 @@ def _context(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad: Tensor, _):
-    found = torch.ops.visattn.group_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    found = _backward(grad, *ctx.saved_tensors, *ctx.options)
     grad_weight = None if ctx.saved_tensors[4] is None else found[3]
     return *found[:3], None, grad_weight, *(None,) * 6
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import launching
 from ..depthwise import triton_form as depthwise_form
 from ..launching import in_units, launch, power_of_two
+from ..registered import registered
 from ..windows import window_corner
 from .torch_form import of_each_set
 
@@ -46,7 +47,7 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     local = depthwise_form.depthwise(qkv[..., 2, :], kernel, bias, window=window)
     inverse_scale = 1 / F.softplus(scale.flatten().float())
     cut = [*window, *window_corner(qkv.shape[1:3], window)]
-    out = torch.ops.visattn.linear_attention_triton(
+    out = _forward(
         qkv.unflatten(-1, (num_heads, -1)), None, None, None, position[0], inverse_scale,
         local.unflatten(-1, (num_heads, -1)), cut, float(power), epsilon, 'focused')[0]
     return out.flatten(3)
@@ -60,7 +61,7 @@ def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
 @of_each_set
 def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
     joint = qkv.permute(0, 4, 2, 1, 3)[:, None]                      # (B, 1, N, 3, h, d)
-    out = torch.ops.visattn.linear_attention_triton(
+    out = _forward(
         joint, None, None, None, None, None, None, [1, qkv.shape[-1], 0, 0], 1., epsilon,
         'relu')[0]
     return out[:, 0].permute(0, 2, 3, 1)                             # (B, h, d, N)
@@ -78,7 +79,7 @@ def why_not_performer(q: Tensor, k: Tensor, v: Tensor, w: Tensor, **_: object) -
 
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:
     q, k, v = (t[:, None, :, None] for t in (q, k, v))               # (B, 1, N, 1, d)
-    out = torch.ops.visattn.linear_attention_triton(
+    out = _forward(
         q, k, v, w, None, None, None, [1, q.shape[2], 0, 0], 1., epsilon, 'performer')[0]
     return out[:, 0, :, 0]
 
@@ -159,11 +160,11 @@ class _Plan:
                     BLOCK=block, num_warps=4, enable_fp_fusion=True), block
 
 
-@torch.library.custom_op(
-    'visattn::linear_attention_triton', mutates_args=(),
-    schema='(Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, Tensor? scale, '
-           'Tensor? onto, SymInt[] window, float power, float epsilon, str kind) '
-           '-> (Tensor, Tensor, Tensor)')
+@registered(
+    'visattn::linear_attention_triton',
+    '(Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, Tensor? scale, '
+    'Tensor? onto, SymInt[] window, float power, float epsilon, str kind) '
+    '-> (Tensor, Tensor, Tensor)')
 def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind):
     """out (B, H, W, h, d), the sums S and z of each window and head, and the norms of each token.
 
@@ -201,11 +202,11 @@ def _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind)
             q.new_empty(2, tokens, 2, dtype=torch.float32))
 
 
-@torch.library.custom_op(
-    'visattn::linear_attention_triton_backward', mutates_args=(),
-    schema='(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, '
-           'Tensor? scale, Tensor sums, Tensor statistics, SymInt[] window, float power, '
-           'float epsilon, str kind) -> Tensor[]')
+@registered(
+    'visattn::linear_attention_triton_backward',
+    '(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, '
+    'Tensor? scale, Tensor sums, Tensor statistics, SymInt[] window, float power, '
+    'float epsilon, str kind) -> Tensor[]')
 def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, window, power, epsilon,
                  kind):
     """Gradients of q, k and v (or of the tensor of all three), then of position and scale."""
@@ -272,7 +273,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, *_):
     q, k, v, matrix, position, scale, sums, statistics = ctx.saved_tensors
-    grads = torch.ops.visattn.linear_attention_triton_backward(
+    grads = _backward_op(
         grad, q, k, v, matrix, position, scale, sums, statistics, ctx.window, ctx.power,
         ctx.epsilon, ctx.kind)
     of_inputs = [grads.pop(0), None, None] if k is None else [grads.pop(0) for _ in range(3)]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..registered import is_traced
 from .build import Part, Source, library, tiles
 from .build import why_not as why_no_kernels
 from .recording import Recording
@@ -468,8 +469,7 @@ def _operator(name: str, *, mutates_args: Iterable[str],
 
 def is_watched() -> bool:
     """Whether autograd, a tracer, a profiler or a mode of torch has to know of each operator."""
-    return (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or _get_current_dispatch_mode() is not None or torch.autograd._profiler_enabled())
+    return torch.is_grad_enabled() or is_traced()
 
 
 def _run(kernel: str, *arguments: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import launch, power_of_two
 from ..precision import product_dtype
+from ..registered import registered
 
 MAX_WIDTH = 128
 
@@ -24,7 +25,7 @@ def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
 
 
 def grouped_pointwise(x: Tensor, weight: Tensor, *, groups: int) -> Tensor:
-    return torch.ops.visattn.grouped_pointwise_triton(x, weight.flatten(1), groups,
+    return _forward(x, weight.flatten(1), groups,
                                                       product_dtype(x))
 
 
@@ -51,9 +52,9 @@ def _product(x: Tensor, weight: Tensor, out: Tensor, groups: int, dtype: torch.d
     return out
 
 
-@torch.library.custom_op(
-    'visattn::grouped_pointwise_triton', mutates_args=(),
-    schema='(Tensor x, Tensor weight, int groups, ScalarType dtype) -> Tensor')
+@registered(
+    'visattn::grouped_pointwise_triton',
+    '(Tensor x, Tensor weight, int groups, ScalarType dtype) -> Tensor')
 def _forward(x, weight, groups, dtype):
     return _product(x, weight, _empty(x, weight, groups, dtype), groups, dtype, transposed=False)
 
@@ -63,9 +64,9 @@ def _empty(x, weight, groups, dtype):
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op(
-    'visattn::grouped_pointwise_triton_input_gradient', mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
+@registered(
+    'visattn::grouped_pointwise_triton_input_gradient',
+    '(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
 def _input_gradient(grad, x, weight, groups):
     return _product(grad, weight, x.new_empty(x.shape), groups, grad.dtype, transposed=True)
 
@@ -75,9 +76,9 @@ def _(grad, x, weight, groups):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op(
-    'visattn::grouped_pointwise_triton_weight_gradient', mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
+@registered(
+    'visattn::grouped_pointwise_triton_weight_gradient',
+    '(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
 def _weight_gradient(grad, x, weight, groups):
     from .triton_kernels import weight_gradient_kernel
     positions = x[..., 0].numel()
@@ -106,10 +107,10 @@ def _backward(ctx, grad):
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.visattn.grouped_pointwise_triton_input_gradient(
+        grad_x = _input_gradient(
             grad, x, weight, ctx.groups)
     if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.visattn.grouped_pointwise_triton_weight_gradient(
+        grad_weight = _weight_gradient(
             grad, x, weight, ctx.groups)
     return grad_x, grad_weight, None, None
 

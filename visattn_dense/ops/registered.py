@@ -1,0 +1,118 @@
+"""Operators of torch, `torch.ops.visattn...`, that a call reaches directly where nothing watches.
+
+torch.compile, exports, profilers and modes of torch (fake tensors, counters) have to see each call
+of an operator, so each is registered with torch. A call through torch's dispatcher takes ten to
+thirty microseconds more on the host than a call of the function. A GPU computes small layers in
+less time. So other calls go past the dispatcher.
+"""
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None), int, float, bool, str, list, torch.dtype))
+"""The types of arguments of a direct call. Other classes of tensors hear of operators by the
+dispatcher."""
+
+
+def is_traced() -> bool:
+    """Whether a tracer, a transform, a profiler or a mode of torch has to see each operator."""
+    return (torch.compiler.is_compiling() or torch.jit.is_tracing()
+            or _get_current_dispatch_mode() is not None or torch.autograd._profiler_enabled()
+            or torch._C._are_functorch_transforms_active())
+
+
+class Registered:
+    """A function as an operator of torch.
+
+    Args:
+        name: 'visattn::...'.
+        function: changes no argument, and no result is a part of an argument. Its arguments are
+            tensors, lists of tensors, None and values.
+        schema: the arguments and results in torch's words; None to take them from the annotations.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], schema: str | None) -> None:
+        self._function = function
+        self._registered = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+        self._apply: Callable[..., Any] | None = None
+
+    def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """Say what `function` would give for tensors without numbers."""
+        return self._registered.register_fake(fake)
+
+    def register_autograd(self, backward: Callable[..., Any], *,
+                          setup_context: Callable[..., None]) -> None:
+        """The gradient, once differentiable, as for `torch.library.register_autograd`.
+
+        `ctx.needs_input_grad` is for operators without lists of tensors.
+        """
+        self._registered.register_autograd(backward, setup_context=setup_context)
+        self._apply = _gradient(self._function, backward, setup_context)
+
+    def __call__(self, *args: Any) -> Any:
+        if is_traced() or not _are_plain(args):
+            return self._registered(*args)
+        if not torch.is_grad_enabled() or not _need_gradient(args):
+            return self._function(*args)
+        return self._registered(*args) if self._apply is None else self._apply(*args)
+
+
+def registered(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Registered]:
+    """A decorator: the function as an operator of torch. See `Registered`."""
+    return lambda function: Registered(name, function, schema)
+
+
+def _are_plain(args: Sequence[Any]) -> bool:
+    for arg in args:
+        if type(arg) not in _PLAIN or (type(arg) is list and not _are_plain(arg)):
+            return False
+    return True
+
+
+def _need_gradient(args: Sequence[Any]) -> bool:
+    for arg in args:
+        if arg.requires_grad if isinstance(arg, Tensor) else (
+                type(arg) is list and _need_gradient(arg)):
+            return True
+    return False
+
+
+def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
+              setup_context: Callable[..., None]) -> Callable[..., Any]:
+    """The function with its gradient, for autograd alone."""
+
+    class Gradient(torch.autograd.Function):
+        # Autograd finds no tensors in lists. So lists of tensors come item by item. The last item
+        # holds the place of each list among the arguments, and its length.
+        @staticmethod
+        def forward(ctx: Any, *items: Any) -> Any:
+            *args, lists = items
+            for place, length in lists.items():
+                args[place:place + length] = [args[place:place + length]]
+            ctx.lists = lists
+            output = function(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            found = backward(ctx, *grads)
+            if not ctx.lists:
+                return *found, None
+            return *(item for place, grad in enumerate(found)
+                     for item in ((grad or ()) if place in ctx.lists else (grad,))), None
+
+    def apply(*args: Any) -> Any:
+        lists = {place: len(arg) for place, arg in enumerate(args)
+                 if type(arg) is list and (not arg or isinstance(arg[0], Tensor))}
+        if not lists:
+            return Gradient.apply(*args, lists)
+        return Gradient.apply(*(item for place, arg in enumerate(args)
+                                for item in (arg if place in lists else (arg,))), lists)
+
+    return apply
