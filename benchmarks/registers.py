@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from visattn_dense.ops.launching import DTYPES, Launch, recorded
+from visattn_dense.ops.launching import DTYPES, RecordedLaunch, recorded
 
 CAPABILITIES = 80, 90
 """Compute capabilities, times ten."""
@@ -58,7 +58,7 @@ class Usage(NamedTuple):
     spills_in_loops: int
 
 
-def compile_launch(launch: Launch, capability: int) -> Usage:
+def compile_launch(launch: RecordedLaunch, capability: int) -> Usage:
     """Compile a kernel as the launch would on a GPU of this compute capability.
 
     Raises:
@@ -265,7 +265,7 @@ CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
 on the CPU. The results are differentiated, and the launches of both passes are compiled."""
 
 
-def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[Launch]:
+def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[RecordedLaunch]:
     """The distinct launches of a case, forward and backward, in order."""
     with recorded() as found:
         out = CASES[case](dtype, head_dim)

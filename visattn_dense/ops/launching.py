@@ -1,13 +1,13 @@
 """What every Triton form needs: whether Triton can compute here, and the launch of a kernel.
 
-A form launches its kernels through `launch`. Inside `recorded()` nothing is launched: the launches
+A form launches its kernels by a `Launch`. Inside `recorded()` nothing is launched: the launches
 are collected, so that another program can count or compile exactly what a call would launch.
 """
 import functools
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,11 +34,17 @@ def why_not(*tensors: Tensor | None, alike: bool = False) -> str | None:
         tensors: what the kernels read; None stands for a tensor that is left out.
         alike: the tensors must have one dtype.
     """
+    kinds = tuple([(t.device, t.dtype) for t in tensors if t is not None])
+    # torch.compile warns of a cache.
+    return (_why_not if torch.compiler.is_compiling() else _known_why_not)(kinds, alike)
+
+
+def _why_not(kinds: tuple[tuple[torch.device, torch.dtype], ...], alike: bool) -> str | None:
+    """`why_not` for the device and the dtype of each tensor."""
     if not HAS_TRITON:
         return 'Triton is not installed'
-    given = [t for t in tensors if t is not None]
-    device = given[0].device
-    if any(t.device != device for t in given):
+    device = kinds[0][0]
+    if any(other != device for other, _ in kinds):
         return 'the tensors are on several devices'
     if device.type not in DEVICES:
         return f'the tensors are on {device.type!r}, not a CUDA device'
@@ -46,16 +52,80 @@ def why_not(*tensors: Tensor | None, alike: bool = False) -> str | None:
     if (device.type == 'cuda' and torch.cuda.is_available()
             and torch.cuda.get_device_properties(device).major < 8):
         return 'the GPU is older than compute capability 8.0, where Triton has no matrix units'
-    kinds = dict.fromkeys(t.dtype for t in given)
-    if alike and (len(kinds) > 1 or not kinds.keys() <= set(DTYPES)):
-        return (f'the tensors are {", ".join(map(str, kinds))}, not alike float32, bfloat16 or '
+    dtypes = dict.fromkeys(dtype for _, dtype in kinds)
+    if alike and (len(dtypes) > 1 or not dtypes.keys() <= set(DTYPES)):
+        return (f'the tensors are {", ".join(map(str, dtypes))}, not alike float32, bfloat16 or '
                 'float16')
-    if not kinds.keys() <= set(DTYPES):
+    if not dtypes.keys() <= set(DTYPES):
         return 'a tensor is neither float32, bfloat16 nor float16'
     return None
 
 
-class Launch(NamedTuple):
+_known_why_not = functools.lru_cache(maxsize=1024)(_why_not)
+
+
+class Launch:
+    """A launch of a kernel, ready for all tensors of a geometry: kernel[grid](*tensors, *numbers).
+
+    Triton looks at every argument and constant at each launch, to find the compiled kernel. On the
+    host, this takes several times as long as the launch. Here the tensors alone choose: the device,
+    and of each tensor the dtype and whether the address is a multiple of 16.
+
+    Args:
+        kernel: takes tensors first, then `numbers`, then constants.
+        grid: the numbers of programs.
+        numbers: the arguments after the tensors, for which Triton specialises nothing.
+        constants: what the kernel is compiled for, and options of Triton.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: int | float,
+                 **constants: Any) -> None:
+        self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
+        # Triton compiles another kernel for numbers of 64 bits. Triton 3.2 launches a compiled
+        # kernel in another way. Triton for AMD looks at the sizes of tensors too.
+        self._is_found_by_tensors = (HAS_TRITON and _triton_version() >= (3, 3)
+                                     and torch.version.hip is None and max(numbers) < 2**31)
+        self._compiled: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch on the device of the tensors, or record the launch."""
+        if _record is not None:
+            _record.append(RecordedLaunch(self.kernel, self.grid, (*tensors, *self.numbers),
+                                          self.constants))
+            return
+        device = next(t for t in tensors if t is not None).get_device()
+        if device < 0 or device == torch.cuda.current_device():
+            self._launch(device, tensors)
+        else:
+            with torch.cuda.device(device):
+                self._launch(device, tensors)
+
+    def _launch(self, device: int, tensors: tuple[Tensor | None, ...]) -> None:
+        key = device, *[t if t is None else t.dtype if t.data_ptr() % 16 == 0 else (t.dtype,)
+                        for t in tensors]
+        found = self._compiled.get(key)
+        if found is not None:
+            run, rest = found
+            run(*tensors, *rest)
+            return
+        compiled = self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
+        if self._is_found_by_tensors and not INTERPRETED:
+            names = self.kernel.arg_names[len(tensors) + len(self.numbers):]
+            self._compiled[key] = (compiled[(*self.grid, 1, 1)[:3]],
+                                   (*self.numbers, *(self.constants[name] for name in names)))
+
+
+once_for_a_size = functools.lru_cache(maxsize=4096)
+"""For a function that prepares a `Launch` for sizes and strides: keeps what it returns."""
+
+
+@functools.cache
+def _triton_version() -> tuple[int, ...]:
+    import triton
+    return tuple(int(part) for part in triton.__version__.split('.')[:2])
+
+
+class RecordedLaunch(NamedTuple):
     """A launch that `recorded` collected: kernel[grid](*args, **constants)."""
     kernel: Any
     grid: tuple[int, ...]
@@ -63,78 +133,11 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-_record: list[Launch] | None = None
-
-
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """kernel[grid](*args, **constants), on the device of the first tensor of `args`.
-
-    Args:
-        kernel: its first parameters are `args`, and the others are compile-time constants.
-        grid: the numbers of programs.
-        args: tensors, None, and numbers for which Triton compiles no kernel of their own.
-        constants: what the kernel is compiled for, and options of Triton.
-    """
-    if _record is not None:
-        _record.append(Launch(kernel, grid, args, constants))
-        return
-    first = next(arg for arg in args if arg is not None)
-    if not first.is_cuda:
-        kernel[grid](*args, **constants)
-    elif first.get_device() == torch.cuda.current_device():
-        _launch_on_gpu(kernel, grid, args, constants)
-    else:
-        with torch.cuda.device(first.get_device()):
-            _launch_on_gpu(kernel, grid, args, constants)
-
-
-_compiled: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
-"""Compiled kernels, and the constants that follow their arguments."""
-
-
-def _launch_on_gpu(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...],
-                   constants: dict[str, Any]) -> None:
-    """Launch on the current device.
-
-    Triton looks at every argument to find the compiled kernel. On the host, this takes several
-    times as long as the launch. Here few things choose the kernel: the constants, and of each
-    tensor the dtype and whether the address is a multiple of 16.
-    """
-    chosen_by: list[Any] = [id(kernel), torch.cuda.current_device(), *constants.values()]
-    for arg in args:
-        kind = type(arg)
-        if kind is int:
-            if arg >= 2**31:                         # Triton compiles another kernel.
-                kernel[grid](*args, **constants)
-                return
-        elif arg is None:
-            chosen_by.append(None)
-        elif kind is not float:
-            chosen_by.append(arg.dtype if arg.data_ptr() % 16 == 0 else (arg.dtype,))
-    key = tuple(chosen_by)
-    found = _compiled.get(key)
-    if found is not None:
-        compiled, following = found
-        compiled[(*grid, 1, 1)](*args, *following)
-        return
-    compiled = kernel[grid](*args, **constants)
-    if _takes_constants():
-        _compiled[key] = compiled, tuple(constants[name] for name in kernel.arg_names[len(args):])
-
-
-@functools.cache
-def _takes_constants() -> bool:
-    """Whether a compiled kernel of this Triton takes all arguments, and is chosen by no others.
-
-    Triton 3.2 leaves the constants out. Triton for AMD looks at the sizes of tensors too.
-    """
-    import triton
-    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
-    return version >= (3, 3) and torch.version.hip is None
+_record: list[RecordedLaunch] | None = None
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
+def recorded() -> Iterator[list[RecordedLaunch]]:
     """Collect the launches of this process while the block runs, and launch nothing."""
     global _record
     before, _record = _record, []
@@ -144,14 +147,14 @@ def recorded() -> Iterator[list[Launch]]:
         _record = before
 
 
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`like.new_empty`, which takes longer on the host where the shape is one argument."""
+    return torch.empty(*shape, dtype=like.dtype if dtype is None else dtype, device=like.device)
+
+
 def readable(t: Tensor) -> Tensor:
     """The map with channels side by side in memory, as the kernels read it."""
     return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def map_strides(*maps: Tensor) -> list[int]:
-    """The strides of maps by image, row and column."""
-    return [stride for t in maps for stride in t.stride()[:3]]
 
 
 def in_units(strides: Sequence[int], *widths: int) -> tuple[list[int], int]:

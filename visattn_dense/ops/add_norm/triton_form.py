@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import launch, power_of_two
+from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import registered
 
 MAX_CHANNELS = 8192
@@ -56,26 +56,30 @@ def _launch_options(channels: int, elements: int) -> dict[str, int]:
     '(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
     'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
 def _forward(x, update, scale, weight, bias, eps, dtype):
-    from .triton_kernels import forward_kernel
     total, normed, mean, inverse = _empty(x, update, scale, weight, bias, eps, dtype)
-    tokens = mean.numel()
-    if tokens == 0:
-        return total, normed, mean, inverse
-    x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
-    tile = _launch_options(x.shape[-1], 4096)
-    launch(forward_kernel, (-(-tokens // tile['BLOCK']),), x, update, scale, weight.contiguous(),
-           bias.contiguous(), None if update is None else total, normed, mean, inverse, eps, tokens,
-           tokens // x.shape[0], **tile)
+    if mean.numel() > 0:
+        x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
+        _forward_launch(x.shape, eps)(
+            x, update, scale, weight.contiguous(), bias.contiguous(),
+            None if update is None else total, normed, mean, inverse)
     return total, normed, mean, inverse
+
+
+@once_for_a_size
+def _forward_launch(shape: torch.Size, eps: float) -> Launch:
+    from .triton_kernels import forward_kernel
+    tokens = shape[:-1].numel()
+    tile = _launch_options(shape[-1], 4096)
+    return Launch(forward_kernel, (-(-tokens // tile['BLOCK']),), float(eps), tokens,
+                  tokens // shape[0], **tile)
 
 
 @_forward.register_fake
 def _empty(x, update, scale, weight, bias, eps, dtype):
     """total (no numbers if there is no update), normed, mean and 1 / √(σ² + eps)."""
-    total = (x.new_empty(0) if update is None else
-             x.new_empty(x.shape, dtype=_sum_dtype(x, update)))
-    statistics = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
-    return total, x.new_empty(x.shape, dtype=dtype), *statistics
+    total = (x.new_empty(0) if update is None else empty(x.shape, x, _sum_dtype(x, update)))
+    mean, inverse = (empty(x.shape[:-1], x, torch.float32) for _ in range(2))
+    return total, empty(x.shape, x, dtype), mean, inverse
 
 
 @registered(
@@ -84,27 +88,32 @@ def _empty(x, update, scale, weight, bias, eps, dtype):
     'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
 def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
     """Gradients of x, of weight and bias (2, C), and with `update_dtype` that of the update."""
-    from .triton_kernels import backward_kernel
-    channels, tokens = total.shape[-1], mean.numel()
     grads = _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse,
                              update_dtype)
-    if tokens == 0:
+    if mean.numel() == 0:
         return [grads[0], grads[1].zero_(), *grads[2:]]
-    tile = _launch_options(channels, 2048)
-    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
-    programs = min(-(-tokens // tile['BLOCK']), max(128, min(1024, 2**19 // tile['BLOCK_C'])))
-    shares = total.new_empty(programs, 2, channels, dtype=torch.float32)
+    launch = _backward_launch(total.shape)
+    shares = empty((*launch.grid, 2, total.shape[-1]), total, torch.float32)
     given = (None if t is None else t.contiguous()
              for t in (grad_total, grad_normed, total, scale, weight))
-    launch(backward_kernel, (programs,), *given, mean, inverse, grads[0],
-           grads[2] if len(grads) > 2 else None, shares, tokens, tokens // total.shape[0], **tile)
+    launch(*given, mean, inverse, grads[0], grads[2] if len(grads) > 2 else None, shares)
     return [grads[0], shares.sum(0).to(weight.dtype), *grads[2:]]
+
+
+@once_for_a_size
+def _backward_launch(shape: torch.Size) -> Launch:
+    from .triton_kernels import backward_kernel
+    tokens = shape[:-1].numel()
+    tile = _launch_options(shape[-1], 2048)
+    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
+    programs = min(-(-tokens // tile['BLOCK']), max(128, min(1024, 2**19 // tile['BLOCK_C'])))
+    return Launch(backward_kernel, (programs,), tokens, tokens // shape[0], **tile)
 
 
 @_backward_op.register_fake
 def _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
-    update = [] if update_dtype is None else [total.new_empty(total.shape, dtype=update_dtype)]
-    return [total.new_empty(total.shape), weight.new_empty(2, *weight.shape), *update]
+    update = [] if update_dtype is None else [empty(total.shape, total, update_dtype)]
+    return [empty(total.shape, total), empty((2, *weight.shape), weight), *update]
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import in_units, launch, map_strides, power_of_two, readable
+from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two, readable
 from ..precision import product_dtype
 from ..registered import registered
 from ..windows import window_corner
@@ -46,11 +46,11 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     trains = activation != 'none' and torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, onto))
     out = _forward(x, weight, bias, onto, plus_input, stride, cut,
-                                      'none' if trains else activation, dtype)
+                   'none' if trains else activation, dtype)
     return ACTIVATIONS[activation](out) if trains else out
 
 
-class _Launch(NamedTuple):
+class _Strips(NamedTuple):
     """What the launches of both kernels have in common.
 
     Attributes:
@@ -64,14 +64,14 @@ class _Launch(NamedTuple):
     block_c: int
 
     @classmethod
-    def of(cls, x: Tensor, size: Sequence[int], window: list[int]) -> '_Launch':
-        """`size` is that of the result."""
+    def of(cls, x: Sequence[int], size: Sequence[int], window: Sequence[int]) -> '_Strips':
+        """`x`: (B, H, W, C). `size`: H and W of the result."""
         h, w, top, left = window or (*size, 0, 0)
         segments, strips = -(-(left + size[1]) // w), -(-w // _STRIP)
-        places = len(x) * -(-size[0] // _STRIP) * _STRIP * segments * strips
-        block_c = min(32, max(8, power_of_two(x.shape[-1])))
+        places = x[0] * -(-size[0] // _STRIP) * _STRIP * segments * strips
+        block_c = min(32, max(8, power_of_two(x[3])))
         # Eight channels of a strip for each of 128 threads.
-        return cls(places, (*x.shape[1:3], *size, places, segments, strips, h, w, top, left),
+        return cls(places, (*x[1:3], *size, places, segments, strips, h, w, top, left),
                    1024 // block_c, block_c)
 
     @property
@@ -79,28 +79,39 @@ class _Launch(NamedTuple):
         return -(-self.places // self.block)
 
 
-def _cutting(window: list[int], x: Tensor) -> list[int]:
+def _cutting(window: Sequence[int], x: Tensor) -> tuple[int, ...]:
     """The windows; nothing if one window holds the whole map."""
-    return window if window and (window[0] < x.shape[1] or window[1] < x.shape[2]) else []
+    cuts = window and (window[0] < x.shape[1] or window[1] < x.shape[2])
+    return tuple(window) if cuts else ()
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, onto: Tensor | None, out: Tensor,
-              window: list[int], **options) -> Tensor:
-    from .triton_kernels import convolve_kernel
-    if out.numel() == 0:
-        return out
-    window = _cutting(window, x)
-    found = _Launch.of(x, out.shape[1:3], window)
-    strides, unit = in_units(map_strides(x))
-    # The other axes of a GPU's grid end at 65535.
-    launch(convolve_kernel, (found.tiles, -(-x.shape[-1] // found.block_c)), x,
-           weight.contiguous(), bias, onto, out, *found.sizes, *strides, C=x.shape[-1],
-           K=weight.shape[-1], WINDOWED=bool(window), UNIT=unit, BLOCK=found.block,
-           BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True, **options)
+              window: Sequence[int], *, stride: int, transposed: bool = False,
+              plus_input: bool = False, activation: str = 'none') -> Tensor:
+    if out.numel() > 0:
+        _convolve_launch(x.shape, x.stride(), out.shape[1:3], weight.shape[-1], _cutting(window, x),
+                         stride, transposed, plus_input, activation)(
+            x, weight.contiguous(), bias, onto, out)
     return out
 
 
-def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: list[int]) -> Tensor:
+@once_for_a_size
+def _convolve_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Size, side: int,
+                     window: tuple[int, ...], stride: int, transposed: bool, plus_input: bool,
+                     activation: str) -> Launch:
+    from .triton_kernels import convolve_kernel
+    found = _Strips.of(shape, size, window)
+    strides, unit = in_units(strides[:3])
+    # The other axes of a GPU's grid end at 65535.
+    return Launch(convolve_kernel, (found.tiles, -(-shape[3] // found.block_c)), *found.sizes,
+                  *strides, C=shape[3], K=side, WINDOWED=bool(window), UNIT=unit,
+                  BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True,
+                  STRIDE=stride, TRANSPOSED=transposed, PLUS_INPUT=plus_input,
+                  ACTIVATION=activation)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: Sequence[int]
+                    ) -> Tensor:
     """The gradient of the kernel, tap by tap, and that of the bias: (k² + 1, C) in float32.
 
     Args:
@@ -108,7 +119,6 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
         side: k.
         window: h, w of the windows and the corner of the first, or nothing.
     """
-    from .triton_kernels import weight_gradient_kernel
     channels = x.shape[-1]
     if grad.numel() == 0:
         return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
@@ -120,16 +130,26 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
                                 [w, h, left, top])
         taps = found[:-1].view(side, side, channels).transpose(0, 1)
         return torch.cat([taps.reshape(-1, channels), found[-1:]])
-    found = _Launch.of(x, grad.shape[1:3], window)
-    strides, unit = in_units(map_strides(x, grad))
-    blocks = -(-channels // found.block_c)
+    launch = _weight_launch(x.shape, x.stride(), grad.shape[1:3], grad.stride(), side, stride,
+                            window)
+    shares = empty((launch.grid[0], side**2 + 1, channels), x, torch.float32)
+    launch(x, grad, shares)
+    return shares.sum(0)
+
+
+@once_for_a_size
+def _weight_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Size,
+                   grad_strides: tuple[int, ...], side: int, stride: int, window: tuple[int, ...]
+                   ) -> Launch:
+    from .triton_kernels import weight_gradient_kernel
+    found = _Strips.of(shape, size, window)
+    strides, unit = in_units([*strides[:3], *grad_strides[:3]])
+    blocks = -(-shape[3] // found.block_c)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = min(found.tiles, max(16, 2048 // (blocks * side)))
-    shares = x.new_empty(programs, side**2 + 1, channels, dtype=torch.float32)
-    launch(weight_gradient_kernel, (programs, blocks, side), x, grad, shares, *found.sizes,
-           *strides, C=channels, K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit,
-           BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True)
-    return shares.sum(0)
+    return Launch(weight_gradient_kernel, (programs, blocks, side), *found.sizes, *strides,
+                  C=shape[3], K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit,
+                  BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True)
 
 
 @registered(
@@ -139,15 +159,14 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: lis
 def _forward(x, weight, bias, onto, plus_input, stride, window, activation, dtype):
     out = _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype)
     bias, onto = (None if t is None else t.contiguous() for t in (bias, onto))
-    return _convolve(x, weight, bias, onto, out, window, STRIDE=stride, TRANSPOSED=False,
-                     PLUS_INPUT=plus_input, ACTIVATION=activation)
+    return _convolve(x, weight, bias, onto, out, window, stride=stride, plus_input=plus_input,
+                     activation=activation)
 
 
 @_forward.register_fake
 def _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype):
     batch, height, width, channels = x.shape
-    return x.new_empty(batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels,
-                       dtype=dtype)
+    return empty((batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels), x, dtype)
 
 
 @registered(
@@ -155,8 +174,8 @@ def _empty(x, weight, bias, onto, plus_input, stride, window, activation, dtype)
     '(Tensor grad, Tensor x, Tensor weight, bool plus_input, int stride, SymInt[] window) '
     '-> Tensor')
 def _input_gradient(grad, x, weight, plus_input, stride, window):
-    return _convolve(readable(grad), weight, None, None, x.new_empty(x.shape), window,
-                     STRIDE=stride, TRANSPOSED=True, PLUS_INPUT=plus_input, ACTIVATION='none')
+    return _convolve(readable(grad), weight, None, None, empty(x.shape, x), window, stride=stride,
+                     transposed=True, plus_input=plus_input)
 
 
 @_input_gradient.register_fake

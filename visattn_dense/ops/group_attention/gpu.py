@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import launching
 from ..depthwise import triton_form as depthwise_form
-from ..launching import readable
+from ..launching import empty, once_for_a_size, readable
 from ..precision import autocast_dtype
 from ..registered import registered
 from ..windows import Window, pool_regions
@@ -28,23 +28,26 @@ MAX_TOKENS = 2**20
 """Of a group; and how many groups an image may have. See `triton_kernels._divide`."""
 
 
-def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: Tensor
-             ) -> str | None:
-    """Why the kernels cannot take these maps (B, ..., channels), or None.
+def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: Tensor,
+             elements: int, cast: bool = False) -> str | None:
+    """Why the kernels cannot take these maps (..., channels), or None.
 
-    `counts`: the tokens of groups, and the groups of images.
+    Args:
+        counts: the tokens of groups, and the groups of images.
+        elements: of q, k and v of an image.
+        cast: whether the form casts the maps as autocast does.
     """
-    widest = max(t.shape[-1] for t in maps) // num_heads
+    widest = max([t.shape[-1] for t in maps]) // num_heads
     if widest > MAX_HEAD_DIM:
         return f'a head has {widest} channels, more than {MAX_HEAD_DIM}'
     if scale is not None and scale <= 0:
         return 'the scale is not positive'
-    if max(t.shape[1:].numel() for t in maps) * 3 >= 2**31:
+    if elements >= 2**31:
         return 'an image has so many elements that 32 bits cannot count them'
-    reason = launching.why_not(*maps, alike=True)
-    if reason is None and any(count > MAX_TOKENS for count in counts):
-        reason = f'a group has more than {MAX_TOKENS} tokens, or an image has more groups'
-    return reason
+    for count in counts:
+        if count > MAX_TOKENS:
+            return f'a group has more than {MAX_TOKENS} tokens, or an image has more groups'
+    return launching.why_not(*maps, alike=not cast or autocast_dtype(maps[0]) is None)
 
 
 # Windows and stripes.
@@ -52,11 +55,13 @@ def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: 
 def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                     kernels: Sequence[Tensor], scale: float | None = None,
                     **_: object) -> str | None:
-    if any(kernel.shape[-1] not in depthwise_form.SIDES for kernel in kernels):
-        return f'the side of the convolution is not one of {depthwise_form.SIDES}'
-    height, width = qkv.shape[1:3]
+    for kernel in kernels:
+        if kernel.shape[-1] not in depthwise_form.SIDES:
+            return f'the side of the convolution is not one of {depthwise_form.SIDES}'
+    batch, height, width, _, channels = qkv.shape
     counts = [n for h, w in windows for n in (h * w, -(-height // h) * -(-width // w))]
-    return _why_not(num_heads, scale, counts, _cast(qkv)[0][:, :, :, 0])
+    return _why_not(num_heads, scale, counts, qkv, elements=3 * height * width * channels,
+                    cast=True)
 
 
 def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
@@ -64,15 +69,14 @@ def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                      scale: float | None = None, padding_counts: bool = True) -> Tensor:
     qkv, = _cast(qkv)
     scale = (qkv.shape[-1] // num_heads)**-.5 if scale is None else scale
-    if all(bias is None for bias in biases):
+    if all([bias is None for bias in biases]):
         biases = []
     else:
         biases = [kernel.new_zeros(len(kernel)) if bias is None else bias
                   for kernel, bias in zip(kernels, biases, strict=True)]
-    learned = [t for t in (qkv, *kernels, *biases) if t.requires_grad]
-    return _windows(
-        qkv, list(kernels), biases, num_heads, [n for window in windows for n in window], scale,
-        padding_counts, torch.is_grad_enabled() and len(learned) > 0)[0]
+    keep = torch.is_grad_enabled() and any([t.requires_grad for t in (qkv, *kernels, *biases)])
+    sides = [side for window in windows for side in window]
+    return _windows(qkv, list(kernels), biases, num_heads, sides, scale, padding_counts, keep)[0]
 
 
 def _cast(*tensors: Tensor) -> list[Tensor]:
@@ -81,27 +85,41 @@ def _cast(*tensors: Tensor) -> list[Tensor]:
     return [t if kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors]
 
 
-class _Part(NamedTuple):
-    """The heads and channels with one kind of windows."""
-    groups: Groups
-    channels: slice
-    statistics: slice
+class _Parts(NamedTuple):
+    """The heads and channels with one kind of windows each, side by side.
 
-    def lse(self, q: Tensor, all_parts: Tensor) -> Tensor:
-        """The logarithms of this part."""
-        return all_parts[self.statistics].view(statistics(q, self.groups))
+    Attributes:
+        groups: of each kind.
+        width: the channels of each kind.
+        counts: how many logarithms each kind has.
+    """
+    groups: tuple[Groups, ...]
+    width: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], num_heads: int, windows: Sequence[int]) -> '_Parts':
+        """`shape`: (B, H, W, 3, C) of qkv. `windows`: h and w of each kind in turn."""
+        kinds = len(windows) // 2
+        grids = [Grid.of(*shape[1:3], (windows[2 * i], windows[2 * i + 1])) for i in range(kinds)]
+        groups = tuple(Groups(num_heads // kinds, grid, grid, clipped=True, parts=kinds)
+                       for grid in grids)
+        return cls(groups, shape[-1] // kinds,
+                   tuple(math.prod(statistics(shape[0], each)) for each in groups))
+
+    def results(self, qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """For the results of `_windows`."""
+        batch, height, width, _, channels = qkv.shape
+        out = torch.empty(batch, height, width, channels, dtype=qkv.dtype, device=qkv.device)
+        return (out, torch.empty_like(out) if keep else out.new_empty(0),
+                torch.empty(sum(self.counts), dtype=torch.float32, device=qkv.device))
+
+    def cut(self, qkv: Tensor) -> list[tuple[Tensor, ...]]:
+        """q, k and v of each kind."""
+        return [part.unbind(3) for part in qkv.split(self.width, -1)]
 
 
-def _parts(qkv: Tensor, num_heads: int, windows: Sequence[int]) -> tuple[list[_Part], int]:
-    """The parts, and how many logarithms all have. `windows`: h and w of each kind in turn."""
-    count = len(windows) // 2
-    width, found, end = qkv.shape[-1] // count, [], 0
-    for i in range(count):
-        grid = Grid.of(*qkv.shape[1:3], (windows[2 * i], windows[2 * i + 1]))
-        groups = Groups(num_heads // count, grid, grid, clipped=True, parts=count)
-        start, end = end, end + math.prod(statistics(qkv, groups))
-        found.append(_Part(groups, slice(i * width, (i + 1) * width), slice(start, end)))
-    return found, end
+_parts = once_for_a_size(_Parts.of)
 
 
 @registered(
@@ -113,21 +131,21 @@ def _windows(qkv, kernels, biases, num_heads, windows, scale, padding_counts, ke
 
     `windows`: h and w of each kind. `biases`: one for each kind, or none.
     """
-    out, mixed, lse = _empty(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep)
+    parts = _parts(qkv.shape, num_heads, tuple(windows))
+    out, mixed, lse = parts.results(qkv, keep)
     qkv = readable(qkv)
-    for i, part in enumerate(_parts(qkv, num_heads, windows)[0]):
-        q, k, v = qkv[..., part.channels].unbind(3)
-        attend(q, k, v, part.groups, scale, out[..., part.channels], part.lse(q, lse),
+    outs, logarithms = out.split(parts.width, -1), lse.split(parts.counts)
+    alone = mixed.split(parts.width, -1) if keep else (None,) * len(outs)
+    for i, (q, k, v) in enumerate(parts.cut(qkv)):
+        attend(q, k, v, parts.groups[i], scale, outs[i], logarithms[i],
                taps=kernels[i].contiguous(), bias=biases[i].contiguous() if biases else None,
-               padding_counts=padding_counts, mixed=mixed[..., part.channels] if keep else None)
+               padding_counts=padding_counts, mixed=alone[i])
     return out, mixed, lse
 
 
 @_windows.register_fake
-def _empty(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
-    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[-1])
-    return (out, torch.empty_like(out) if keep else out.new_empty(0),
-            qkv.new_empty(_parts(qkv, num_heads, windows)[1], dtype=torch.float32))
+def _(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
+    return _Parts.of(qkv.shape, num_heads, windows).results(qkv, keep)
 
 
 @registered(
@@ -139,11 +157,14 @@ def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows
     grads = _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale)
     grad_qkv, of_kernels, of_biases = grads[0], grads[1:1 + len(kernels)], grads[1 + len(kernels):]
     grad, qkv = readable(grad), readable(qkv)
-    for i, part in enumerate(_parts(qkv, num_heads, windows)[0]):
-        q, k, v = qkv[..., part.channels].unbind(3)
-        of_out, grid = grad[..., part.channels], part.groups.queries
-        gradients(of_out, q, k, v, mixed[..., part.channels], part.lse(q, lse), part.groups, scale,
-                  grad_qkv[..., part.channels].unbind(3), apart=3, taps=kernels[i].contiguous())
+    parts = _parts(qkv.shape, num_heads, tuple(windows))
+    into, logarithms = parts.cut(grad_qkv), lse.split(parts.counts)
+    of_outs, alone = grad.split(parts.width, -1), mixed.split(parts.width, -1)
+    for i, (q, k, v) in enumerate(parts.cut(qkv)):
+        groups = parts.groups[i]
+        of_out, grid = of_outs[i], groups.queries
+        gradients(of_out, q, k, v, alone[i], logarithms[i], groups, scale, into[i], apart=3,
+                  taps=kernels[i].contiguous())
         found = depthwise_form.weight_gradient(
             of_out, v, kernels[i].shape[-1], 1, [grid.height, grid.width, grid.top, grid.left])
         of_kernels[i].flatten(1).copy_(found[:-1].t())
@@ -154,7 +175,7 @@ def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows
 
 @_windows_backward.register_fake
 def _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
-    return [t.new_empty(t.shape) for t in (qkv, *kernels, *biases)]
+    return [empty(t.shape, t) for t in (qkv, *kernels, *biases)]
 
 
 def _windows_context(ctx, inputs, output) -> None:
@@ -182,7 +203,9 @@ _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
 
 def why_not_full(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                  scale: float | None = None) -> str | None:
-    return _why_not(num_heads, scale, (q.shape[1], k.shape[1]), *_cast(q, k, v))
+    elements = 3 * max(t.shape[1] * t.shape[2] for t in (q, k, v))
+    return _why_not(num_heads, scale, (q.shape[1], k.shape[1]), q, k, v, elements=elements,
+                    cast=True)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
@@ -194,7 +217,9 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
 
 def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int, n_win: int,
                     scale: float, **_: object) -> str | None:
-    return _why_not(num_heads, scale, (q.shape[1:3].numel() // n_win**2, n_win**2), q, k, v)
+    tokens = q.shape[1] * q.shape[2]
+    return _why_not(num_heads, scale, (tokens // n_win**2, n_win**2), q, k, v,
+                    elements=3 * tokens * max(q.shape[-1], v.shape[-1]))
 
 
 def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,
@@ -213,7 +238,8 @@ def why_not_routed(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: flo
                    weight: Tensor | None = None) -> str | None:
     split = 2 if q.ndim == 5 else 3
     counts = q.shape[1:split].numel(), *(t.shape[split:-2].numel() for t in (q, k))
-    return _why_not(q.shape[-2], scale, counts, *(t.flatten(-2) for t in (q, k, v)))
+    return _why_not(1, scale, counts, q, k, v,
+                    elements=3 * max(t.shape[1:].numel() for t in (q, k, v)))
 
 
 def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
@@ -239,30 +265,38 @@ def _call(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor 
     return _forward(q, k, v, index, weight, num_heads, *of_queries, *of_keys, scale)[0]
 
 
-def _groups(q: Tensor, k: Tensor, num_heads: int, q_height: int, q_width: int, k_height: int,
-            k_width: int, index: Tensor | None = None, weight: Tensor | None = None) -> Groups:
-    return Groups(num_heads, Grid.of(*q.shape[1:3], (q_height, q_width)),
-                  Grid.of(*k.shape[1:3], (k_height, k_width)),
-                  index=None if index is None else index.contiguous(),
-                  weight=None if weight is None else weight.contiguous())
+def _groups(q: torch.Size, k: torch.Size, num_heads: int, q_height: int, q_width: int,
+            k_height: int, k_width: int, listed: int | None = None, weighted: bool = False
+            ) -> Groups:
+    """The groups of maps of these shapes."""
+    return Groups(num_heads, Grid.of(*q[1:3], (q_height, q_width)),
+                  Grid.of(*k[1:3], (k_height, k_width)), listed=listed, weighted=weighted)
+
+
+_known_groups = once_for_a_size(_groups)
 
 
 @registered('visattn::group_attention')
 def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tensor | None,
              num_heads: int, q_height: int, q_width: int, k_height: int, k_width: int,
              scale: float) -> tuple[Tensor, Tensor]:
-    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
-    out, lse = _empty_groups(q, k, v, index, weight, num_heads, q_height, q_width, k_height,
-                             k_width, scale)
-    attend(readable(q), readable(k), readable(v), groups, scale, out, lse)
+    groups = _known_groups(q.shape, k.shape, num_heads, q_height, q_width, k_height, k_width,
+                           None if index is None else index.shape[2], weight is not None)
+    out, lse = _results(q, v, groups)
+    index, weight = (None if t is None else t.contiguous() for t in (index, weight))
+    attend(readable(q), readable(k), readable(v), groups, scale, out, lse, index=index,
+           weight=weight)
     return out, lse
 
 
+def _results(q: Tensor, v: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    return (empty((*q.shape[:3], v.shape[-1]), q),
+            empty(statistics(len(q), groups), q, torch.float32))
+
+
 @_forward.register_fake
-def _empty_groups(q, k, v, index, weight, num_heads, q_height, q_width, k_height, k_width, scale):
-    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width)
-    return (q.new_empty(*q.shape[:3], v.shape[-1]),
-            q.new_empty(statistics(q, groups), dtype=torch.float32))
+def _(q, k, v, index, weight, *sizes_and_scale):
+    return _results(q, v, _groups(q.shape, k.shape, *sizes_and_scale[:-1]))
 
 
 @registered('visattn::group_attention_backward')
@@ -270,10 +304,12 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor | Non
               weight: Tensor | None, out: Tensor, lse: Tensor, num_heads: int, q_height: int,
               q_width: int, k_height: int, k_width: int, scale: float
               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    groups = _groups(q, k, num_heads, q_height, q_width, k_height, k_width, index, weight)
-    into = [t.new_empty(t.shape) for t in (q, k, v)]
+    groups = _known_groups(q.shape, k.shape, num_heads, q_height, q_width, k_height, k_width,
+                           None if index is None else index.shape[2], weight is not None)
+    into = [empty(t.shape, t) for t in (q, k, v)]
+    of_index, of_weight = (None if t is None else t.contiguous() for t in (index, weight))
     found = gradients(readable(grad), readable(q), readable(k), readable(v), out, lse, groups,
-                      scale, into)
+                      scale, into, index=of_index, weight=of_weight)
     return *into, q.new_empty(0) if weight is None else found.to(weight.dtype)
 
 

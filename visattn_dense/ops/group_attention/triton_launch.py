@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..launching import in_units, launch, map_strides, power_of_two
+from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two
 
 Kernel = Literal['forward', 'queries', 'keys']
 """Forward, the gradient of the queries, the gradient of keys and values."""
@@ -105,63 +105,83 @@ class Groups(NamedTuple):
         clipped: whether the groups cover padding.
         parts: how many such attentions write beside each other: `out` and the gradients are parts
             of the channels of wider maps.
-        index: (B, R, K), the groups that each group attends to; None: to itself.
-        weight: (B, R, K), factor of k and v of these groups, or None.
+        listed: K, if each group attends to the groups of a list; None: to itself.
+        weighted: whether the groups of the list have factors of k and v.
     """
     heads: int
     queries: Grid
     keys: Grid
     clipped: bool = False
     parts: int = 1
-    index: Tensor | None = None
-    weight: Tensor | None = None
+    listed: int | None = None
+    weighted: bool = False
 
-    @property
-    def listed(self) -> int:
-        """K."""
-        return 1 if self.index is None else self.index.shape[2]
 
-    def sizes(self, q: Tensor) -> tuple[int, ...]:
-        """The sizes that every kernel takes, in the order of their arguments."""
-        q_side, k_side = self.queries, self.keys
-        return (self.heads, q_side.count, self.listed, q_side.columns, q_side.height, q_side.width,
-                k_side.columns, k_side.height, k_side.width, q_side.top, q_side.left, *q.shape[1:3],
-                self.parts)
+class Maps(NamedTuple):
+    """How q, k, v (and for backward the gradient of the result) lie in memory.
 
-    def tile(self, kernel: Kernel, q: Tensor, v: Tensor) -> Tile:
-        own, other = self.queries, self.keys
+    Attributes:
+        shapes: (B, H, W, C) of q, k and v.
+        strides: of each, (image, row, column, 1).
+        dtype: of all.
+    """
+    shapes: tuple[torch.Size, ...]
+    strides: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> 'Maps':
+        return cls((q.shape, k.shape, v.shape),
+                   (q.stride(), k.stride(), v.stride(), *[t.stride() for t in more]), q.dtype)
+
+
+class _Call:
+    """What the kernels of one call have in common."""
+
+    def __init__(self, groups: Groups, maps: Maps) -> None:
+        self.groups, self.dtype = groups, maps.dtype
+        q, k, v = maps.shapes
+        self.widths = q[-1] // groups.heads, v[-1] // groups.heads
+        self.rows = q[0] * groups.queries.count
+        strides, self._unit = in_units(
+            [stride for each in maps.strides for stride in each[:3]], *self.widths)
+        own, other = groups.queries, groups.keys
+        self.sizes = (groups.heads, own.count, groups.listed or 1, own.columns, own.height,
+                      own.width, other.columns, other.height, other.width, own.top, own.left,
+                      *q[1:3], groups.parts)
+        self.strides = tuple(strides)
+
+    def tile(self, kernel: Kernel) -> Tile:
+        own, other = self.groups.queries, self.groups.keys
         if kernel == 'keys':
             own, other = other, own
-        width = max(self.widths(q, v))
-        if self.index is None:
-            return Tile.of_windows(own.tokens, q.dtype, width, kernel)
-        return Tile.of(own.tokens, other.tokens, self.listed, q.dtype, width, kernel,
-                       self.weight is not None)
+        width = max(self.widths)
+        if self.groups.listed is None:
+            return Tile.of_windows(own.tokens, self.dtype, width, kernel)
+        return Tile.of(own.tokens, other.tokens, self.groups.listed, self.dtype, width, kernel,
+                       self.groups.weighted)
 
-    def widths(self, q: Tensor, v: Tensor) -> tuple[int, int]:
-        """d and e."""
-        return q.shape[-1] // self.heads, v.shape[-1] // self.heads
-
-    def constants(self, tile: Tile, q: Tensor, v: Tensor, unit: int) -> dict:
+    def constants(self, tile: Tile) -> dict:
         """What the kernels are compiled for."""
-        d, e = self.widths(q, v)
+        d, e = self.widths
         # 65536 registers, for three times four warps. AMD's compiler has no such option.
         limit = {'maxnreg': 168} if tile.is_full and torch.version.hip is None else {}
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
-                    UNIT=unit, LISTED=self.index is not None, CLIPPED=self.clipped,
-                    WEIGHTED=self.weight is not None, PRECISION='ieee', BLOCK=tile.block,
-                    SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
-                    enable_fp_fusion=True, **limit)
+                    UNIT=self._unit, LISTED=self.groups.listed is not None,
+                    CLIPPED=self.groups.clipped, WEIGHTED=self.groups.weighted, PRECISION='ieee',
+                    BLOCK=tile.block, SLOTS=tile.slots, TOKENS=tile.tokens,
+                    num_warps=tile.num_warps, num_stages=2, enable_fp_fusion=True, **limit)
 
 
-def statistics(q: Tensor, groups: Groups) -> tuple[int, int, int, int]:
+def statistics(batch: int, groups: Groups) -> tuple[int, int, int, int]:
     """(B, R, h, N): the shape of a tensor with a number for each query and head."""
-    return len(q), groups.queries.count, groups.heads, groups.queries.tokens
+    return batch, groups.queries.count, groups.heads, groups.queries.tokens
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: Tensor, lse: Tensor,
-           *, taps: Tensor | None = None, bias: Tensor | None = None, padding_counts: bool = True,
-           mixed: Tensor | None = None) -> None:
+           *, index: Tensor | None = None, weight: Tensor | None = None, taps: Tensor | None = None,
+           bias: Tensor | None = None, padding_counts: bool = True, mixed: Tensor | None = None
+           ) -> None:
     """Forward.
 
     Args:
@@ -170,28 +190,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: T
         scale: positive factor of the logits.
         out: (B, H, W, h·e), written; one of `groups.parts` parts of the channels of a contiguous
             map.
-        lse: `statistics`, float32, contiguous; written: the logarithm of the sum of the softmax.
+        lse: as many numbers as `statistics` says, float32, contiguous; written: the logarithm of
+            the sum of the softmax.
+        index: (B, R, K), the groups that each group attends to, or None.
+        weight: (B, R, K), factor of k and v of these groups, or None.
         taps, bias: (h·e, 1, k, k) and (h·e,), of the depthwise convolution that is added, or None.
         padding_counts: whether the keys of the padding take part.
         mixed: like `out`, written: with taps, the attention without the convolution. Or None.
     """
+    _forward_launch(groups, Maps.of(q, k, v), scale, _side(taps), padding_counts)(
+        q, k, v, index, weight, taps, bias, out, mixed, lse)
+
+
+@once_for_a_size
+def _forward_launch(groups: Groups, maps: Maps, scale: float, side: int, padding_counts: bool
+                    ) -> Launch:
     from .triton_kernels import forward_kernel
-    tile = groups.tile('forward', q, v)
-    strides, unit = in_units(map_strides(q, k, v), *groups.widths(q, v))
-    launch(forward_kernel, (lse[..., 0].numel() * -(-lse.shape[-1] // tile.block),),
-           q, k, v, groups.index, groups.weight, taps, bias, out, mixed, lse, scale,
-           *groups.sizes(q), int(padding_counts), *strides,
-           **groups.constants(tile, q, v, unit), SIDE=_side(taps))
+    call = _Call(groups, maps)
+    tile = call.tile('forward')
+    tiles = -(-groups.queries.tokens // tile.block)
+    return Launch(forward_kernel, (call.rows * groups.heads * tiles,), float(scale), *call.sizes,
+                  int(padding_counts), *call.strides, **call.constants(tile), SIDE=side)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor,
               groups: Groups, scale: float, into: tuple[Tensor, Tensor, Tensor], *,
-              apart: int = 1, taps: Tensor | None = None) -> Tensor | None:
+              index: Tensor | None = None, weight: Tensor | None = None, apart: int = 1,
+              taps: Tensor | None = None) -> Tensor | None:
     """Backward.
 
     Args:
         grad: (B, H, W, h·e), `readable`.
-        q, k, v, groups, scale, taps: as in `attend`.
+        q, k, v, groups, scale, index, weight, taps: as in `attend`.
         mixed, lse: the attention without the convolution, and the logarithms; as in `attend`.
         into: where the gradients of q, k and v are written: contiguous maps, or `apart` tensors
             side by side, each with `groups.parts` parts of its channels.
@@ -199,49 +229,74 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
     Returns:
         The gradient of the weights of the routed groups, in float32, or None.
     """
-    from .triton_kernels import key_gradient_kernel, part_sum_kernel, query_gradient_kernel
-    pairs = lse.new_empty(*lse.shape, 2)
-    rows = lse[..., 0, 0].numel()
-    sizes = groups.sizes(q)
-    strides, unit = in_units(map_strides(q, k, v, grad), *groups.widths(q, v))
+    maps = Maps.of(q, k, v, grad)
+    pairs = empty((lse.numel(), 2), lse)
+    _query_launch(groups, maps, scale, apart)(q, k, v, index, weight, mixed, lse, grad, pairs,
+                                              into[0])
+    of_keys = _key_launch(groups, maps, scale, apart, _side(taps))
+    if index is None:
+        of_keys(q, k, v, None, taps, grad, pairs, *into[1:], *(None,) * 6)
+        return None
+    routing = transpose_routing(index)
+    parts = empty((len(k) * groups.keys.count * groups.keys.tokens, q.shape[-1] + v.shape[-1]), lse)
+    ordered = shares = None
+    if weight is not None:
+        ordered = weight.flatten()[routing.pairs]
+        shares = empty((len(routing.pairs), groups.heads,
+                        -(-groups.keys.tokens // of_keys.constants['BLOCK']),
+                        -(-groups.queries.tokens // of_keys.constants['TOKENS'])), lse)
+    of_keys(q, k, v, ordered, taps, grad, pairs, *into[1:], shares, parts, routing.askers,
+            *routing[2:])
+    _part_sum_launch(groups, maps)(parts, *into[1:], routing.offsets, routing.starts)
+    if weight is None:
+        return None
+    grad_weight = torch.empty_like(weight, dtype=torch.float32)
+    grad_weight.view(-1)[routing.pairs] = shares.sum((1, 2, 3))
+    return grad_weight
 
-    tile = groups.tile('queries', q, v)
+
+@once_for_a_size
+def _query_launch(groups: Groups, maps: Maps, scale: float, apart: int) -> Launch:
+    from .triton_kernels import query_gradient_kernel
+    call = _Call(groups, maps)
+    tile = call.tile('queries')
     tiles = -(-groups.queries.tokens // tile.block)
-    launch(query_gradient_kernel, (rows * groups.heads * tiles,),
-           q, k, v, groups.index, groups.weight, mixed, lse, grad, pairs, into[0], scale, *sizes,
-           *strides, **groups.constants(tile, q, v, unit), APART=apart)
+    return Launch(query_gradient_kernel, (call.rows * groups.heads * tiles,), float(scale),
+                  *call.sizes, *call.strides, **call.constants(tile), APART=apart)
 
-    tile = groups.tile('keys', q, v)
+
+@once_for_a_size
+def _key_launch(groups: Groups, maps: Maps, scale: float, apart: int, side: int) -> Launch:
+    from .triton_kernels import key_gradient_kernel
+    call = _Call(groups, maps)
+    tile = call.tile('keys')
     tiles = -(-groups.keys.tokens // tile.block)
-    routing, ordered, weight_shares, parts = None, None, None, None
-    if groups.index is not None:
-        routing = transpose_routing(groups.index)
-        parts = lse.new_empty(rows * groups.keys.tokens, q.shape[-1] + v.shape[-1])
-    if groups.weight is not None:
-        ordered = groups.weight.flatten()[routing.pairs]
-        weight_shares = lse.new_empty(len(routing.pairs), groups.heads, tiles,
-                                      -(-groups.queries.tokens // tile.tokens))
-    segments = rows if routing is None else len(routing.rows)
-    constants = groups.constants(tile, q, v, unit)
-    tables = (None,) * 4 if routing is None else (routing.askers, *routing[2:])
-    launch(key_gradient_kernel, (segments * groups.heads * tiles,),
-           q, k, v, ordered, taps, grad, pairs, *into[1:], weight_shares, parts, *tables,
-           scale, *sizes, rows, *strides, **constants, SIDE=_side(taps), APART=apart)
-    if routing is not None:
-        launch(part_sum_kernel, (rows * groups.heads * tiles,), parts, *into[1:], routing.offsets,
-               routing.starts, groups.heads, groups.keys.count, groups.listed, *sizes[6:9],
-               **{name: constants[name] for name in ('D', 'E', 'BLOCK_D', 'BLOCK_E', 'BLOCK',
-                                                     'num_warps', 'enable_fp_fusion')})
-    if groups.weight is not None:
-        grad_weight = torch.empty_like(groups.weight, dtype=torch.float32)
-        grad_weight.view(-1)[routing.pairs] = weight_shares.sum((1, 2, 3))
-        return grad_weight
-    return None
+    segments = call.rows if groups.listed is None else _most_segments(call.rows)
+    return Launch(key_gradient_kernel, (segments * groups.heads * tiles,), float(scale),
+                  *call.sizes, call.rows, *call.strides, **call.constants(tile), SIDE=side,
+                  APART=apart)
+
+
+@once_for_a_size
+def _part_sum_launch(groups: Groups, maps: Maps) -> Launch:
+    from .triton_kernels import part_sum_kernel
+    call = _Call(groups, maps)
+    tile, keys = call.tile('keys'), groups.keys
+    constants = call.constants(tile)
+    return Launch(part_sum_kernel, (call.rows * groups.heads * -(-keys.tokens // tile.block),),
+                  groups.heads, keys.count, groups.listed, keys.columns, keys.height, keys.width,
+                  **{name: constants[name] for name in ('D', 'E', 'BLOCK_D', 'BLOCK_E', 'BLOCK',
+                                                        'num_warps', 'enable_fp_fusion')})
 
 
 def _side(taps: Tensor | None) -> int:
     """The side of the kernel of the convolution, or 0."""
     return 0 if taps is None else taps.shape[-1]
+
+
+def _most_segments(rows: int) -> int:
+    """How many segments the lists of so many key rows may have. See `transpose_routing`."""
+    return rows + rows // 2 + 1
 
 
 class Routing(NamedTuple):
@@ -276,7 +331,7 @@ def transpose_routing(index: Tensor) -> Routing:
     batch, groups, listed = index.shape
     first = torch.arange(0, batch * groups, groups, device=index.device)
     rows, pairs = (index + first[:, None, None]).flatten().sort(stable=True)
-    every = torch.arange(batch * groups + batch * groups // 2 + 1, device=index.device)
+    every = torch.arange(_most_segments(batch * groups), device=index.device)
     offsets = torch.searchsorted(rows, every[:batch * groups + 1], out_int32=True)
     counts = (offsets.diff() + 2 * listed - 1).div(2 * listed, rounding_mode='floor').clamp(min=1)
     starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))

@@ -11,6 +11,8 @@ matrix units ('tf32x3'), with a relative error of about 2⁻²¹.
 Shapes: B images, H×W map, h heads, d channels of a head, F features, N tokens of a window.
 """
 import math
+from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from .. import launching
 from ..depthwise import triton_form as depthwise_form
-from ..launching import in_units, launch, power_of_two
+from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two
 from ..registered import registered
 from ..windows import window_corner
 from .torch_form import of_each_set
@@ -97,34 +99,49 @@ class _Layout(NamedTuple):
     unit: int
 
     @classmethod
-    def of(cls, t: Tensor) -> '_Layout':
-        *strides, channel = t.stride()
+    def of(cls, strides: Sequence[int]) -> '_Layout':
+        *others, channel = strides
         last = channel == 1
-        strides, unit = in_units(strides) if last else (strides, 1)
-        return cls((*strides, channel), last, unit)
+        others, unit = in_units(others) if last else (others, 1)
+        return cls((*others, channel), last, unit)
+
+
+def _alike(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with the same strides. Without k and v, q holds all three."""
+    q, k, v = q.unbind(3) if k is None else (q, k, v)
+    if q.stride() == k.stride() == v.stride():
+        return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
 
 
 class _Plan:
-    """What the kernels of one call share: q, k and v, sizes, and constants."""
+    """What the kernels of one geometry share: sizes, constants, and the launches.
 
-    def __init__(self, q: Tensor, k: Tensor | None, v: Tensor | None, matrix: Tensor | None,
-                 window: list[int], power: float, epsilon: float, kind: str, *,
+    Args:
+        shape, strides, dtype: of q, of k and of v.
+        features: F.
+        window: h, w and the corner of the first window.
+        power, epsilon: numbers of the equation.
+        kind: 'focused', 'relu' or 'performer'.
+        forward: whether for forward or for backward.
+    """
+
+    def __init__(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
+                 features: int, window: tuple[int, ...], power: float, epsilon: float, kind: str,
                  forward: bool) -> None:
-        self.q, self.k, self.v = q.unbind(3) if k is None else (q, k, v)
-        if len({t.stride() for t in (self.q, self.k, self.v)}) > 1:
-            self.q, self.k, self.v = (t.contiguous() for t in (self.q, self.k, self.v))
-        self.batch, self.height, self.width, self.heads, self.dim = self.q.shape
-        self.features = self.dim if matrix is None else len(matrix)
-        self.window, self.kind, self.power, self.epsilon = window, kind, power, epsilon
-        self.cut = -(-self.height // window[0]), -(-self.width // window[1])
-        self.groups = self.batch * math.prod(self.cut)
+        batch, height, width, self.heads, self.dim = shape
+        self.features, self.kind, self.power, self.epsilon = features, kind, power, float(epsilon)
+        self.tokens = window[0] * window[1]
+        cut = -(-height // window[0]), -(-width // window[1])
+        self.groups = batch * math.prod(cut)
         self.pairs = self.groups * self.heads
-        self.layout = _Layout.of(self.q)
-        half = self.q.dtype != torch.float32
-        width = max(self.features, self.dim)
+        # From H to left.
+        self.sizes = height, width, *window[:2], *cut, *window[2:]
+        self.layout = _Layout.of(strides)
+        half = dtype != torch.float32
         # The largest tiles whose sums stay in registers by the compiler's report. They were not
         # chosen by timing.
-        narrow = width <= 32 and (half or forward)
+        narrow = max(features, self.dim) <= 32 and (half or forward)
         self.block = (32 if narrow else 16) * (2 if forward else 1)
         # The number of programs depends on the sizes alone: so the sums are the same everywhere.
         self.chunks = max(1, min(self.tiles(self.block), 1024 // self.pairs))
@@ -132,24 +149,17 @@ class _Plan:
         exact = 'tf32' if kind == 'relu' else 'tf32x3'
         self.options = dict(
             KIND=kind, POWER=power, CHANNELS_LAST=self.layout.last, UNIT=self.layout.unit,
-            D=self.dim, F=self.features, BLOCK_D=max(16, power_of_two(self.dim)),
-            BLOCK_F=max(16, power_of_two(self.features)), BLOCK=self.block,
+            D=self.dim, F=features, BLOCK_D=max(16, power_of_two(self.dim)),
+            BLOCK_F=max(16, power_of_two(features)), BLOCK=self.block,
             EXACT=exact if half else 'ieee', PRECISION='tf32x3' if half else 'ieee', num_warps=4,
             num_stages=2, enable_fp_fusion=True)
 
     def tiles(self, block: int) -> int:
-        return -(-self.window[0] * self.window[1] // block)
+        return -(-self.tokens // block)
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """From H to left."""
-        h, w, top, left = self.window
-        return self.height, self.width, h, w, *self.cut, top, left
-
-    def shares(self) -> Tensor:
+    def shares(self, like: Tensor) -> Tensor:
         """Empty shares of S and z."""
-        return self.q.new_empty(self.pairs, self.chunks, self.features, self.dim + 1,
-                                dtype=torch.float32)
+        return empty((self.pairs, self.chunks, self.features, self.dim + 1), like, torch.float32)
 
     def rows(self) -> tuple[dict, int]:
         """Constants of the kernels that read all channels of a token, and their tile."""
@@ -158,6 +168,28 @@ class _Plan:
         block = max(1, 1024 // block_c)
         return dict(POWER=self.power, UNIT=self.layout.unit, C=channels, BLOCK_C=block_c,
                     BLOCK=block, num_warps=4, enable_fp_fusion=True), block
+
+    @cached_property
+    def statistics(self) -> Launch:
+        from .triton_kernels import statistics_kernel
+        options, block = self.rows()
+        return Launch(statistics_kernel, (self.groups * self.tiles(block),), self.epsilon,
+                      *self.sizes, *self.layout.strides[:3], **options)
+
+    @cached_property
+    def summary(self) -> Launch:
+        from .triton_kernels import summary_kernel
+        return Launch(summary_kernel, (self.pairs, self.chunks), self.epsilon, *self.sizes,
+                      self.heads, *self.layout.strides, **self.options)
+
+    @cached_property
+    def output(self) -> Launch:
+        from .triton_kernels import output_kernel
+        return Launch(output_kernel, (self.pairs * self.tiles(self.block),), self.epsilon,
+                      *self.sizes, self.heads, *self.layout.strides, **self.options)
+
+
+_plan = once_for_a_size(_Plan)
 
 
 @registered(
@@ -170,24 +202,20 @@ def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kin
 
     q, k and v are (B, H, W, h, d) each, or q is all three, (B, H, W, 3, h, d).
     """
-    from . import triton_kernels as kernels
     out, sums, statistics = _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon,
                                    kind)
-    plan = _Plan(q, k, v, matrix, window, power, epsilon, kind, forward=True)
+    q, k, v = _alike(q, k, v)
+    plan = _plan(q.shape, q.stride(), q.dtype, q.shape[-1] if matrix is None else len(matrix),
+                 tuple(window), power, epsilon, kind, True)
     matrix, position, scale, onto = (None if t is None else t.contiguous()
                                      for t in (matrix, position, scale, onto))
-    strides = plan.layout.strides
     if kind == 'focused':
-        options, block = plan.rows()
-        launch(kernels.statistics_kernel, (plan.groups * plan.tiles(block),), plan.q, plan.k,
-               position, scale, statistics, epsilon, *plan.sizes, *strides[:3], **options)
-    shares = plan.shares()
+        plan.statistics(q, k, position, scale, statistics)
+    shares = plan.shares(q)
     of_q, of_k = statistics.unbind()
-    launch(kernels.summary_kernel, (plan.pairs, plan.chunks), plan.k, plan.v, matrix, position,
-           scale, of_k, shares, epsilon, *plan.sizes, plan.heads, *strides, **plan.options)
+    plan.summary(k, v, matrix, position, scale, of_k, shares)
     torch.sum(shares, 1, out=sums)
-    launch(kernels.output_kernel, (plan.pairs * plan.tiles(plan.block),), plan.q, matrix, scale,
-           of_q, sums, onto, out, epsilon, *plan.sizes, plan.heads, *strides, **plan.options)
+    plan.output(q, matrix, scale, of_q, sums, onto, out)
     return out, sums, statistics
 
 
@@ -197,9 +225,9 @@ def _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind)
     pairs = batch * -(-height // window[0]) * -(-width // window[1]) * heads
     features = dim if matrix is None else matrix.shape[0]
     tokens = batch * height * width if kind == 'focused' else 0
-    return (q.new_empty(batch, height, width, heads, dim),
-            q.new_empty(pairs, features, dim + 1, dtype=torch.float32),
-            q.new_empty(2, tokens, 2, dtype=torch.float32))
+    return (empty((batch, height, width, heads, dim), q),
+            empty((pairs, features, dim + 1), q, torch.float32),
+            empty((2, tokens, 2), q, torch.float32))
 
 
 @registered(
@@ -210,49 +238,63 @@ def _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind)
 def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, window, power, epsilon,
                  kind):
     """Gradients of q, k and v (or of the tensor of all three), then of position and scale."""
-    from . import triton_kernels as kernels
     grads = _empty_gradients(grad, q, k, v, matrix, position, scale, sums, statistics, window,
                              power, epsilon, kind)
-    plan = _Plan(q, k, v, matrix, window, power, epsilon, kind, forward=False)
+    grad_q, grad_k, grad_v = grads[0].unbind(3) if k is None else grads[:3]
+    q, k, v = _alike(q, k, v)
+    plan = _plan(q.shape, q.stride(), q.dtype, q.shape[-1] if matrix is None else len(matrix),
+                 tuple(window), power, epsilon, kind, False)
     matrix, position, scale = (None if t is None else t.contiguous()
                                for t in (matrix, position, scale))
     grad = grad.contiguous()
-    grad_q, grad_k, grad_v = grads[0].unbind(3) if k is None else grads[:3]
-    values = _Layout.of(grad_v)
     # The kernels of a pair write dφ, which the last kernel turns into the gradients of q and k.
     phi = None
     if kind == 'focused':
-        phi = grad.new_empty(2, *grad.shape, dtype=torch.float32)
+        phi = empty((2, *grad.shape), grad, torch.float32)
     to_q, to_k = (grad_q, grad_k) if phi is None else phi.unbind()
-    layout = _Layout.of(to_q)
-    strides = *plan.layout.strides, *layout.strides
-    options = dict(plan.options, GRAD_LAST=layout.last, GRAD_UNIT=layout.unit)
     of_q, of_k = statistics.unbind()
-    shares = plan.shares()
-    launch(kernels.query_gradient_kernel, (plan.pairs, plan.chunks), plan.q, matrix, scale, of_q,
-           sums, grad, to_q, shares, epsilon, *plan.sizes, plan.heads, *strides, **options)
-    grad_sums = shares.sum(1)
-    launch(kernels.key_gradient_kernel, (plan.pairs * plan.tiles(plan.block),), plan.k, plan.v,
-           matrix, position, scale, of_k, grad_sums, to_k, grad_v, epsilon, *plan.sizes, plan.heads,
-           *strides, *values.strides, VALUE_LAST=values.last, VALUE_UNIT=values.unit, **options)
+    shares = plan.shares(q)
+    _query_gradient_launch(plan, to_q.stride())(q, matrix, scale, of_q, sums, grad, to_q, shares)
+    _key_gradient_launch(plan, to_k.stride(), grad_v.stride())(
+        k, v, matrix, position, scale, of_k, shares.sum(1), to_k, grad_v)
     if phi is not None:
-        grads[-2:] = _focus_gradient(plan, position, scale, phi, grad_q, grad_k)
+        launch = _focus_gradient_launch(plan, grad_q.stride())
+        tiles, chunks = launch.grid
+        position_shares = empty((chunks, *position.shape), phi)
+        scale_shares = empty((tiles * chunks, len(scale)), phi)
+        launch(q, k, position, scale, phi, grad_q, grad_k, position_shares, scale_shares)
+        grads[-2:] = position_shares.sum(0).to(position.dtype), scale_shares.sum(0)
     return grads
 
 
-def _focus_gradient(plan: _Plan, position: Tensor, scale: Tensor, phi: Tensor, grad_q: Tensor,
-                    grad_k: Tensor) -> list[Tensor]:
-    """Write the gradients of q and k; return those of position and scale."""
+@once_for_a_size
+def _query_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...]) -> Launch:
+    from .triton_kernels import query_gradient_kernel
+    layout = _Layout.of(grad_strides)
+    return Launch(query_gradient_kernel, (plan.pairs, plan.chunks), plan.epsilon, *plan.sizes,
+                  plan.heads, *plan.layout.strides, *layout.strides, GRAD_LAST=layout.last,
+                  GRAD_UNIT=layout.unit, **plan.options)
+
+
+@once_for_a_size
+def _key_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...],
+                         value_strides: tuple[int, ...]) -> Launch:
+    from .triton_kernels import key_gradient_kernel
+    layout, values = _Layout.of(grad_strides), _Layout.of(value_strides)
+    return Launch(key_gradient_kernel, (plan.pairs * plan.tiles(plan.block),), plan.epsilon,
+                  *plan.sizes, plan.heads, *plan.layout.strides, *layout.strides, *values.strides,
+                  GRAD_LAST=layout.last, GRAD_UNIT=layout.unit, VALUE_LAST=values.last,
+                  VALUE_UNIT=values.unit, **plan.options)
+
+
+@once_for_a_size
+def _focus_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...]) -> Launch:
     from .triton_kernels import focus_gradient_kernel
     options, block = plan.rows()
-    tiles, layout = plan.tiles(block), _Layout.of(grad_q)
+    tiles, layout = plan.tiles(block), _Layout.of(grad_strides)
     chunks = max(1, min(plan.groups, 1024 // tiles))
-    position_shares = phi.new_empty(chunks, *position.shape)
-    scale_shares = phi.new_empty(tiles * chunks, scale.shape[0])
-    launch(focus_gradient_kernel, (tiles, chunks), plan.q, plan.k, position, scale, phi, grad_q,
-           grad_k, position_shares, scale_shares, plan.epsilon, plan.groups, *plan.sizes,
-           *plan.layout.strides[:3], *layout.strides[:3], GRAD_UNIT=layout.unit, **options)
-    return [position_shares.sum(0).to(position.dtype), scale_shares.sum(0)]
+    return Launch(focus_gradient_kernel, (tiles, chunks), plan.epsilon, plan.groups, *plan.sizes,
+                  *plan.layout.strides[:3], *layout.strides[:3], GRAD_UNIT=layout.unit, **options)
 
 
 @_backward_op.register_fake

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import launch, power_of_two
+from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..precision import product_dtype
 from ..registered import registered
 
@@ -25,8 +25,7 @@ def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
 
 
 def grouped_pointwise(x: Tensor, weight: Tensor, *, groups: int) -> Tensor:
-    return _forward(x, weight.flatten(1), groups,
-                                                      product_dtype(x))
+    return _forward(x, weight.flatten(1), groups, product_dtype(x))
 
 
 def _launch_options(dtype: torch.dtype, inside: int, outside: int) -> dict:
@@ -42,14 +41,20 @@ def _launch_options(dtype: torch.dtype, inside: int, outside: int) -> dict:
 
 def _product(x: Tensor, weight: Tensor, out: Tensor, groups: int, dtype: torch.dtype, *,
              transposed: bool) -> Tensor:
-    from .triton_kernels import product_kernel
-    positions = out[..., 0].numel()
-    if positions == 0:
-        return out
-    options = _launch_options(dtype, x.shape[-1] // groups, out.shape[-1] // groups)
-    launch(product_kernel, (-(-positions // options['BLOCK']), groups), x.contiguous(),
-           weight.contiguous(), out, positions, groups, TRANSPOSED=transposed, **options)
+    if out.numel() > 0:
+        _product_launch(x.shape, out.shape[-1], groups, dtype, transposed)(
+            x.contiguous(), weight.contiguous(), out)
     return out
+
+
+@once_for_a_size
+def _product_launch(shape: torch.Size, outside: int, groups: int, dtype: torch.dtype,
+                    transposed: bool) -> Launch:
+    from .triton_kernels import product_kernel
+    positions = shape[:-1].numel()
+    options = _launch_options(dtype, shape[-1] // groups, outside // groups)
+    return Launch(product_kernel, (-(-positions // options['BLOCK']), groups), positions, groups,
+                  TRANSPOSED=transposed, **options)
 
 
 @registered(
@@ -61,14 +66,14 @@ def _forward(x, weight, groups, dtype):
 
 @_forward.register_fake
 def _empty(x, weight, groups, dtype):
-    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+    return empty((*x.shape[:-1], weight.shape[0]), x, dtype)
 
 
 @registered(
     'visattn::grouped_pointwise_triton_input_gradient',
     '(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
 def _input_gradient(grad, x, weight, groups):
-    return _product(grad, weight, x.new_empty(x.shape), groups, grad.dtype, transposed=True)
+    return _product(grad, weight, empty(x.shape, x), groups, grad.dtype, transposed=True)
 
 
 @_input_gradient.register_fake
@@ -80,17 +85,22 @@ def _(grad, x, weight, groups):
     'visattn::grouped_pointwise_triton_weight_gradient',
     '(Tensor grad, Tensor x, Tensor weight, int groups) -> Tensor')
 def _weight_gradient(grad, x, weight, groups):
-    from .triton_kernels import weight_gradient_kernel
-    positions = x[..., 0].numel()
-    if positions == 0:
+    if grad.numel() == 0:
         return torch.zeros_like(weight)
-    options = _launch_options(grad.dtype, weight.shape[1], weight.shape[0] // groups)
+    launch = _weight_launch(x.shape, grad.shape[-1], groups, grad.dtype)
+    shares = empty((launch.grid[0], *weight.shape), x, torch.float32)
+    launch(x.contiguous(), grad.contiguous(), shares)
+    return shares.sum(0).to(weight.dtype)
+
+
+@once_for_a_size
+def _weight_launch(shape: torch.Size, outside: int, groups: int, dtype: torch.dtype) -> Launch:
+    from .triton_kernels import weight_gradient_kernel
+    positions = shape[:-1].numel()
+    options = _launch_options(dtype, shape[-1] // groups, outside // groups)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
     programs = max(1, min(-(-positions // options['BLOCK']), 1024 // groups))
-    shares = x.new_empty(programs, *weight.shape, dtype=torch.float32)
-    launch(weight_gradient_kernel, (programs, groups), x.contiguous(), grad.contiguous(), shares,
-           positions, groups, **options)
-    return shares.sum(0).to(weight.dtype)
+    return Launch(weight_gradient_kernel, (programs, groups), positions, groups, **options)
 
 
 @_weight_gradient.register_fake
