@@ -1,12 +1,11 @@
 """Inside autocast: cast all weights of a block in one launch, instead of one launch for each."""
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.precision import autocast_dtype
@@ -56,26 +55,39 @@ def half_weights(block: nn.Module, x: Tensor) -> AbstractContextManager[None]:
     if torch.compiler.is_compiling() or block._compiled_call_impl is not None:
         return nullcontext()
     dtype = autocast_dtype(x)
-    return nullcontext() if dtype is None else _cast_weights(block, dtype)
+    return nullcontext() if dtype is None else _CastWeights(block, dtype)
 
 
-@contextmanager
-def _cast_weights(block: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    named = [(layer, name, weight) for layer in block.modules()
-             if isinstance(layer, (nn.Linear, nn.Conv2d)) and not isinstance(layer, UsesOperators)
-             for name, weight in layer._parameters.items()
-             if isinstance(weight, nn.Parameter) and weight.dtype == torch.float32
-             and not is_traceable_wrapper_subclass(weight)]
-    if not named:
-        yield
-        return
-    # An attribute of the instance hides the parameter of that name. Another thread that runs the
-    # same block may take the attribute away: then autocast casts the parameter, to the same values.
-    for (layer, name, _), cast in zip(
-            named, _Cast.apply(dtype, *(weight for *_, weight in named)), strict=True):
-        layer.__dict__[name] = cast
-    try:
-        yield
-    finally:
-        for layer, name, _ in named:
-            layer.__dict__.pop(name, None)
+class _CastWeights:
+    """A context in which the layers of a block have cast weights."""
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+        # A layer that has taken the place of another since then casts its own weight.
+        layers = _layers.get(block)
+        if layers is None:
+            layers = _layers[block] = [
+                layer for layer in block.modules()
+                if isinstance(layer, (nn.Linear, nn.Conv2d)) and not isinstance(layer, UsesOperators)]
+        self._named = [(layer.__dict__, name) for layer in layers
+                       for name, weight in layer._parameters.items()
+                       if type(weight) is nn.Parameter and weight.dtype == torch.float32]
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        # An attribute of the instance hides the parameter of that name. Another thread that runs
+        # the same block may take the attribute away: then autocast casts the parameter, to the same
+        # values.
+        weights = [layer['_parameters'][name] for layer, name in self._named]
+        trains = torch.is_grad_enabled() and any([weight.requires_grad for weight in weights])
+        casts = (_Cast.apply(self._dtype, *weights) if trains else
+                 _copies(weights, [self._dtype] * len(weights)))
+        for (layer, name), cast in zip(self._named, casts, strict=True):
+            layer[name] = cast
+
+    def __exit__(self, *_: Any) -> None:
+        for layer, name in self._named:
+            layer.pop(name, None)
+
+
+_layers: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+"""The layers of blocks that autocast casts. To find them takes longer on the host than to cast."""
