@@ -66,8 +66,8 @@ class _CastWeights:
         layers = _layers.get(block)
         if layers is None:
             layers = _layers[block] = [
-                layer for layer in block.modules()
-                if isinstance(layer, (nn.Linear, nn.Conv2d)) and not isinstance(layer, UsesOperators)]
+                layer for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+                and not isinstance(layer, UsesOperators)]
         self._named = [(layer.__dict__, name) for layer in layers
                        for name, weight in layer._parameters.items()
                        if type(weight) is nn.Parameter and weight.dtype == torch.float32]

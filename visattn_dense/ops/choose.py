@@ -14,7 +14,7 @@ reference  the equation alone. `visattn_dense.attention.naive.as_naive` sets thi
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -103,6 +103,8 @@ class Operator:
     def __init__(self, name: str, *forms: Form) -> None:
         self.name = name
         self.forms = {form.name: form for form in forms}
+        self._asked = {mode: [form for form in forms if mode in form.modes]
+                       for mode in get_args(Mode)}
         OPERATORS[name] = self
 
     def __call__(self, x: torch.Tensor, *args: Any, mode: Mode = 'auto', **kwargs: Any) -> Any:
@@ -118,11 +120,10 @@ class Operator:
                 raise ValueError(f'use_implementation asks for the form {form.name!r} of '
                                  f"{self.name}, but {reason}; use 'auto' or another form")
             return form.compute(x, *args, **kwargs)
-        for form in self.forms.values():
-            if mode not in form.modes:
-                continue
-            if form.devices is not None and x.device.type not in form.devices:
-                reason = f'the tensors are on {x.device.type!r}'
+        device = 'cuda' if x.is_cuda else x.device.type
+        for form in self._asked[mode]:
+            if form.devices is not None and device not in form.devices:
+                reason = f'the tensors are on {device!r}'
             else:
                 reason = form.why_not(x, *args, **kwargs)
             _note(self.name, form.name, reason)

@@ -19,8 +19,9 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives to products on the device of `x`; None without autocast."""
-    kind = x.device.type
-    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
+    # `x.device.type` makes a new string.
+    kind = 'cuda' if x.is_cuda else 'cpu' if x.is_cpu else x.device.type
+    if (x.is_cuda or x.is_cpu or _has_autocast(kind)) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
 

@@ -4,6 +4,8 @@ For backward, the operator keeps the sum, which the residual stream keeps anyway
 for each token. The gradients of weight and bias are sums in a fixed order, without atomic
 additions: every run gives the same gradients. The arithmetic is float32 for every dtype.
 """
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
         # What torch's LayerNorm gives.
         autocast = x.is_cuda and torch.is_autocast_enabled('cuda')
         dtype = torch.float32 if autocast else _sum_dtype(x, update)
-    total, normed, _, _ = _forward(
+    total, normed, _ = _forward(
         x, update, scale, weight, bias, eps, dtype)
     return x if update is None else total, normed
 
@@ -54,15 +56,15 @@ def _launch_options(channels: int, elements: int) -> dict[str, int]:
 @registered(
     'visattn::add_norm_triton',
     '(Tensor x, Tensor? update, Tensor? scale, Tensor weight, Tensor bias, float eps, '
-    'ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)')
+    'ScalarType dtype) -> (Tensor, Tensor, Tensor)')
 def _forward(x, update, scale, weight, bias, eps, dtype):
-    total, normed, mean, inverse = _empty(x, update, scale, weight, bias, eps, dtype)
-    if mean.numel() > 0:
-        x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
+    x, update, scale = (None if t is None else t.contiguous() for t in (x, update, scale))
+    total, normed, statistics = _empty(x, update, scale, weight, bias, eps, dtype)
+    if x.numel() > 0:
         _forward_launch(x.shape, eps)(
             x, update, scale, weight.contiguous(), bias.contiguous(),
-            None if update is None else total, normed, mean, inverse)
-    return total, normed, mean, inverse
+            None if update is None else total, normed, statistics)
+    return total, normed, statistics
 
 
 @once_for_a_size
@@ -76,27 +78,27 @@ def _forward_launch(shape: torch.Size, eps: float) -> Launch:
 
 @_forward.register_fake
 def _empty(x, update, scale, weight, bias, eps, dtype):
-    """total (no numbers if there is no update), normed, mean and 1 / √(σ² + eps)."""
-    total = (x.new_empty(0) if update is None else empty(x.shape, x, _sum_dtype(x, update)))
-    mean, inverse = (empty(x.shape[:-1], x, torch.float32) for _ in range(2))
-    return total, empty(x.shape, x, dtype), mean, inverse
+    """total (no numbers if there is no update), normed, and (2, ...): mean and 1 / √(σ² + eps)."""
+    like = partial(torch.empty_like, x, memory_format=torch.contiguous_format)
+    return (x.new_empty(0) if update is None else like(dtype=_sum_dtype(x, update)),
+            like(dtype=dtype), empty((2, *x.shape[:-1]), x, torch.float32))
 
 
 @registered(
     'visattn::add_norm_triton_backward',
     '(Tensor? grad_total, Tensor grad_normed, Tensor total, Tensor? scale, Tensor weight, '
-    'Tensor mean, Tensor inverse, ScalarType? update_dtype) -> Tensor[]')
-def _backward_op(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
+    'Tensor statistics, ScalarType? update_dtype) -> Tensor[]')
+def _backward_op(grad_total, grad_normed, total, scale, weight, statistics, update_dtype):
     """Gradients of x, of weight and bias (2, C), and with `update_dtype` that of the update."""
-    grads = _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse,
+    grads = _empty_gradients(grad_total, grad_normed, total, scale, weight, statistics,
                              update_dtype)
-    if mean.numel() == 0:
+    if total.numel() == 0:
         return [grads[0], grads[1].zero_(), *grads[2:]]
     launch = _backward_launch(total.shape)
     shares = empty((*launch.grid, 2, total.shape[-1]), total, torch.float32)
     given = (None if t is None else t.contiguous()
              for t in (grad_total, grad_normed, total, scale, weight))
-    launch(*given, mean, inverse, grads[0], grads[2] if len(grads) > 2 else None, shares)
+    launch(*given, statistics, grads[0], grads[2] if len(grads) > 2 else None, shares)
     return [grads[0], shares.sum(0).to(weight.dtype), *grads[2:]]
 
 
@@ -111,23 +113,23 @@ def _backward_launch(shape: torch.Size) -> Launch:
 
 
 @_backward_op.register_fake
-def _empty_gradients(grad_total, grad_normed, total, scale, weight, mean, inverse, update_dtype):
+def _empty_gradients(grad_total, grad_normed, total, scale, weight, statistics, update_dtype):
     update = [] if update_dtype is None else [empty(total.shape, total, update_dtype)]
     return [empty(total.shape, total), empty((2, *weight.shape), weight), *update]
 
 
 def _setup_context(ctx, inputs, output) -> None:
     x, update, scale, weight, *_ = inputs
-    total, _, mean, inverse = output
+    total, _, statistics = output
     ctx.dtypes = x.dtype, None if update is None else update.dtype
-    ctx.save_for_backward(x if update is None else total, scale, weight, mean, inverse)
-    ctx.mark_non_differentiable(mean, inverse)
+    ctx.save_for_backward(x if update is None else total, scale, weight, statistics)
+    ctx.mark_non_differentiable(statistics)
     # An unused result then costs no tensor of zeros.
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_total, grad_normed, *_):
-    total, scale, weight, mean, inverse = ctx.saved_tensors
+def _backward(ctx, grad_total, grad_normed, _):
+    total, scale, weight, statistics = ctx.saved_tensors
     x_dtype, update_dtype = ctx.dtypes
     own = update_dtype is not None and (scale is not None or update_dtype != total.dtype)
     grad_weight = grad_bias = None
@@ -140,7 +142,7 @@ def _backward(ctx, grad_total, grad_normed, *_):
         if update_dtype is None:
             grad_total = None                        # `total` holds no numbers
         grad, affine, *grad_update = _backward_op(
-            grad_total, grad_normed, total, scale, weight, mean, inverse,
+            grad_total, grad_normed, total, scale, weight, statistics,
             update_dtype if own else None)
         grad_weight, grad_bias = affine.unbind()
         grad_update = grad_update[0] if own else grad

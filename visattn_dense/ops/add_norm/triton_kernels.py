@@ -19,9 +19,9 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=['T', 'N'])
-def forward_kernel(x, update, scale, weight, bias, total, normed, mean, inverse, eps, T, N,
+def forward_kernel(x, update, scale, weight, bias, total, normed, statistics, eps, T, N,
                    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr):
-    """total, normed, and for backward the mean and r of each token."""
+    """total, normed, and for backward the mean of each token, then the r of each: (2, T)."""
     channel = tl.arange(0, BLOCK_C)
     real = channel < C
     # Offsets in a large batch are larger than 2³¹.
@@ -45,13 +45,13 @@ def forward_kernel(x, update, scale, weight, bias, total, normed, mean, inverse,
     b = tl.load(bias + channel, mask=real, other=0.).to(tl.float32)
     out = centred * r[:, None] * w[None, :] + b[None, :]
     tl.store(normed + place, out.to(normed.dtype.element_ty), mask=inside)
-    tl.store(mean + token, centre, mask=token < T)
-    tl.store(inverse + token, r, mask=token < T)
+    tl.store(statistics + token, centre, mask=token < T)
+    tl.store(statistics + T + token, r, mask=token < T)
 
 
 @triton.jit(do_not_specialize=['T', 'N'])
-def backward_kernel(grad_total, grad_normed, total, scale, weight, mean, inverse, grad_x,
-                    grad_update, shares, T, N, C: tl.constexpr, BLOCK_C: tl.constexpr,
+def backward_kernel(grad_total, grad_normed, total, scale, weight, statistics, grad_x, grad_update,
+                    shares, T, N, C: tl.constexpr, BLOCK_C: tl.constexpr,
                     BLOCK: tl.constexpr):
     """grad_x, grad_update unless it is None, and this program's shares of dw and db."""
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -65,8 +65,8 @@ def backward_kernel(grad_total, grad_normed, total, scale, weight, mean, inverse
         inside = (token < T)[:, None] & real[None, :]
         place = token[:, None] * C + channel[None, :]
         g = tl.load(grad_normed + place, mask=inside, other=0.).to(tl.float32)
-        centre = tl.load(mean + token, mask=token < T, other=0.)
-        r = tl.load(inverse + token, mask=token < T, other=0.)
+        centre = tl.load(statistics + token, mask=token < T, other=0.)
+        r = tl.load(statistics + T + token, mask=token < T, other=0.)
         y = (tl.load(total + place, mask=inside, other=0.).to(tl.float32) - centre[:, None])
         y = tl.where(inside, y * r[:, None], 0.)
         sum_w += g * y

@@ -90,11 +90,9 @@ class _Parts(NamedTuple):
 
     Attributes:
         groups: of each kind.
-        width: the channels of each kind.
         counts: how many logarithms each kind has.
     """
     groups: tuple[Groups, ...]
-    width: int
     counts: tuple[int, ...]
 
     @classmethod
@@ -104,8 +102,7 @@ class _Parts(NamedTuple):
         grids = [Grid.of(*shape[1:3], (windows[2 * i], windows[2 * i + 1])) for i in range(kinds)]
         groups = tuple(Groups(num_heads // kinds, grid, grid, clipped=True, parts=kinds)
                        for grid in grids)
-        return cls(groups, shape[-1] // kinds,
-                   tuple(math.prod(statistics(shape[0], each)) for each in groups))
+        return cls(groups, tuple(math.prod(statistics(shape[0], each)) for each in groups))
 
     def results(self, qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """For the results of `_windows`."""
@@ -114,9 +111,13 @@ class _Parts(NamedTuple):
         return (out, torch.empty_like(out) if keep else out.new_empty(0),
                 torch.empty(sum(self.counts), dtype=torch.float32, device=qkv.device))
 
-    def cut(self, qkv: Tensor) -> list[tuple[Tensor, ...]]:
-        """q, k and v of each kind."""
-        return [part.unbind(3) for part in qkv.split(self.width, -1)]
+    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The channels of each kind."""
+        return x.chunk(len(self.groups), -1)
+
+    def logarithms(self, lse: Tensor) -> tuple[Tensor, ...]:
+        """The logarithms of each kind."""
+        return lse.split_with_sizes(self.counts)
 
 
 _parts = once_for_a_size(_Parts.of)
@@ -134,10 +135,10 @@ def _windows(qkv, kernels, biases, num_heads, windows, scale, padding_counts, ke
     parts = _parts(qkv.shape, num_heads, tuple(windows))
     out, mixed, lse = parts.results(qkv, keep)
     qkv = readable(qkv)
-    outs, logarithms = out.split(parts.width, -1), lse.split(parts.counts)
-    alone = mixed.split(parts.width, -1) if keep else (None,) * len(outs)
-    for i, (q, k, v) in enumerate(parts.cut(qkv)):
-        attend(q, k, v, parts.groups[i], scale, outs[i], logarithms[i],
+    outs, logarithms = parts.cut(out), parts.logarithms(lse)
+    alone = parts.cut(mixed) if keep else (None,) * len(outs)
+    for i, part in enumerate(parts.cut(qkv)):
+        attend(*part.unbind(3), parts.groups[i], scale, outs[i], logarithms[i],
                taps=kernels[i].contiguous(), bias=biases[i].contiguous() if biases else None,
                padding_counts=padding_counts, mixed=alone[i])
     return out, mixed, lse
@@ -158,13 +159,13 @@ def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows
     grad_qkv, of_kernels, of_biases = grads[0], grads[1:1 + len(kernels)], grads[1 + len(kernels):]
     grad, qkv = readable(grad), readable(qkv)
     parts = _parts(qkv.shape, num_heads, tuple(windows))
-    into, logarithms = parts.cut(grad_qkv), lse.split(parts.counts)
-    of_outs, alone = grad.split(parts.width, -1), mixed.split(parts.width, -1)
-    for i, (q, k, v) in enumerate(parts.cut(qkv)):
-        groups = parts.groups[i]
-        of_out, grid = of_outs[i], groups.queries
-        gradients(of_out, q, k, v, alone[i], logarithms[i], groups, scale, into[i], apart=3,
-                  taps=kernels[i].contiguous())
+    logarithms = parts.logarithms(lse)
+    of_outs, of_parts, alone = parts.cut(grad), parts.cut(grad_qkv), parts.cut(mixed)
+    for i, part in enumerate(parts.cut(qkv)):
+        q, k, v = part.unbind(3)
+        of_out, grid = of_outs[i], parts.groups[i].queries
+        gradients(of_out, q, k, v, alone[i], logarithms[i], parts.groups[i], scale,
+                  of_parts[i].unbind(3), apart=3, taps=kernels[i].contiguous())
         found = depthwise_form.weight_gradient(
             of_out, v, kernels[i].shape[-1], 1, [grid.height, grid.width, grid.top, grid.left])
         of_kernels[i].flatten(1).copy_(found[:-1].t())
