@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.precision import autocast_dtype
@@ -70,7 +71,7 @@ class _CastWeights:
                 and not isinstance(layer, UsesOperators)]
         self._named = [(layer.__dict__, name) for layer in layers
                        for name, weight in layer._parameters.items()
-                       if type(weight) is nn.Parameter and weight.dtype == torch.float32]
+                       if _is_plain(weight) and weight.dtype == torch.float32]
         self._dtype = dtype
 
     def __enter__(self) -> None:
@@ -87,6 +88,11 @@ class _CastWeights:
     def __exit__(self, *_: Any) -> None:
         for layer, name in self._named:
             layer.pop(name, None)
+
+
+def _is_plain(weight: Tensor | None) -> bool:
+    return type(weight) is nn.Parameter or (
+        isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight))
 
 
 _layers: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()

@@ -112,7 +112,9 @@ def _convolve_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Si
 
 def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: Sequence[int]
                     ) -> Tensor:
-    """The gradient of the kernel, tap by tap, and that of the bias: (k² + 1, C) in float32.
+    """The gradient of the kernel (C, 1, k, k), then that of the bias (C,): ((k² + 1) C,) float32.
+
+    See `kernel_and_bias`.
 
     Args:
         grad, x: (B, H, W, C) by any strides, channels side by side.
@@ -121,26 +123,30 @@ def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: Seq
     """
     channels = x.shape[-1]
     if grad.numel() == 0:
-        return x.new_zeros(side**2 + 1, channels, dtype=torch.float32)
+        return x.new_zeros((side**2 + 1) * channels, dtype=torch.float32)
     window = _cutting(window, x)
-    if window and window[1] < _STRIP <= window[0]:
+    swapped = bool(window) and window[1] < _STRIP <= window[0]
+    if swapped:
         # Narrow windows: the strips go down the columns.
         h, w, top, left = window
-        found = weight_gradient(grad.transpose(1, 2), x.transpose(1, 2), side, stride,
-                                [w, h, left, top])
-        taps = found[:-1].view(side, side, channels).transpose(0, 1)
-        return torch.cat([taps.reshape(-1, channels), found[-1:]])
+        grad, x, window = grad.transpose(1, 2), x.transpose(1, 2), (w, h, left, top)
     launch = _weight_launch(x.shape, x.stride(), grad.shape[1:3], grad.stride(), side, stride,
-                            window)
-    shares = empty((launch.grid[0], side**2 + 1, channels), x, torch.float32)
+                            window, swapped)
+    shares = empty((launch.grid[0], (side**2 + 1) * channels), x, torch.float32)
     launch(x, grad, shares)
     return shares.sum(0)
 
 
+def kernel_and_bias(gradients: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of what `weight_gradient` gives, in the dtype of the kernel (C, 1, k, k)."""
+    gradients = gradients.to(kernel.dtype)
+    return gradients[:-len(kernel)].view(kernel.shape), gradients[-len(kernel):]
+
+
 @once_for_a_size
 def _weight_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Size,
-                   grad_strides: tuple[int, ...], side: int, stride: int, window: tuple[int, ...]
-                   ) -> Launch:
+                   grad_strides: tuple[int, ...], side: int, stride: int, window: tuple[int, ...],
+                   swapped: bool) -> Launch:
     from .triton_kernels import weight_gradient_kernel
     found = _Strips.of(shape, size, window)
     strides, unit = in_units([*strides[:3], *grad_strides[:3]])
@@ -149,7 +155,8 @@ def _weight_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Size
     programs = min(found.tiles, max(16, 2048 // (blocks * side)))
     return Launch(weight_gradient_kernel, (programs, blocks, side), *found.sizes, *strides,
                   C=shape[3], K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit,
-                  BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True)
+                  SWAPPED=swapped, BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4,
+                  enable_fp_fusion=True)
 
 
 @registered(
@@ -192,7 +199,7 @@ def _weight_gradient(grad, x, weight, stride, window):
 
 @_weight_gradient.register_fake
 def _(grad, x, weight, stride, window):
-    return x.new_empty(weight.shape[-1]**2 + 1, x.shape[-1], dtype=torch.float32)
+    return x.new_empty(weight.numel() + len(weight), dtype=torch.float32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -210,8 +217,8 @@ def _backward(ctx, grad):
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
         grads = _weight_gradient(
             grad, x, weight, ctx.stride, ctx.window)
-        grad_weight = grads[:-1].t().reshape(weight.shape).to(weight.dtype)
-        grad_bias = None if ctx.dtypes[0] is None else grads[-1].to(ctx.dtypes[0])
+        grad_weight, grad_bias = kernel_and_bias(grads, weight)
+        grad_bias = None if ctx.dtypes[0] is None else grad_bias.to(ctx.dtypes[0])
     grad_onto = None if ctx.dtypes[1] is None else grad.to(ctx.dtypes[1])
     return grad_x, grad_weight, grad_bias, grad_onto, None, None, None, None, None
 

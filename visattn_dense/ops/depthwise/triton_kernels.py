@@ -180,8 +180,9 @@ def _add_pair(total, value, g_0, g_1, g_2, g_3, APART: tl.constexpr, STRIDE: tl.
 def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRIPS, h, w, top, left,
                            x_b, x_y, x_x, g_b, g_y, g_x, C: tl.constexpr, K: tl.constexpr,
                            STRIDE: tl.constexpr, WINDOWED: tl.constexpr, UNIT: tl.constexpr,
-                           BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Shares of dw, and of Σ dout as the last row: (P, K² + 1, C)."""
+                           SWAPPED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Shares of dw (C, K, K), then of Σ dout (C,): (P, (K² + 1) C). SWAPPED: the maps are
+    transposed, so dw is (C, columns of taps, rows of taps) of these maps."""
     program, programs, row = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < C
@@ -224,16 +225,17 @@ def weight_gradient_kernel(x, grad, shares, H, W, OH, OW, PLACES, SEGMENTS, STRI
             if K > 5:
                 tap_5 = _add_pair(tap_5, value, g_0, g_1, g_2, g_3, column - 5, STRIDE)
                 tap_6 = _add_pair(tap_6, value, g_0, g_1, g_2, g_3, column - 6, STRIDE)
-    shares += program.to(tl.int64) * (K * K + 1) * C + channel
-    target = shares + row * K * C
+    shares += program.to(tl.int64) * (K * K + 1) * C
+    step: tl.constexpr = K if SWAPPED else 1
+    target = shares + channel * K * K + row * (1 if SWAPPED else K)
     tl.store(target, tl.sum(tap_0, 0), mask=real)
-    tl.store(target + C, tl.sum(tap_1, 0), mask=real)
-    tl.store(target + 2 * C, tl.sum(tap_2, 0), mask=real)
+    tl.store(target + step, tl.sum(tap_1, 0), mask=real)
+    tl.store(target + 2 * step, tl.sum(tap_2, 0), mask=real)
     if K > 3:
-        tl.store(target + 3 * C, tl.sum(tap_3, 0), mask=real)
-        tl.store(target + 4 * C, tl.sum(tap_4, 0), mask=real)
+        tl.store(target + 3 * step, tl.sum(tap_3, 0), mask=real)
+        tl.store(target + 4 * step, tl.sum(tap_4, 0), mask=real)
     if K > 5:
-        tl.store(target + 5 * C, tl.sum(tap_5, 0), mask=real)
-        tl.store(target + 6 * C, tl.sum(tap_6, 0), mask=real)
+        tl.store(target + 5 * step, tl.sum(tap_5, 0), mask=real)
+        tl.store(target + 6 * step, tl.sum(tap_6, 0), mask=real)
     if row == 0:
-        tl.store(shares + K * K * C, tl.sum(sum_grad, 0), mask=real)
+        tl.store(shares + K * K * C + channel, tl.sum(sum_grad, 0), mask=real)

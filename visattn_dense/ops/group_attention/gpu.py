@@ -151,50 +151,49 @@ def _(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
 
 @registered(
     'visattn::window_attention_backward',
-    '(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor[] biases, Tensor mixed, '
-    'Tensor lse, SymInt num_heads, SymInt[] windows, float scale) -> Tensor[]')
-def _windows_backward(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
-    """Gradients of qkv, of each kernel and of each bias."""
-    grads = _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale)
-    grad_qkv, of_kernels, of_biases = grads[0], grads[1:1 + len(kernels)], grads[1 + len(kernels):]
+    '(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor mixed, Tensor lse, SymInt num_heads, '
+    'SymInt[] windows, float scale) -> Tensor[]')
+def _windows_backward(grad, qkv, kernels, mixed, lse, num_heads, windows, scale):
+    """The gradient of qkv, and of each kernel with its bias: see `depthwise.weight_gradient`."""
+    grad_qkv = empty(qkv.shape, qkv)
     grad, qkv = readable(grad), readable(qkv)
     parts = _parts(qkv.shape, num_heads, tuple(windows))
-    logarithms = parts.logarithms(lse)
+    logarithms, learned = parts.logarithms(lse), []
     of_outs, of_parts, alone = parts.cut(grad), parts.cut(grad_qkv), parts.cut(mixed)
     for i, part in enumerate(parts.cut(qkv)):
         q, k, v = part.unbind(3)
-        of_out, grid = of_outs[i], parts.groups[i].queries
-        gradients(of_out, q, k, v, alone[i], logarithms[i], parts.groups[i], scale,
+        grid = parts.groups[i].queries
+        gradients(of_outs[i], q, k, v, alone[i], logarithms[i], parts.groups[i], scale,
                   of_parts[i].unbind(3), apart=3, taps=kernels[i].contiguous())
-        found = depthwise_form.weight_gradient(
-            of_out, v, kernels[i].shape[-1], 1, [grid.height, grid.width, grid.top, grid.left])
-        of_kernels[i].flatten(1).copy_(found[:-1].t())
-        if biases:
-            of_biases[i].copy_(found[-1])
-    return grads
+        learned.append(depthwise_form.weight_gradient(
+            of_outs[i], v, kernels[i].shape[-1], 1,
+            (grid.height, grid.width, grid.top, grid.left)))
+    return [grad_qkv, *learned]
 
 
 @_windows_backward.register_fake
-def _empty_gradients(grad, qkv, kernels, biases, mixed, lse, num_heads, windows, scale):
-    return [empty(t.shape, t) for t in (qkv, *kernels, *biases)]
+def _(grad, qkv, kernels, *_):
+    return [empty(qkv.shape, qkv), *(kernel.new_empty(kernel.numel() + len(kernel),
+                                                      dtype=torch.float32) for kernel in kernels)]
 
 
 def _windows_context(ctx, inputs, output) -> None:
     qkv, kernels, biases, *ctx.options, _, ctx.kept = inputs
     _, mixed, lse = output
     ctx.mark_non_differentiable(mixed, lse)
-    ctx.kinds = len(kernels)
-    ctx.save_for_backward(qkv, mixed, lse, *kernels, *biases)
+    ctx.has_biases = len(biases) > 0
+    ctx.save_for_backward(qkv, mixed, lse, *kernels)
 
 
 def _windows_gradient(ctx, grad: Tensor, *_):
     if not ctx.kept:
         raise RuntimeError('visattn::window_attention was called with keep=False, so it has no '
                            'gradient')
-    qkv, mixed, lse, *learned = ctx.saved_tensors
-    kernels, biases = learned[:ctx.kinds], learned[ctx.kinds:]
-    grad_qkv, *found = _windows_backward(grad, qkv, kernels, biases, mixed, lse, *ctx.options)
-    return grad_qkv, found[:ctx.kinds], found[ctx.kinds:], *(None,) * 5
+    qkv, mixed, lse, *kernels = ctx.saved_tensors
+    grad_qkv, *found = _windows_backward(grad, qkv, kernels, mixed, lse, *ctx.options)
+    learned = [depthwise_form.kernel_and_bias(*pair) for pair in zip(found, kernels, strict=True)]
+    return (grad_qkv, [kernel for kernel, _ in learned],
+            [bias for _, bias in learned] if ctx.has_biases else [], *(None,) * 5)
 
 
 _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
