@@ -8,7 +8,7 @@ from torch import Tensor
 
 from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.layers import Handover, TransformerBlock
+from visattn_dense.layers import ConvNormAct, Handover, TransformerBlock
 from visattn_dense.ops import use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
@@ -18,6 +18,8 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
+from visattn_dense.ops.norm_act import norm_act
+from visattn_dense.ops.norm_act.reference import Norm
 from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .interpreting import DEVICE, TOLERANCE, poisoned_memory
@@ -333,6 +335,70 @@ def test_linear_attention_of_nothing_is_left_to_torch(operator, shape, options):
     with use_implementation('triton', operator=operator.name):
         with pytest.raises(ValueError, match='no tokens'):
             operator(*inputs, epsilon=1e-8, **options)
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 7, 3), (1, 3, 11, 64), (1, 9, 13, 200), (0, 4, 4, 8)])
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('activation', ['none', 'relu', 'hardswish', 'gelu_tanh'])
+@pytest.mark.parametrize('parts', ['norm', 'norm without bias', 'bias', 'nothing'])
+def test_norm_and_activation(shape, dtype, activation, parts):
+    x, channels = 3 * random(*shape, dtype=dtype), shape[-1]
+    norm = Norm(random(channels), random(channels).abs(), random(channels), 1e-3)
+    norm = norm if parts.startswith('norm') else None
+    bias = random(channels) if parts in ('norm', 'bias') else None
+    with use_implementation('triton', operator='norm_act'):
+        found = norm_act(x, bias, norm, activation=activation)
+    exact = norm and Norm(*(t.double() for t in norm[:3]), norm.eps)
+    expected = norm_act(x.double(), None if bias is None else bias.double(), exact,
+                        activation=activation, mode='reference')
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype],
+                               atol=TOLERANCE[dtype])
+
+
+def test_a_gradient_of_norm_and_activation_is_left_to_torch():
+    x = random(1, 3, 4, 5)
+    with use_implementation('triton', operator='norm_act'):
+        with pytest.raises(ValueError, match='gradient'):
+            norm_act(x, random(5).requires_grad_())
+        with pytest.raises(ValueError, match='channels_last'):
+            norm_act(x.permute(0, 2, 1, 3), random(5))
+
+
+CONVOLUTIONS = {
+    'norm, activation': dict(kernel_size=3, stride=2, act='hardswish'),
+    'norm alone': dict(),
+    'norm after a bias': dict(bias=True, act='gelu_tanh'),
+    'bias, activation': dict(norm_eps=None, act='gelu_tanh'),
+    'nothing': dict(norm_eps=None, bias=False),
+    'depthwise, norm': dict(kernel_size=3, groups=8, act='hardswish'),
+    'depthwise, bias': dict(kernel_size=3, stride=2, groups=8, norm_eps=None, act='hardswish'),
+    'depthwise, bias, GELU': dict(kernel_size=5, groups=8, norm_eps=None, act='gelu_tanh'),
+}
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+@pytest.mark.parametrize('autocast', [False, True])
+def test_convolution_norm_activation_for_inference(name, autocast):
+    """The same values as by the modules one after the other, which a hook on one of them forces."""
+    layer = ConvNormAct(8, 8, **CONVOLUTIONS[name]).to(DEVICE).eval()
+    if type(layer.norm) is torch.nn.BatchNorm2d:
+        layer.norm.running_mean.normal_()
+        layer.norm.running_var.uniform_(.5, 2)
+        layer.norm.weight.data.normal_()
+        layer.norm.bias.data.normal_()
+    x = random(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
+    called = []
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        found = layer(x)
+        for part in (layer.conv, layer.norm, layer.act):
+            hook = part.register_forward_hook(lambda *_: called.append(1))
+            expected = layer(x)
+            hook.remove()
+    assert len(called) == 3
+    tolerance = TOLERANCE[torch.bfloat16 if autocast else torch.float32]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert layer(x).requires_grad
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)

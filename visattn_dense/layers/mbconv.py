@@ -10,13 +10,19 @@ Shapes: B batch, C channels in, C' channels out, H×W map, s stride: every block
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.depthwise.torch_form import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
+from visattn_dense.ops.launching import DEVICES
+from visattn_dense.ops.norm_act import norm_act
+from visattn_dense.ops.norm_act.reference import Norm
 from visattn_dense.ops.pointwise import grouped_pointwise
 
+from .block import is_called_plainly
 from .drop import DropPath
 
 Activation = Callable[[], nn.Module]
@@ -43,10 +49,14 @@ class DepthwiseConv2d(UsesOperators, nn.Conv2d):
     def __init__(self, dim: int, kernel_size: int, *, stride: int = 1, bias: bool = True) -> None:
         super().__init__(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, ⌈H/s⌉, ⌈W/s⌉)."""
-        return depthwise(x.permute(0, 2, 3, 1), self.weight, self.bias, stride=self.stride[0],
-                         mode=self.mode).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, activation: str = 'none') -> Tensor:
+        """(B, C, H, W) to (B, C, ⌈H/s⌉, ⌈W/s⌉). `activation`: see `reference.depthwise`."""
+        return self._conv_forward(x, self.weight, self.bias, activation)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None,
+                      activation: str = 'none') -> Tensor:
+        return depthwise(x.permute(0, 2, 3, 1), weight, bias, activation=activation,
+                         stride=self.stride[0], mode=self.mode).permute(0, 3, 1, 2)
 
 
 class GroupedPointwiseConv(UsesOperators, nn.Conv2d):
@@ -68,7 +78,7 @@ class GroupedPointwiseConv(UsesOperators, nn.Conv2d):
                                  mode=self.mode).permute(0, 3, 1, 2)
 
 
-class ConvNormAct(nn.Module):
+class ConvNormAct(UsesOperators, nn.Module):
     """act(norm(conv(x))) with an odd kernel, zero-padded by half of the kernel size.
 
     Args:
@@ -93,7 +103,44 @@ class ConvNormAct(nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        return self._by_operators(x) if self._suits_operators(x) else self.act(
+            self.norm(self.conv(x)))
+
+    def _suits_operators(self, x: Tensor) -> bool:
+        """Whether `_by_operators` gives the same with fewer kernels: for inference on a GPU."""
+        return (x.device.type in DEVICES and not torch.is_grad_enabled()
+                and not torch.compiler.is_compiling()
+                and type(self.conv) in (nn.Conv2d, DepthwiseConv2d)
+                and (type(self.norm) is nn.Identity
+                     or type(self.norm) is nn.BatchNorm2d and not self.norm.training
+                     and self.norm.affine and self.norm.running_mean is not None)
+                and _activation(self.act) is not None
+                and all(map(is_called_plainly, (self.conv, self.norm, self.act))))
+
+    def _by_operators(self, x: Tensor) -> Tensor:
+        """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks
+        for the square roots of the variances in another."""
+        conv, activation = self.conv, _activation(self.act)
+        norm, bias = None, conv.bias
+        if type(self.norm) is nn.BatchNorm2d:
+            # The norm takes the bias of the convolution away from the mean.
+            mean = self.norm.running_mean if bias is None else self.norm.running_mean - bias
+            norm = Norm(mean, self.norm.running_var, self.norm.weight, self.norm.eps)
+            bias = self.norm.bias
+        if norm is None and type(conv) is DepthwiseConv2d and activation in DEPTHWISE_ACTIVATIONS:
+            return conv(x, activation)
+        x = conv._conv_forward(x, conv.weight, None)
+        if norm is None and bias is None and activation == 'none':
+            return x
+        return norm_act(x.permute(0, 2, 3, 1), bias, norm, activation=activation,
+                        mode=self.mode).permute(0, 3, 1, 2)
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The name of an activation for `norm_act`, or None."""
+    if type(module) is nn.GELU:
+        return 'gelu_tanh' if module.approximate == 'tanh' else None
+    return {nn.Identity: 'none', nn.Hardswish: 'hardswish', nn.ReLU: 'relu'}.get(type(module))
 
 
 class DepthwiseSeparableConv(nn.Module):

@@ -1,0 +1,19 @@
+"""What follows a convolution in evaluation mode, in one pass: BatchNorm or a bias, and activation.
+
+    out = act((x − μ) · w / √(σ² + eps) + b),   or   out = act(x + b)
+
+The arguments are those of `reference.norm_act`, and `mode` (see `visattn_dense.ops.choose`).
+
+reference    the equation
+torch_form   torch's BatchNorm, sum and activation, one after the other
+triton_form  one kernel, without gradients; triton_kernels holds the kernel
+"""
+from .. import choose
+from ..choose import Form, Operator, reference_form
+from . import reference, torch_form, triton_form
+
+norm_act = Operator(
+    'norm_act', choose.triton_form(triton_form.norm_act, triton_form.why_not),
+    Form('torch', torch_form.norm_act), reference_form(reference.norm_act))
+
+__all__ = ['norm_act']
