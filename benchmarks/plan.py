@@ -7,8 +7,9 @@ operator reads its arguments and writes its results once. It takes at least
 max(bytes / bandwidth, FLOPs / rate); the sum of these times is the floor of the pass.
 Backward is not counted: autograd needs a real GPU for tensors on 'cuda'.
 
-What the count cannot see: convolutions that cuDNN splits into several launches, and the workspace
-that a library fills.
+What the count cannot see: convolutions that cuDNN splits into several launches, the workspace that
+a library fills, and what an operator of torch does apart from its main kernel, but for what
+`_kernels` knows. `host` counts the launches of torch itself.
 """
 from __future__ import annotations
 
@@ -107,6 +108,12 @@ def _kernels(name: str, args: tuple) -> int:
         return 4 if args[-1] == 'focused' else 3
     if name == 'visattn::window_attention':             # one for each kind of windows
         return len(args[1])
+    if name == 'aten::convolution' and args[2] is not None:
+        return 2                                        # torch adds the bias apart
+    if name == 'aten::native_batch_norm' and not args[5]:
+        return 2                                        # 1 / √(σ² + ε) apart
+    if name == 'aten::im2col':                          # one for each image
+        return len(args[0])
     return 1
 
 

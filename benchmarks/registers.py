@@ -253,6 +253,23 @@ def focused(dtype: torch.dtype, head_dim: int) -> Tensor:
         kernel=kernel, bias=bias)
 
 
+def norm_and_activation(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """After the expansion of a mobile block."""
+    from visattn_dense.ops.norm_act import triton_form
+    from visattn_dense.ops.norm_act.reference import Norm
+    channels = 6 * head_dim
+    norm = Norm(*(torch.empty(channels) for _ in range(3)), 1e-5)
+    return triton_form.norm_act(torch.empty(2, 16, 16, channels, dtype=dtype),
+                                torch.empty(channels), norm, activation='hardswish')
+
+
+def routing(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """64 regions, as in BiFormer's third stage."""
+    from visattn_dense.ops.routing import triton_form
+    q, k = torch.empty(2, 64, 2 * 8 * head_dim, dtype=dtype).chunk(2, -1)
+    return triton_form.top_regions(q, k, count=16, scale=1.)[0]
+
+
 CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
     'windows': windows, 'whole maps': whole_maps, 'regions': regions,
     'small regions': partial(regions, side=32, listed=16),
@@ -260,9 +277,11 @@ CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
     'depthwise 3x3 in windows': partial(depthwise, side=3, windowed=True),
     'depthwise 3x3, stride 2': partial(depthwise, side=3, stride=2),
     'depthwise 5x5': partial(depthwise, side=5), 'grouped pointwise': grouped_pointwise,
-    'ReLU attention': relu_linear, 'performer': performer, 'focused attention': focused}
+    'ReLU attention': relu_linear, 'performer': performer, 'focused attention': focused,
+    'norm and activation': norm_and_activation, 'routing': routing}
 """Name -> function of a dtype and a head dim that gives the results of an operator. The tensors are
-on the CPU. The results are differentiated, and the launches of both passes are compiled."""
+on the CPU. Results with a gradient are differentiated, and the launches of all passes are
+compiled."""
 
 
 def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[RecordedLaunch]:
@@ -270,7 +289,8 @@ def launches(case: str, dtype: torch.dtype, head_dim: int) -> list[RecordedLaunc
     with recorded() as found:
         out = CASES[case](dtype, head_dim)
         outs = (out,) if isinstance(out, Tensor) else out
-        torch.autograd.backward(outs, [torch.empty_like(each) for each in outs])
+        if outs[0].requires_grad:
+            torch.autograd.backward(outs, [torch.empty_like(each) for each in outs])
     distinct = {(each.kernel.__name__, *sorted(each.constants.items())): each for each in found}
     return list(distinct.values())
 

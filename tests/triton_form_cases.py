@@ -21,6 +21,7 @@ from visattn_dense.ops.linear_attention import (
 from visattn_dense.ops.norm_act import norm_act
 from visattn_dense.ops.norm_act.reference import Norm
 from visattn_dense.ops.pointwise import grouped_pointwise
+from visattn_dense.ops.routing import top_regions
 
 from .interpreting import DEVICE, TOLERANCE, poisoned_memory
 
@@ -363,6 +364,32 @@ def test_a_gradient_of_norm_and_activation_is_left_to_torch():
             norm_act(x, random(5).requires_grad_())
         with pytest.raises(ValueError, match='channels_last'):
             norm_act(x.permute(0, 2, 1, 3), random(5))
+
+
+@pytest.mark.parametrize('shape', [(2, 9, 24), (1, 64, 100), (3, 49, 64), (2, 1, 16), (0, 4, 16)])
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('count', [1, 4, 16])
+def test_top_regions(shape, dtype, count):
+    """Half of the channels of a wider tensor are q, and half are k, as in the attention."""
+    q, k = inside_nan(random(*shape[:2], 2 * shape[2], dtype=dtype)).chunk(2, -1)
+    with use_implementation('triton', operator='top_regions'):
+        logits, index = top_regions(q, k, count=count, scale=.3)
+    exact, places = top_regions(q.double(), k.double(), count=count, scale=.3, mode='reference')
+    assert index.dtype == torch.int64
+    torch.testing.assert_close(logits.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(index, places)
+
+
+def test_regions_are_distinct_whatever_the_logits():
+    q, k = random(1, 5, 16), random(1, 5, 16)
+    q[0, 0], q[0, 1], k[0, 3] = float('nan'), 0, float('inf')
+    with use_implementation('triton', operator='top_regions'):
+        index = top_regions(q, k, count=5, scale=1.)[1]
+        assert torch.equal(index.sort(-1).values, torch.arange(5, device=DEVICE).expand(1, 5, 5))
+        with pytest.raises(ValueError, match='gradient'):
+            top_regions(q.requires_grad_(), k, count=5, scale=1.)
+        with pytest.raises(ValueError, match='more than 256 regions'):
+            top_regions(random(1, 289, 8), random(1, 289, 8), count=4, scale=1.)
 
 
 CONVOLUTIONS = {

@@ -8,10 +8,12 @@ The arguments are those of the functions in `reference`, and `mode` (see
 
 reference   the equations
 torch_form  torch's means, product and topk
+triton_form one kernel for product and choice; triton_kernels holds the kernel
 compiled    the kernels in C++
 """
+from .. import choose
 from ..choose import Form, Operator, compiled_form, reference_form
-from . import compiled, reference, torch_form
+from . import compiled, reference, torch_form, triton_form
 
 region_means = Operator(
     'region_means', compiled_form(compiled.region_means, compiled.why_not),
@@ -19,6 +21,7 @@ region_means = Operator(
 
 top_regions = Operator(
     'top_regions', compiled_form(compiled.top_regions, compiled.why_not),
+    choose.triton_form(triton_form.top_regions, triton_form.why_not),
     Form('torch', torch_form.top_regions), reference_form(reference.top_regions))
 
 __all__ = ['region_means', 'top_regions']
