@@ -28,6 +28,8 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
+from visattn_dense.ops.norm_act import norm_act
+from visattn_dense.ops.norm_act.reference import Norm
 from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import region_means, top_regions
 
@@ -105,6 +107,12 @@ CALLS = {
                                      norm_weight=random(3), norm_bias=random(3), dtype=None)),
     'grouped pointwise': (grouped_pointwise, lambda: [random(2, 3, 5, 8), random(6, 4, 1, 1)],
                           lambda: dict(groups=2)),
+    'norm and activation': (
+        norm_act, lambda: [random(2, 3, 5, 7), random(7)],
+        lambda: dict(norm=Norm(random(7), random(7).square(), random(7), 1e-3),
+                     activation='gelu_tanh')),
+    'bias and activation': (norm_act, lambda: [random(2, 3, 5, 7), random(7)],
+                            lambda: dict(activation='hardswish')),
     'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],
                  lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),
     'norm alone': (partial(add_norm, update=None), lambda: [random(2, 5, 7)],
