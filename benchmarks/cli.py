@@ -40,6 +40,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                       'minutes at most; the default')
     form.add_argument('--plan', action='store_true', help='measure nothing: count the launches, '
                       'bytes and FLOPs of a forward pass on a GPU, whether or not there is one')
+    form.add_argument('--host', action='store_true', help='measure the host alone: launches, time '
+                      'and memory of passes on a GPU whose kernels do nothing; needs gcc, no GPU')
     form.add_argument('--full', action='store_true', help='all sizes, other forms (compiled, '
                       'bfloat16, channels_last), more repeats')
     parser.add_argument('--families', nargs='+', default=subjects.FAMILIES, metavar='FAMILY',
@@ -71,7 +73,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, quick, full in (
             ('runs', 3, 5), ('seconds', 5., 30.), ('patience', 120., 1800.),
             ('minutes', 9.5, float('inf')),
-            ('sizes', None if args.plan else QUICK_SIZES, FULL_SIZES),
+            ('sizes', None if args.plan or args.host else QUICK_SIZES, FULL_SIZES),
             ('out', Path('work_dirs/benchmarks/benchmarks.md'), Path('docs/notes/benchmarks.md'))):
         if getattr(args, name) is None:
             setattr(args, name, full if args.full else quick)
@@ -213,14 +215,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_plan(args: argparse.Namespace) -> None:
-    """Print the table of `benchmarks.plan`."""
+    """Print the table of `benchmarks.plan`, or with --host that of `benchmarks.no_gpu`."""
     from . import plan
+    from .no_gpu import passes
     sizes = plan.BATCHES
     if args.sizes is not None:
         sizes = {size: plan.BATCHES.get(size, 1)
                  for size in (parse_size(text, _LEAST_SIDE) for text in args.sizes)}
     names = list(subjects.GPU_BACKBONES) if args.backbones is None else args.backbones
-    for row in plan.table(names, sizes):
+    for name in names:
+        subjects.backbone(name)
+    for row in (passes if args.host else plan).table(names, sizes):
         print(row, flush=True)
 
 
@@ -248,7 +253,7 @@ def measure_gpu(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    if args.plan:
+    if args.plan or args.host:
         show_plan(args)
         return 0
     if args.device.startswith('cuda') and not args.full:

@@ -78,6 +78,15 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
 const char *cudaGetErrorString(cudaError_t error) { return "an error without a GPU"; }
 const char *cudaGetErrorName(cudaError_t error) { return "an error without a GPU"; }
 
+/* torch then does without the function. */
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **f, unsigned version,
+                                             unsigned long long flags,
+                                             enum cudaDriverEntryPointQueryResult *result) {
+    *f = 0;
+    if (result) *result = cudaDriverEntryPointSymbolNotFound;
+    return 0;
+}
+
 /* Memory. Pages that nobody touches take none. */
 static cudaError_t reserve(void **where, size_t size) {
     *where = mmap(0, size + !size, PROT_READ | PROT_WRITE,
