@@ -25,6 +25,9 @@ from visattn_dense.layers.block import Handover, accepts_handover
 from visattn_dense.layers.graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 
+_CAST_TOGETHER = 8
+"""Blocks whose weights autocast casts in one launch, which takes 64 tensors."""
+
 # What other projects call an argument, and what a user does here.
 _ELSEWHERE = {
     'in_chans': 'call it in_channels', 'img_channels': 'call it in_channels',
@@ -168,33 +171,41 @@ class DenseBackbone(nn.Module, Replayable):
         """Called after `load_pretrained`, to set what the checkpoint implies without a tensor."""
 
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """One block after another, each by `run_block`.
+        """One block after another, with the weights of several cast in one launch inside autocast.
 
-        Where a `TransformerBlock` follows another, the last sum of the first and norm1 of the
-        second are one operator (`Handover`). They stay two where backward computes each block again
-        by itself, and while torch.compile traces: its graphs need not watch for hooks.
+        With `with_cp`, backward computes the activations of each block again. Else, where a
+        `TransformerBlock` follows another, the last sum of the first and norm1 of the second are
+        one operator (`Handover`). They stay two while torch.compile traces: its graphs need not
+        watch for hooks.
         """
         blocks = list(blocks)
-        apart = torch.compiler.is_compiling() or self.with_cp and self.training
-        norms = [None if apart or not accepts_handover(block) else block.norm1 for block in blocks]
+        if self.with_cp and self.training:
+            for block in blocks:
+                x = self._run_again(block, x)
+            return x
+        norms = [block.norm1 if accepts_handover(block) and not torch.compiler.is_compiling()
+                 else None for block in blocks]
+        entries = list(zip(blocks, norms, [*norms, None][1:], strict=True))
         handover = Handover()
-        for block, norm1, following in zip(blocks, norms, [*norms, None][1:], strict=True):
-            handover.following = following
-            # A block without an entry in `norms` knows x alone.
-            x = self.run_block(block, x, *(() if norm1 is None else (handover,)))
+        for first in range(0, len(blocks), _CAST_TOGETHER):
+            end = first + _CAST_TOGETHER
+            with half_weights(blocks[first:end], x):
+                for block, norm1, following in entries[first:end]:
+                    handover.following = following
+                    # A block without an entry in `norms` knows x alone.
+                    x = block(x) if norm1 is None else block(x, handover)
         return x
 
-    def run_block(self, block: nn.Module, x: Tensor, *more: Any) -> Tensor:
-        """block(x, *more), with its weights cast in one launch inside autocast.
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block by `run_blocks`."""
+        return self.run_blocks([block], x)
 
-        With `with_cp`, backward computes the activations again; then `more` is empty.
-        """
+    def _run_again(self, block: nn.Module, x: Tensor) -> Tensor:
+        """block(x), which backward computes again."""
         def run(x: Tensor) -> Tensor:
-            with half_weights(block, x):
-                return block(x, *more)
+            with half_weights([block], x):
+                return block(x)
 
-        if not (self.with_cp and self.training):
-            return run(x)
         norms = [m for m in block.modules()
                  if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
         # The second computation would count the batch twice in the statistics of these norms.

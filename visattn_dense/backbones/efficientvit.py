@@ -173,11 +173,8 @@ class EfficientViT(DenseBackbone):
         # On a CPU, oneDNN copies less with channels_last (docs/attention/efficientvit.md has the
         # gain). On a GPU, the depthwise convolutions and linear attention read channels_last.
         x = x.contiguous(memory_format=torch.channels_last)
-        for block in self.stem:
-            x = self.run_block(block, x)
+        x = self.run_blocks(self.stem, x)
         outs = {}
         for i, stage in enumerate(self.stages):
-            for block in stage:
-                x = self.run_block(block, x)
-            outs[i] = x
+            x = outs[i] = self.run_blocks(stage, x)
         return tuple(outs[i] for i in self.out_indices)

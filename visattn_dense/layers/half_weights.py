@@ -1,4 +1,5 @@
-"""Inside autocast: cast all weights of a block in one launch, instead of one launch for each."""
+"""Inside autocast: cast the weights of several blocks in one launch, instead of one for each."""
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,8 +40,8 @@ def _copies(tensors: Any, dtypes: list[torch.dtype]) -> list[Tensor]:
     return copies
 
 
-def half_weights(block: nn.Module, x: Tensor) -> AbstractContextManager[None]:
-    """While the block runs inside autocast, its linear layers and convolutions have cast weights.
+def half_weights(blocks: Sequence[nn.Module], x: Tensor) -> AbstractContextManager[None]:
+    """While the blocks run inside autocast, their linear layers and convolutions have cast weights.
 
     Autocast would cast each weight and each bias with a kernel of its own: most of the launches of
     a small block. The values and the gradients are the same. Layers whose operators take float32
@@ -49,27 +50,22 @@ def half_weights(block: nn.Module, x: Tensor) -> AbstractContextManager[None]:
     layers casts the layer's weight itself: `F.linear(x, layer.weight.float())`.
 
     Args:
-        block: whose layers cast; the cast lasts for one call of the block.
+        blocks: whose layers cast; the cast lasts for one call of each.
         x: the input, for the device and the dtype of autocast.
     """
     # torch 2.6 cannot trace a context of contextlib's other than nullcontext.
-    if torch.compiler.is_compiling() or block._compiled_call_impl is not None:
+    if torch.compiler.is_compiling() or any(block._compiled_call_impl is not None
+                                            for block in blocks):
         return nullcontext()
     dtype = autocast_dtype(x)
-    return nullcontext() if dtype is None else _CastWeights(block, dtype)
+    return nullcontext() if dtype is None else _CastWeights(blocks, dtype)
 
 
 class _CastWeights:
-    """A context in which the layers of a block have cast weights."""
+    """A context in which the layers of blocks have cast weights."""
 
-    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
-        # A layer that has taken the place of another since then casts its own weight.
-        layers = _layers.get(block)
-        if layers is None:
-            layers = _layers[block] = [
-                layer for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
-                and not isinstance(layer, UsesOperators)]
-        self._named = [(layer.__dict__, name) for layer in layers
+    def __init__(self, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self._named = [(layer.__dict__, name) for block in blocks for layer in _casting(block)
                        for name, weight in layer._parameters.items()
                        if _is_plain(weight) and weight.dtype == torch.float32]
         self._dtype = dtype
@@ -90,10 +86,20 @@ class _CastWeights:
             layer.pop(name, None)
 
 
-def _is_plain(weight: Tensor | None) -> bool:
-    return type(weight) is nn.Parameter or (
-        isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight))
+def _casting(block: nn.Module) -> list[nn.Module]:
+    """The layers of a block that autocast casts. To find them takes longer on the host than to
+    cast, so the list is kept. A layer that has taken the place of another casts its own weight."""
+    layers = _layers.get(block)
+    if layers is None:
+        layers = _layers[block] = [
+            layer for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+            and not isinstance(layer, UsesOperators)]
+    return layers
 
 
 _layers: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
-"""The layers of blocks that autocast casts. To find them takes longer on the host than to cast."""
+
+
+def _is_plain(weight: Tensor | None) -> bool:
+    return type(weight) is nn.Parameter or (
+        isinstance(weight, nn.Parameter) and not is_traceable_wrapper_subclass(weight))
