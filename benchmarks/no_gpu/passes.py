@@ -50,12 +50,12 @@ def table(names: list[str], sizes: dict[Size, int]) -> Iterator[str]:
         UserError: see `library.environment`; or the passes broke.
     """
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, '-m', 'benchmarks.no_gpu.passes', ','.join(names),
-             *(f'{size}:{batch}' for size, batch in sizes.items())],
-            env=library.environment(Path(folder), LAUNCH_NS), stdout=subprocess.PIPE, text=True)
-        yield from (line.rstrip('\n') for line in process.stdout)
-        if process.wait():
+        command = [sys.executable, '-m', 'benchmarks.no_gpu.passes', ','.join(names),
+                   *(f'{size}:{batch}' for size, batch in sizes.items())]
+        with subprocess.Popen(command, env=library.environment(Path(folder), LAUNCH_NS),
+                              stdout=subprocess.PIPE, text=True) as process:
+            yield from (line.rstrip('\n') for line in process.stdout)
+        if process.returncode:
             raise UserError(f'the passes without a GPU ended with {process.returncode}; see above')
 
 

@@ -1,0 +1,74 @@
+"""benchmarks --host: passes on a GPU whose kernels do nothing."""
+import sys
+
+import pytest
+import torch
+
+from benchmarks import cli, plan, subjects
+from benchmarks.no_gpu import library, passes
+from benchmarks.options import Size
+from visattn_dense.errors import UserError
+
+# Launches of a forward pass that the project aims at. GiB above the weights, forward and training,
+# at commit 130a67d, before the Triton kernels of today; measured in the same way.
+AIMS = {'CSWin:small': (600, .438, 8.166), 'BiFormer:small': (500, .406, 7.223),
+        'FLattenCSWin:tiny': (500, .500, 6.938), 'EfficientViT:b2': (350, .422, 6.144),
+        'EfficientViT:l2': (350, .563, 7.401), 'T2TViT:14': (250, .524, 4.827)}
+
+
+@pytest.fixture
+def suited(tmp_path):
+    """Skip where gcc or the headers are missing."""
+    try:
+        library.environment(tmp_path, 0)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_few_launches_and_no_more_memory_than_before(suited):
+    """Launches of torch and Triton themselves, and torch's own allocator; see also test_plan."""
+    found = {}
+    for name, size in ((tuple(n for n in AIMS if 'FLatten' not in n), 1024),
+                       (('FLattenCSWin:tiny',), 896)):
+        rows = list(passes.table(list(name), {Size(size, size): 4}))[2:]
+        assert len(rows) == 2 * len(name)
+        for i, row in enumerate(rows):
+            cells = [cell.strip() for cell in row.strip('|').split('|')]
+            assert cells[3] == ('training' if i % 2 else 'forward')
+            found[name[i // 2], cells[3]] = int(cells[4]), float(cells[7])
+    for name, (launches, forward_gib, training_gib) in AIMS.items():
+        counted, peak = found[name, 'forward']
+        assert counted <= launches, name
+        size = Size(896, 896) if 'FLatten' in name else Size(1024, 1024)
+        planned = plan.cost(subjects.backbone(name).make, 4, size).launches
+        assert planned <= counted <= 1.1 * planned, (name, planned, counted)
+        assert peak <= forward_gib + .005, name
+        assert found[name, 'training'][1] <= training_gib + .005, name
+
+
+def test_the_command(suited, capsys):
+    assert cli.main(['--host', '--backbones', 'EfficientViT:b0', '--sizes', '64x96']) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith('| backbone | size | batch | pass | launches | host, ms |')
+    assert [row.split(' | ')[3] for row in rows] == ['forward', 'training']
+
+
+def test_an_unknown_backbone_is_named(capsys):
+    assert cli.main(['--host', '--backbones', 'EfficientViT:b99']) == 2
+    assert 'b99' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('missing', ['gcc', 'CUDA'])
+def test_what_is_missing_is_named(missing, tmp_path, monkeypatch):
+    if missing == 'gcc':
+        monkeypatch.setenv('PATH', str(tmp_path))
+    else:
+        monkeypatch.setattr(torch.version, 'cuda', None)
+    with pytest.raises(UserError, match='needs Linux, gcc, and a torch for CUDA'):
+        library.environment(tmp_path, 0)
+
+
+def test_a_pass_that_breaks_is_an_error(suited, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', '/bin/false')
+    with pytest.raises(UserError, match='ended with 1'):
+        list(passes.table(['EfficientViT:b0'], {Size(64, 96): 1}))
