@@ -103,37 +103,43 @@ class ConvNormAct(UsesOperators, nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._by_operators(x) if self._suits_operators(x) else self.act(
-            self.norm(self.conv(x)))
+        conv, norm, act = self.conv, self.norm, self.act
+        if x.device.type in DEVICES and _suit_operators(conv, norm, act):
+            return self._by_operators(x, conv, norm, _activation(act))
+        return act(norm(conv(x)))
 
-    def _suits_operators(self, x: Tensor) -> bool:
-        """Whether `_by_operators` gives the same with fewer kernels: for inference on a GPU."""
-        return (x.device.type in DEVICES and not torch.is_grad_enabled()
-                and not torch.compiler.is_compiling()
-                and type(self.conv) in (nn.Conv2d, DepthwiseConv2d)
-                and (type(self.norm) is nn.Identity
-                     or type(self.norm) is nn.BatchNorm2d and not self.norm.training
-                     and self.norm.affine and self.norm.running_mean is not None)
-                and _activation(self.act) is not None
-                and all(map(is_called_plainly, (self.conv, self.norm, self.act))))
-
-    def _by_operators(self, x: Tensor) -> Tensor:
+    def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str) -> Tensor:
         """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks
         for the square roots of the variances in another."""
-        conv, activation = self.conv, _activation(self.act)
-        norm, bias = None, conv.bias
-        if type(self.norm) is nn.BatchNorm2d:
-            # The norm takes the bias of the convolution away from the mean.
-            mean = self.norm.running_mean if bias is None else self.norm.running_mean - bias
-            norm = Norm(mean, self.norm.running_var, self.norm.weight, self.norm.eps)
-            bias = self.norm.bias
-        if norm is None and type(conv) is DepthwiseConv2d and activation in DEPTHWISE_ACTIVATIONS:
+        normalises, bias = type(norm) is nn.BatchNorm2d, conv.bias
+        if (not normalises and type(conv) is DepthwiseConv2d
+                and activation in DEPTHWISE_ACTIVATIONS):
             return conv(x, activation)
         x = conv._conv_forward(x, conv.weight, None)
-        if norm is None and bias is None and activation == 'none':
+        if normalises:
+            # The norm takes the bias of the convolution away from the mean.
+            mean = norm.running_mean if bias is None else norm.running_mean - bias
+            statistics = Norm(mean, norm.running_var, norm.weight, norm.eps)
+            bias = norm.bias
+        elif bias is None and activation == 'none':
             return x
-        return norm_act(x.permute(0, 2, 3, 1), bias, norm, activation=activation,
+        else:
+            statistics = None
+        return norm_act(x.permute(0, 2, 3, 1), bias, statistics, activation=activation,
                         mode=self.mode).permute(0, 3, 1, 2)
+
+
+def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
+    """Whether `ConvNormAct._by_operators` gives the same with fewer kernels: for inference, where
+    nothing watches the modules."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if type(norm) is nn.BatchNorm2d:
+        suits = not norm.training and norm.affine and norm.running_mean is not None
+    else:
+        suits = type(norm) is nn.Identity
+    return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d) and _activation(act) is not None
+            and is_called_plainly(conv) and is_called_plainly(norm) and is_called_plainly(act))
 
 
 def _activation(module: nn.Module) -> str | None:
