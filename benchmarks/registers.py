@@ -255,8 +255,7 @@ def focused(dtype: torch.dtype, head_dim: int) -> Tensor:
 
 def norm_and_activation(dtype: torch.dtype, head_dim: int) -> Tensor:
     """After the expansion of a mobile block."""
-    from visattn_dense.ops.norm_act import triton_form
-    from visattn_dense.ops.norm_act.reference import Norm
+    from visattn_dense.ops.norm_act import Norm, triton_form
     channels = 6 * head_dim
     norm = Norm(*(torch.empty(channels) for _ in range(3)), 1e-5)
     return triton_form.norm_act(torch.empty(2, 16, 16, channels, dtype=dtype),

@@ -28,8 +28,7 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
-from visattn_dense.ops.norm_act import norm_act
-from visattn_dense.ops.norm_act.reference import Norm
+from visattn_dense.ops.norm_act import Norm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import region_means, top_regions
 

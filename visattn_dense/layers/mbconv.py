@@ -18,8 +18,7 @@ from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.depthwise import depthwise
 from visattn_dense.ops.depthwise.torch_form import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.launching import DEVICES
-from visattn_dense.ops.norm_act import norm_act
-from visattn_dense.ops.norm_act.reference import Norm
+from visattn_dense.ops.norm_act import Norm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .block import is_called_plainly

@@ -6,10 +6,11 @@ depthwise         depthwise convolution of an NHWC map
 routing           which regions of a map attend to which (BiFormer)
 pointwise         1×1 convolution in groups
 add_norm          the residual sum and its LayerNorm
+norm_act          BatchNorm or bias, and activation, after a convolution
 choose            which form of an operator computes, and `use_implementation`, which forces one
-gpu               what the Triton forms share
 kept              keeps what a form prepares from a weight from one call to the next
 launching         whether Triton can compute here, and the launch of its kernels
+registered        makes a form an operator of torch, which calls reach past torch's dispatcher
 native            the kernels in C++ for inference on a CPU, compiled on the user's machine
 padding           zero-padding of an NHWC map to multiples, and the crop that removes the padding
 windows           cuts an NHWC map into windows or stripes, and merges windows

@@ -1,23 +1,8 @@
 """The equation of a BatchNorm by running statistics, or a bias, and an activation."""
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from .torch_form import ACTIVATIONS
-
-
-class Norm(NamedTuple):
-    """A BatchNorm in evaluation mode without its bias: the means and variances are known.
-
-    Attributes:
-        mean, variance, weight: (C,): μ, σ², w.
-        eps: added to the variance.
-    """
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor
-    eps: float
+from .torch_form import ACTIVATIONS, Norm
 
 
 def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,

@@ -1,20 +1,28 @@
 """A BatchNorm by running statistics, or a bias, and an activation, by torch."""
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..depthwise import torch_form as depthwise
 
-if TYPE_CHECKING:
-    from .reference import Norm
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **depthwise.ACTIVATIONS, 'gelu_tanh': partial(F.gelu, approximate='tanh')}
+
+
+class Norm(NamedTuple):
+    """A BatchNorm in evaluation mode without its bias: the means and variances are known.
+
+    Attributes:
+        mean, variance, weight: (C,): μ, σ², w.
+        eps: added to the variance.
+    """
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    eps: float
 
 
 def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,

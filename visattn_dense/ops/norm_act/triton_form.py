@@ -8,8 +8,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import Launch, once_for_a_size, power_of_two
 from ..registered import registered
-from .reference import Norm
-from .torch_form import ACTIVATIONS
+from .torch_form import ACTIVATIONS, Norm
 
 
 def why_not(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *, activation: str = 'none'
