@@ -1,5 +1,7 @@
 """benchmarks --host: passes on a GPU whose kernels do nothing."""
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from benchmarks import cli, plan, subjects
 from benchmarks.no_gpu import library, passes
 from benchmarks.options import Size
 from visattn_dense.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Launches of a forward pass that the project aims at. GiB above the weights, forward and training,
 # at commit 130a67d, before the Triton kernels of today; measured in the same way.
@@ -18,11 +22,24 @@ AIMS = {'CSWin:small': (600, .438, 8.166), 'BiFormer:small': (500, .406, 7.223),
 
 @pytest.fixture
 def suited(tmp_path):
-    """Skip where gcc or the headers are missing."""
+    """The environment; skip where gcc or the headers are missing."""
     try:
-        library.environment(tmp_path, 0)
+        return library.environment(tmp_path, 0)
     except UserError as error:
         pytest.skip(str(error))
+
+
+def test_prepared_launches_are_those_of_triton(suited):
+    run = subprocess.run([sys.executable, '-m', 'tests.same_launches'], cwd=ROOT, env=suited,
+                         capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    many, *kernels = run.stdout.split()
+    assert int(many) > 1000
+    assert kernels == [
+        'backward_kernel', 'convolve_kernel', 'focus_gradient_kernel', 'forward_kernel',
+        'key_gradient_kernel', 'norm_act_kernel', 'output_kernel', 'part_sum_kernel',
+        'product_kernel', 'query_gradient_kernel', 'statistics_kernel', 'summary_kernel',
+        'top_regions_kernel', 'weight_gradient_kernel']
 
 
 def test_few_launches_and_no_more_memory_than_before(suited):

@@ -56,10 +56,11 @@ def _compile(folder: Path) -> tuple[Path, Path]:
         raise UserError('this needs Linux, gcc, and a torch for CUDA from PyPI with the headers of '
                         f"NVIDIA's wheels; here: gcc {compiler or 'missing'}, torch "
                         f'{torch.__version__}, {len(headers)} of 3 headers in {wheels}')
-    (folder / 'crt').mkdir(parents=True, exist_ok=True)
-    (folder / 'crt' / 'host_defines.h').write_text(_HOST_DEFINES)
-    (folder / 'crt' / 'host_config.h').write_text('')
-    for name, text in (('libraries.c', _libraries(wheels)), ('rest.c', _driver())):
+    # Headers of the compiler, which are in no wheel that torch needs, and two sources.
+    for name, text in (('crt/host_defines.h', _HOST_DEFINES), ('crt/host_config.h', ''),
+                       ('nv/target', ''), ('libraries.c', _libraries(wheels)),
+                       ('rest.c', _driver())):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     common = [compiler, '-w', '-O2', '-fPIC', '-shared', f'-I{folder}',
               *(f'-I{path}' for path in dict.fromkeys(headers))]
@@ -72,47 +73,43 @@ def _compile(folder: Path) -> tuple[Path, Path]:
         if run.returncode:
             raise UserError(f'gcc cannot compile the library for torch {torch.__version__}: '
                             f'{run.stderr.strip()[-500:]}')
+    # For the linker, which old versions of Triton call.
+    (folder / 'libcuda.so').unlink(missing_ok=True)
+    (folder / 'libcuda.so').symlink_to(driver.name)
     return runtime, driver
 
 
 def _libraries(wheels: Path) -> str:
-    """The functions of NVIDIA's libraries that torch asks for and `runtime.c` does not define."""
+    """The functions of NVIDIA's libraries that torch asks for. Those of `runtime.c` come before."""
     lib = Path(torch.__file__).parent / 'lib'
     asked = {name for path in (*lib.glob('libtorch*.so'), lib / 'libc10_cuda.so')
              for name in _symbols(path, '--undefined-only')}
     known = {name for path in wheels.rglob('lib*.so.*') if re.match(
         r'lib(cudart|cublas|cublasLt|cudnn|cusparse|cusolver|curand|cufft)\.so', path.name)
         for name in _symbols(path, '--defined-only')}
-    names = {name for name in asked & known if _NVIDIA.match(name)} - _defined('runtime.c')
-    lines = ['void visattn_launch(void);']
-    for name in sorted(names):
+    lines = ['#define WEAK __attribute__((weak)) int', 'void visattn_launch(void);']
+    for name in sorted(name for name in asked & known if _NVIDIA.match(name)):
         if _PRODUCTS.fullmatch(name) or name.startswith('cudnnBatchNormalization'):
-            lines.append(f'int {name}() {{ visattn_launch(); return 0; }}')
+            lines.append(f'WEAK {name}() {{ visattn_launch(); return 0; }}')
         elif name.startswith('cudnnCreate'):
-            lines.append(f'int {name}(void **it) {{ *it = &visattn_launch; return 0; }}')
+            lines.append(f'WEAK {name}(void **it) {{ *it = &visattn_launch; return 0; }}')
         else:
-            lines.append(f'int {name}() {{ return 0; }}')
+            lines.append(f'WEAK {name}() {{ return 0; }}')
     return '\n'.join(lines) + '\n'
 
 
 def _driver() -> str:
-    """What Triton and torch ask of the driver, and `driver.c` does not define."""
+    """What Triton and torch ask of the driver. The functions of `driver.c` come before."""
     lib = Path(torch.__file__).parent / 'lib' / 'libcaffe2_nvrtc.so'
     names = {name for name in _symbols(lib, '--undefined-only') if re.match(r'cu[A-Z]', name)}
     names |= {'cuInit', 'cuCtxGetLimit', 'cuCtxSetLimit', 'cuCtxSetCurrent', 'cuFuncSetAttribute',
               'cuFuncSetCacheConfig', 'cuModuleUnload', 'cuOccupancyMaxActiveClusters',
               'cuPointerGetAttributes', 'cuTensorMapEncodeTiled', 'cuTensorMapEncodeIm2col',
               'cuTensorMapEncodeIm2colWide', 'cuGetErrorName', 'cuMemAlloc_v2', 'cuMemFree_v2'}
-    return '\n'.join(f'int {name}() {{ return 0; }}'
-                     for name in sorted(names - _defined('driver.c')))
+    return '\n'.join(f'__attribute__((weak)) int {name}() {{ return 0; }}\n'
+                     for name in sorted(names))
 
 
 def _symbols(library: Path, which: str) -> set[str]:
     run = subprocess.run(['nm', '-D', which, library], capture_output=True, text=True)
     return {line.split()[-1].split('@')[0] for line in run.stdout.splitlines() if line.strip()}
-
-
-def _defined(source: str) -> set[str]:
-    """The functions of a C file here: each begins at the start of a line."""
-    text = (HERE / source).read_text()
-    return set(re.findall(r'^(?!static)[\w *]*?\b(\w+)\(', text, re.M))

@@ -81,10 +81,9 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: int | float,
                  **constants: Any) -> None:
         self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
-        # Triton compiles another kernel for numbers of 64 bits. Triton 3.2 launches a compiled
-        # kernel in another way. Triton for AMD looks at the sizes of tensors too.
-        self._is_found_by_tensors = (HAS_TRITON and _triton_version() >= (3, 3)
-                                     and torch.version.hip is None and max(numbers) < 2**31)
+        # Triton compiles another kernel for numbers of 64 bits, and for AMD looks at the sizes of
+        # tensors too.
+        self._is_found_by_tensors = torch.version.hip is None and max(numbers) < 2**31
         self._compiled: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
@@ -110,9 +109,10 @@ class Launch:
             return
         compiled = self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
         if self._is_found_by_tensors and not INTERPRETED:
+            # A compiled kernel takes the constants too, but not that of Triton 3.2.
             names = self.kernel.arg_names[len(tensors) + len(self.numbers):]
-            self._compiled[key] = (compiled[(*self.grid, 1, 1)[:3]],
-                                   (*self.numbers, *(self.constants[name] for name in names)))
+            following = [self.constants[name] for name in names if _triton_version() >= (3, 3)]
+            self._compiled[key] = compiled[(*self.grid, 1, 1)[:3]], (*self.numbers, *following)
 
 
 once_for_a_size = functools.lru_cache(maxsize=4096)
