@@ -1,5 +1,6 @@
 """Transformer blocks in a row: one operator for the end of a block and the start of the next."""
 import copy
+import weakref
 from collections.abc import Callable
 from functools import wraps
 
@@ -15,6 +16,7 @@ from visattn_dense.backbones import BiFormer, CSWin, FLattenCSWin, T2TViT
 from visattn_dense.backbones.base import DenseBackbone
 from visattn_dense.layers import TransformerBlock
 from visattn_dense.layers.block import accepts_handover
+from visattn_dense.layers.half_weights import half_weights
 
 from .tiny_backbones import cross_arch
 
@@ -198,3 +200,56 @@ def test_only_the_last_block_in_a_row_adds_alone(family):
     assert deep['aten::add'] == shallow['aten::add']
     norm = 'visattn::add_norm_triton'
     assert deep[norm] == shallow[norm] + 2 * 3
+
+
+def cast_block(dim: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, dim))
+
+
+def test_frozen_weights_that_are_cast_stay_out_of_the_graph():
+    blocks = [cast_block() for _ in range(3)]
+    for frozen in (blocks[0], blocks[1][0], blocks[2]):
+        frozen.requires_grad_(False)
+    x = torch.randn(2, 4)
+    with torch.autocast('cpu', torch.bfloat16), half_weights(blocks, x):
+        outs = [x := block(x) for block in blocks[:2]]
+        assert [out.requires_grad for out in outs] == [False, True]
+        assert blocks[1][0].weight.dtype == blocks[1][2].weight.dtype == torch.bfloat16
+        assert not blocks[1][0].weight.requires_grad
+    assert all(type(p) is nn.Parameter for block in blocks for p in block.parameters())
+
+
+def test_a_gradient_of_a_gradient_goes_through_casts():
+    block, x = cast_block(), torch.randn(2, 4, requires_grad=True)
+    found = []
+    for blocks in ([block], []):
+        with torch.autocast('cpu', torch.bfloat16), half_weights(blocks, x):
+            out = block(x)
+        grad, = torch.autograd.grad(out.square().sum(), block[0].weight, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), [x, *block.parameters()]))
+    for ours, autocast in zip(*found, strict=True):
+        assert torch.equal(ours, autocast) and ours.abs().sum() > 0
+
+
+def test_a_layer_that_was_replaced_is_freed_and_a_layer_by_itself_is_too():
+    block, alone, x = cast_block(), nn.Linear(4, 4), torch.randn(2, 4)
+    gone = weakref.ref(block[0]), weakref.ref(alone)
+    with torch.autocast('cpu', torch.bfloat16), half_weights([block, alone], x):
+        block(x)
+    block[0] = nn.Linear(4, 4)
+    del alone
+    assert [each() for each in gone] == [None, None]
+    with torch.autocast('cpu', torch.bfloat16), half_weights([block], x):
+        assert block(x).shape == (2, 4)
+
+
+def test_hooks_in_training_see_the_parameters_of_other_blocks():
+    """Weights of several blocks are cast together only where nobody can look at them."""
+    model, seen = CSWin('tiny', drop_path_rate=0.), []
+    other = model.stage2[1].mlp.fc1
+    model.stage2[0].register_forward_hook(lambda *_: seen.append(type(other.weight)))
+    for training in (True, False):
+        with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(training):
+            model.train(training)(torch.randn(1, 3, 32, 32))
+    assert seen == [nn.Parameter] * 2

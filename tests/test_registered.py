@@ -101,10 +101,28 @@ def test_some_tensors_need_no_gradient():
 
 
 def test_a_second_gradient_is_refused():
+    """By every way: nothing may leave out a part of the gradient."""
+    x, w, u, b = arguments(1)
+    for again in (lambda loss: loss.backward(), lambda loss: loss.backward(inputs=[w]),
+                  lambda loss: torch.autograd.grad(loss, w)):
+        out = call([x, w, u, b])[0]
+        grad, = torch.autograd.grad(out.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match='no autograd formula'):
+            again(out.sum() + grad.square().sum())
+
+
+def test_batched_gradients():
     tensors = arguments(1)
-    grad, = torch.autograd.grad(call(tensors)[0].sum(), tensors[:1], create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.sum(), tensors[1:2])
+    out = call(tensors)[0]
+    weights = torch.eye(5, dtype=torch.float64)
+    expected = torch.stack([torch.autograd.grad(out, tensors[0], row, retain_graph=True)[0]
+                            for row in weights])
+    try:
+        found, = torch.autograd.grad(out, tensors[0], weights, is_grads_batched=True)
+    except RuntimeError as error:                             # torch, not a pointer to nothing
+        assert 'data pointer' not in str(error)
+    else:
+        torch.testing.assert_close(found, expected)
 
 
 def test_modes_and_tracers_see_the_operator():

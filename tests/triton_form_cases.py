@@ -383,10 +383,13 @@ def test_regions_are_distinct_whatever_the_logits():
     q, k = random(1, 5, 16), random(1, 5, 16)
     q[0, 0], q[0, 1], k[0, 3] = float('nan'), 0, float('inf')
     with use_implementation('triton', operator='top_regions'):
-        index = top_regions(q, k, count=5, scale=1.)[1]
+        logits, index = top_regions(q, k, count=5, scale=1.)
+        assert logits[0, 0].isnan().all() and logits[0, 2, 0] == logits[0, 2].nan_to_num(-1e9).max()
         assert torch.equal(index.sort(-1).values, torch.arange(5, device=DEVICE).expand(1, 5, 5))
         with pytest.raises(ValueError, match='gradient'):
-            top_regions(q.requires_grad_(), k, count=5, scale=1.)
+            top_regions(q.clone().requires_grad_(), k, count=5, scale=1.)
+        with pytest.raises(ValueError, match='different shapes'):
+            top_regions(q, k[:, :4], count=4, scale=1.)
         with pytest.raises(ValueError, match='more than 256 regions'):
             top_regions(random(1, 289, 8), random(1, 289, 8), count=4, scale=1.)
 

@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
-from visattn_dense.layers.block import Handover, accepts_handover
+from visattn_dense.layers.block import Handover, accepts_handover, is_called_plainly
 from visattn_dense.layers.graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 
 _CAST_TOGETHER = 8
-"""Blocks whose weights autocast casts in one launch, which takes 64 tensors."""
+"""Blocks whose weights are cast together inside autocast: one launch takes 64 tensors."""
 
 # What other projects call an argument, and what a user does here.
 _ELSEWHERE = {
@@ -173,6 +173,7 @@ class DenseBackbone(nn.Module, Replayable):
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         """One block after another, with the weights of several cast in one launch inside autocast.
 
+        For training, and where something watches a block, the weights of each block are cast alone.
         With `with_cp`, backward computes the activations of each block again. Else, where a
         `TransformerBlock` follows another, the last sum of the first and norm1 of the second are
         one operator (`Handover`). They stay two while torch.compile traces: its graphs need not
@@ -183,14 +184,15 @@ class DenseBackbone(nn.Module, Replayable):
             for block in blocks:
                 x = self._run_again(block, x)
             return x
-        norms = [block.norm1 if accepts_handover(block) and not torch.compiler.is_compiling()
-                 else None for block in blocks]
+        plain = not torch.compiler.is_compiling()
+        norms = [block.norm1 if plain and accepts_handover(block) else None for block in blocks]
         entries = list(zip(blocks, norms, [*norms, None][1:], strict=True))
         handover = Handover()
-        for first in range(0, len(blocks), _CAST_TOGETHER):
-            end = first + _CAST_TOGETHER
-            with half_weights(blocks[first:end], x):
-                for block, norm1, following in entries[first:end]:
+        plain = plain and not torch.is_grad_enabled() and all(map(is_called_plainly, blocks))
+        together = _CAST_TOGETHER if plain else 1
+        for first in range(0, len(blocks), together):
+            with half_weights(blocks[first:first + together], x):
+                for block, norm1, following in entries[first:first + together]:
                     handover.following = following
                     # A block without an entry in `norms` knows x alone.
                     x = block(x) if norm1 is None else block(x, handover)

@@ -1,12 +1,11 @@
 """Inside autocast: cast the weights of several blocks in one launch, instead of one for each."""
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from visattn_dense.ops import UsesOperators
@@ -23,8 +22,10 @@ class _Cast(torch.autograd.Function):
         return tuple(_copies(tensors, [dtype] * len(tensors)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():                      # a gradient of the gradient may follow
+            return None, *(grad if grad is None else grad.to(dtype)
+                           for grad, dtype in zip(grads, ctx.dtypes, strict=True))
         at = [i for i, grad in enumerate(grads) if grad is not None]
         found: list[Tensor | None] = [None] * len(grads)
         for i, grad in zip(at, _copies([grads[i] for i in at], [ctx.dtypes[i] for i in at]),
@@ -65,39 +66,45 @@ class _CastWeights:
     """A context in which the layers of blocks have cast weights."""
 
     def __init__(self, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self._named = [(layer.__dict__, name) for block in blocks for layer in _casting(block)
-                       for name, weight in layer._parameters.items()
-                       if _is_plain(weight) and weight.dtype == torch.float32]
         self._dtype = dtype
+        self._named = [(layer.__dict__, name, weight) for block in blocks
+                       for layer in _casting(block) for name, weight in layer._parameters.items()
+                       if _is_plain(weight) and weight.dtype == torch.float32]
 
     def __enter__(self) -> None:
+        # Frozen weights stay out of the graph.
+        trains = torch.is_grad_enabled()
+        self._hide([each for each in self._named if trains and each[2].requires_grad], _Cast.apply)
+        self._hide([each for each in self._named if not (trains and each[2].requires_grad)],
+                   lambda dtype, *weights: _copies(weights, [dtype] * len(weights)))
+
+    def _hide(self, named: list[tuple[dict[str, Any], str, Tensor]],
+              cast: Callable[..., Sequence[Tensor]]) -> None:
         # An attribute of the instance hides the parameter of that name. Another thread that runs
         # the same block may take the attribute away: then autocast casts the parameter, to the same
         # values.
-        weights = [layer['_parameters'][name] for layer, name in self._named]
-        trains = torch.is_grad_enabled() and any([weight.requires_grad for weight in weights])
-        casts = (_Cast.apply(self._dtype, *weights) if trains else
-                 _copies(weights, [self._dtype] * len(weights)))
-        for (layer, name), cast in zip(self._named, casts, strict=True):
-            layer[name] = cast
+        if named:
+            for (layer, name, _), copy in zip(
+                    named, cast(self._dtype, *(weight for *_, weight in named)), strict=True):
+                layer[name] = copy
 
     def __exit__(self, *_: Any) -> None:
-        for layer, name in self._named:
+        for layer, name, _ in self._named:
             layer.pop(name, None)
 
 
-def _casting(block: nn.Module) -> list[nn.Module]:
+def _casting(block: nn.Module) -> Iterator[nn.Module]:
     """The layers of a block that autocast casts. To find them takes longer on the host than to
     cast, so the list is kept. A layer that has taken the place of another casts its own weight."""
     layers = _layers.get(block)
     if layers is None:
         layers = _layers[block] = [
-            layer for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+            ref(layer) for layer in block.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
             and not isinstance(layer, UsesOperators)]
-    return layers
+    return (layer for each in layers if (layer := each()) is not None)
 
 
-_layers: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+_layers: WeakKeyDictionary[nn.Module, list[ref]] = WeakKeyDictionary()
 
 
 def _is_plain(weight: Tensor | None) -> bool:

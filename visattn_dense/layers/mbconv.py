@@ -134,7 +134,8 @@ def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if type(norm) is nn.BatchNorm2d:
-        suits = not norm.training and norm.affine and norm.running_mean is not None
+        suits = not norm.training and all(
+            t is not None for t in (norm.running_mean, norm.running_var, norm.weight))
     else:
         suits = type(norm) is nn.Identity
     return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d) and _activation(act) is not None

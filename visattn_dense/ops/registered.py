@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None), int, float, bool, str, list, torch.dtype))
@@ -46,9 +45,10 @@ class Registered:
 
     def register_autograd(self, backward: Callable[..., Any], *,
                           setup_context: Callable[..., None]) -> None:
-        """The gradient, once differentiable, as for `torch.library.register_autograd`.
+        """The gradient, as for `torch.library.register_autograd`.
 
-        `ctx.needs_input_grad` is for operators without lists of tensors.
+        `backward` calls another operator, which has no gradient: so a gradient of the gradient is
+        an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors.
         """
         self._registered.register_autograd(backward, setup_context=setup_context)
         self._apply = _gradient(self._function, backward, setup_context)
@@ -67,8 +67,14 @@ def registered(name: str, schema: str | None = None) -> Callable[[Callable[..., 
 
 
 def _are_plain(args: Sequence[Any]) -> bool:
+    """Whether a direct call can read the memory of all tensors."""
     for arg in args:
-        if type(arg) not in _PLAIN or (type(arg) is list and not _are_plain(arg)):
+        kind = type(arg)
+        if kind is Tensor:
+            # Autograd batches gradients with tensors of this class (is_grads_batched).
+            if torch._C._functorch.is_legacy_batchedtensor(arg):
+                return False
+        elif kind not in _PLAIN or (kind is list and not _are_plain(arg)):
             return False
     return True
 
@@ -99,7 +105,6 @@ def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
             return output
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             found = backward(ctx, *grads)
             if not ctx.lists:

@@ -15,6 +15,8 @@ def why_not(q: Tensor, k: Tensor, *, count: int, scale: float) -> str | None:
     reason = launching.why_not(q, k, alike=True)
     if reason is None and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         reason = 'a gradient is needed'
+    if reason is None and q.shape != k.shape:
+        reason = 'q and k have different shapes'
     if reason is None and k.shape[1] > MAX_REGIONS:
         reason = f'there are more than {MAX_REGIONS} regions'
     return reason

@@ -3,8 +3,8 @@
     logits_rs = q_r · k_s · scale
 
 A program computes the logits of BLOCK regions r to all R regions s in registers, and takes COUNT
-times the largest that is left in each row. Of equal logits, the first comes first. A logit that is
-no number counts as the smallest, so the COUNT regions of a row are always different ones.
+times the largest that is left in each row. Of equal logits, the first comes first. In the choice, a
+logit that is no number counts as the smallest, so the COUNT regions of a row are always different.
 
 The strides `q_b` to `k_r` count in units of UNIT numbers. Sums are float32. TF32 holds every
 bfloat16 and float16, so products of these are exact on the matrix units.
@@ -32,11 +32,13 @@ def top_regions_kernel(q, k, logits, index, scale, R, q_b, q_r, k_b, k_r, Q: tl.
         b = tl.load(of_k + start, mask=(other < R)[None, :] & real[:, None],
                     other=0.).to(tl.float32)
         total += tl.dot(a, b, input_precision=PRECISION)
-    total = tl.maximum(total * scale, _SMALLEST)
-    total = tl.where((other < R)[None, :], total, float('-inf'))
+    total *= scale
+    left = tl.where((other < R)[None, :], tl.maximum(total, _SMALLEST), float('-inf'))
     place = (image * R + row) * COUNT
     for nth in range(COUNT):
-        largest, at = tl.max(total, 1, return_indices=True)
+        _, at = tl.max(left, 1, return_indices=True)
+        chosen = other[None, :] == at[:, None]
+        largest = tl.sum(tl.where(chosen, total, 0.), 1)
         tl.store(logits + place + nth, largest.to(logits.dtype.element_ty), mask=row < R)
         tl.store(index + place + nth, at.to(tl.int64), mask=row < R)
-        total = tl.where(other[None, :] == at[:, None], float('-inf'), total)
+        left = tl.where(chosen, float('-inf'), left)
