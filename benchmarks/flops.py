@@ -50,6 +50,9 @@ def formulas() -> dict:
              torch.ops.visattn.group_attention: _group_attention,
              torch.ops.visattn.window_attention: _window_attention,
              torch.ops.visattn.depthwise_triton: _depthwise,
+             torch.ops.visattn.grouped_pointwise_triton: _grouped_pointwise,
+             torch.ops.visattn.linear_attention_triton: _linear_attention,
+             torch.ops.visattn.top_regions_triton: _routing,
              torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     return {operator: formula for operator, formula in known.items()
             if operator not in flop_registry}
@@ -81,9 +84,40 @@ def _group_attention(query: Shape, key: Shape, value: Shape, index: Shape | None
     return 2 * math.prod(query[:3]) * keys * (query[3] + value[3])
 
 
-def _depthwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs) -> int:
-    """k × k taps of each channel of the result."""
-    return 2 * math.prod(out_shape) * weight[-1]**2
+def _depthwise(x: Shape, weight: Shape, bias: Shape | None, onto: Shape | None, plus_input: bool,
+               stride: int, window: Sequence[int], *args, out_shape=None, **kwargs) -> int:
+    """k × k taps of each channel of the result; the padding of windows is counted."""
+    batch, rows, columns, channels = out_shape
+    if window:
+        height, width = window[:2]
+        rows, columns = -(-rows // height) * height, -(-columns // width) * width
+    return 2 * batch * rows * columns * channels * weight[-1]**2
+
+
+def _grouped_pointwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs) -> int:
+    """Each number of the result is a product of the weights (C', C/groups) of one channel."""
+    return 2 * math.prod(out_shape) * weight[1]
+
+
+def _linear_attention(query: Shape, key: Shape | None, value: Shape | None, matrix: Shape | None,
+                      position: Shape | None, scale: Shape | None, onto: Shape | None,
+                      window: Sequence[int], *args, out_shape=None, **kwargs) -> int:
+    """Sums over the keys, then products with them; random features of q and of k before.
+
+    q is (B, H, W, h, d), or (B, H, W, 3, h, d) with k and v. The padding of windows is counted.
+    """
+    batch, rows, columns, *_, heads, dim = query
+    height, width = window[:2]
+    tokens = batch * -(-rows // height) * height * -(-columns // width) * width * heads
+    features = dim if matrix is None else matrix[0]
+    made = 0 if matrix is None else 2 * dim * features
+    return 2 * tokens * (2 * features * dim + features + made)
+
+
+def _routing(query: Shape, key: Shape, *args, out_shape=None, **kwargs) -> int:
+    """q kᵀ for (B, R, Q) each."""
+    batch, regions, channels = query
+    return 2 * batch * regions * key[1] * channels
 
 
 def _window_attention(qkv: Shape, kernels: Sequence[Shape], biases: Sequence[Shape],

@@ -17,9 +17,13 @@ from visattn_dense import backbones
 from visattn_dense.attention import (
     BiLevelRoutingAttention,
     CrossShapedWindowAttention,
+    FocusedLinearAttention,
+    LiteMLA,
     SelfAttention,
+    TokenPerformer,
     routed_attention,
 )
+from visattn_dense.layers import ConvNormAct
 
 CPU = torch.device('cpu')
 
@@ -43,7 +47,11 @@ def test_flops_of_routed_attention_by_hand():
 @pytest.mark.parametrize('module, shape', [
     (lambda: CrossShapedWindowAttention(32, 2, stripe_width=7), (2, 20, 33, 32)),
     (lambda: BiLevelRoutingAttention(32, 2, n_win=4, topk=3), (2, 20, 32, 32)),
-    (lambda: SelfAttention(32, 2), (2, 5, 7, 32))])
+    (lambda: SelfAttention(32, 2), (2, 5, 7, 32)),
+    (lambda: LiteMLA(32, 2), (2, 32, 5, 7)),
+    (lambda: FocusedLinearAttention(32, 2, native_size=(14, 14), stripe_width=3), (2, 5, 7, 32)),
+    (lambda: TokenPerformer(24, 16), (2, 5, 7, 24)),
+    (lambda: ConvNormAct(8, 8, 3, act='hardswish').eval(), (2, 8, 5, 7))])
 def test_flops_are_the_same_on_a_gpu_that_is_not_there(module, shape):
     """The Triton operators count what the operators of torch count on another device."""
     counts = []
