@@ -184,12 +184,12 @@ class DenseBackbone(nn.Module, Replayable):
             for block in blocks:
                 x = self._run_again(block, x)
             return x
-        plain = not torch.compiler.is_compiling()
-        norms = [block.norm1 if plain and accepts_handover(block) else None for block in blocks]
+        traced = torch.compiler.is_compiling()
+        norms = [None if traced or not accepts_handover(block) else block.norm1 for block in blocks]
         entries = list(zip(blocks, norms, [*norms, None][1:], strict=True))
         handover = Handover()
-        plain = plain and not torch.is_grad_enabled() and all(map(is_called_plainly, blocks))
-        together = _CAST_TOGETHER if plain else 1
+        alone = traced or torch.is_grad_enabled() or not all(map(is_called_plainly, blocks))
+        together = 1 if alone else _CAST_TOGETHER
         for first in range(0, len(blocks), together):
             with half_weights(blocks[first:first + together], x):
                 for block, norm1, following in entries[first:first + together]:

@@ -11,6 +11,8 @@ choose            which form of an operator computes, and `use_implementation`, 
 kept              keeps what a form prepares from a weight from one call to the next
 launching         whether Triton can compute here, and the launch of its kernels
 registered        makes a form an operator of torch, which calls reach past torch's dispatcher
+triton_activations
+                  what several Triton kernels apply to their results
 native            the kernels in C++ for inference on a CPU, compiled on the user's machine
 padding           zero-padding of an NHWC map to multiples, and the crop that removes the padding
 windows           cuts an NHWC map into windows or stripes, and merges windows

@@ -37,8 +37,7 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
         # What torch's LayerNorm gives.
         autocast = x.is_cuda and torch.is_autocast_enabled('cuda')
         dtype = torch.float32 if autocast else _sum_dtype(x, update)
-    total, normed, _ = _forward(
-        x, update, scale, weight, bias, eps, dtype)
+    total, normed, _ = _forward(x, update, scale, weight, bias, eps, dtype)
     return x if update is None else total, normed
 
 

@@ -24,6 +24,8 @@ sums the tiles p, p + P, p + 2P, ... of P programs into row p of `shares`. The c
 import triton
 import triton.language as tl
 
+from ..triton_activations import activate
+
 _SIZES = ['H', 'W', 'OH', 'OW', 'PLACES', 'SEGMENTS', 'STRIPS', 'h', 'w', 'top', 'left',
           'x_b', 'x_y', 'x_x', 'g_b', 'g_y', 'g_x']
 _STRIP = tl.constexpr(4)
@@ -97,10 +99,7 @@ def _finish(total, out, bias, onto, line, column, there, first, last, channel, r
     inside = (there & (column >= first) & (column < last))[:, None] & real[None, :]
     if onto is not None:
         total += tl.load(onto + place, mask=inside, other=0.).to(tl.float32)
-    if ACTIVATION == 'relu':
-        total = tl.maximum(total, 0.)
-    if ACTIVATION == 'hardswish':
-        total *= tl.minimum(tl.maximum(total + 3, 0.), 6.) / 6
+    total = activate(total, ACTIVATION)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 

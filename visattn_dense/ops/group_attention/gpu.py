@@ -107,9 +107,9 @@ class _Parts(NamedTuple):
     def results(self, qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """For the results of `_windows`."""
         batch, height, width, _, channels = qkv.shape
-        out = torch.empty(batch, height, width, channels, dtype=qkv.dtype, device=qkv.device)
+        out = empty((batch, height, width, channels), qkv)
         return (out, torch.empty_like(out) if keep else out.new_empty(0),
-                torch.empty(sum(self.counts), dtype=torch.float32, device=qkv.device))
+                empty((sum(self.counts),), qkv, torch.float32))
 
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
         """The channels of each kind."""

@@ -8,6 +8,8 @@ channels. All arithmetic is float32. Without μ there is no norm; b may be None.
 import triton
 import triton.language as tl
 
+from ..triton_activations import activate
+
 
 @triton.jit(do_not_specialize=['P'])
 def norm_act_kernel(x, mean, variance, weight, bias, out, eps, P, C: tl.constexpr,
@@ -25,12 +27,5 @@ def norm_act_kernel(x, mean, variance, weight, bias, out, eps, P, C: tl.constexp
         value = (value - centre[None, :]) * (factor / tl.sqrt(spread + eps))[None, :]
     if bias is not None:
         value += tl.load(bias + channel, mask=real, other=0.).to(tl.float32)[None, :]
-    if ACTIVATION == 'relu':
-        value = tl.maximum(value, 0.)
-    if ACTIVATION == 'hardswish':
-        value *= tl.minimum(tl.maximum(value + 3, 0.), 6.) / 6
-    if ACTIVATION == 'gelu_tanh':
-        # x (1 + tanh u) / 2 is x · sigmoid(2u).
-        u = 0.7978845608028654 * (value + 0.044715 * value * value * value)
-        value /= 1 + tl.exp(-2 * u)
+    value = activate(value, ACTIVATION)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
