@@ -2,9 +2,9 @@
 
 The model runs on fake tensors of the device 'cuda': shapes, dtypes and the choice of each
 operator's form are those of a GPU, and nothing is computed. Every operator that is no view is one
-launch; linear attention starts three kernels or four, stripes of two directions start two. An
-operator reads its arguments and writes its results once. It takes at least
-max(bytes / bandwidth, FLOPs / rate); the sum of these times is the floor of the pass.
+launch; linear attention starts three kernels or four. An operator reads its arguments and writes
+its results once. It takes at least max(bytes / bandwidth, FLOPs / rate); the sum of these times is
+the floor of the pass.
 Backward is not counted: autograd needs a real GPU for tensors on 'cuda'.
 
 What the count cannot see: convolutions that cuDNN splits into several launches, the workspace that
@@ -106,8 +106,6 @@ def _kernels(name: str, args: tuple) -> int:
     """How many kernels the operator starts."""
     if name == 'visattn::linear_attention_triton':      # norms of focused features; S, z; sum; out
         return 4 if args[-1] == 'focused' else 3
-    if name == 'visattn::window_attention':             # one for each kind of windows
-        return len(args[1])
     if name == 'aten::convolution' and args[2] is not None:
         return 2                                        # torch adds the bias apart
     if name == 'aten::native_batch_norm' and not args[5]:

@@ -166,12 +166,13 @@ def counted(code: str) -> tuple[int, list[int], int]:
 # The cases.
 
 def windows(dtype: torch.dtype, head_dim: int) -> Tensor:
-    """Vertical stripes with LePE, as in CSWin's third stage."""
+    """Stripes of both directions with LePE, as in CSWin's third stage."""
     from visattn_dense.ops.group_attention import gpu
     qkv = torch.empty(1, 32, 32, 3, 2 * head_dim, dtype=dtype, requires_grad=True)
-    kernel = torch.empty(2 * head_dim, 1, 3, 3, requires_grad=True)
-    bias = torch.empty(2 * head_dim, requires_grad=True)
-    return gpu.window_attention(qkv, [(32, 7)], num_heads=2, kernels=[kernel], biases=[bias])
+    kernels = [torch.empty(head_dim, 1, 3, 3, requires_grad=True) for _ in range(2)]
+    biases = [torch.empty(head_dim, requires_grad=True) for _ in range(2)]
+    return gpu.window_attention(qkv, [(32, 7), (7, 32)], num_heads=2, kernels=kernels,
+                                biases=biases)
 
 
 def whole_maps(dtype: torch.dtype, head_dim: int) -> Tensor:

@@ -12,7 +12,12 @@ from visattn_dense.attention import CrossShapedWindowAttention
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.ops import use_implementation
 from visattn_dense.ops.choose import decisions
-from visattn_dense.ops.group_attention import full_attention, region_attention, window_attention
+from visattn_dense.ops.group_attention import (
+    full_attention,
+    gpu,
+    region_attention,
+    window_attention,
+)
 from visattn_dense.ops.group_attention.fused import fused_attention
 
 from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
@@ -84,7 +89,8 @@ WINDOWS = {
     'one window': (1, 3, 5, [(3, 5)], 1, 7, 5, True),
     'several tiles': (1, 11, 13, [(11, 12)], 1, 24, 3, True),
     'two directions': (2, 4, 5, [(4, 2), (3, 5)], 4, 3, 3, True),
-    'three kinds': (1, 3, 4, [(3, 1), (1, 4), (2, 2)], 3, 5, 3, False),
+    'small and large windows': (2, 9, 15, [(2, 15), (9, 8)], 2, 4, 5, True),
+    'large and small windows': (1, 9, 15, [(9, 8), (1, 15)], 4, 16, 3, False),
     'one bias of two': (1, 3, 4, [(3, 1), (2, 4)], 2, 3, 3, 'first'),
 }
 
@@ -103,10 +109,28 @@ def test_windows_are_the_equation(name, padding_counts):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_windows_in_half_precision(dtype):
+@pytest.mark.parametrize('windows', [[(9, 7)], [(9, 3), (5, 10)]])
+def test_windows_in_half_precision(windows, dtype):
     """The parameters stay in float32, as under autocast."""
-    check(window_attention, [surrounded(1, 9, 10, 3, 32, dtype=dtype)], windows=[(9, 7)],
-          num_heads=1, kernels=[learned(32, 1, 3, 3)], biases=[learned(32)], scale=.3)
+    kinds = len(windows)
+    check(window_attention, [surrounded(1, 9, 10, 3, 32 * kinds, dtype=dtype)], windows=windows,
+          num_heads=kinds, kernels=[learned(32, 1, 3, 3) for _ in windows],
+          biases=[learned(32) for _ in windows], scale=.3)
+
+
+@pytest.mark.parametrize('windows, sides, reason', [
+    ([(3, 1), (1, 4), (2, 2)], (3, 3, 3), 'more than two kinds'),
+    ([(3, 1), (1, 4)], (3, 5), 'differ in their sides'),
+    ([(3, 1)], (9,), 'not one of')])
+def test_other_windows_are_left_to_torch(windows, sides, reason):
+    kinds = len(windows)
+    kernels = [torch.randn(6 // kinds, 1, side, side, device=DEVICE) for side in sides]
+    arguments = dict(windows=windows, num_heads=kinds, kernels=kernels, biases=[None] * kinds)
+    qkv = torch.randn(1, 3, 4, 3, 6, device=DEVICE)
+    assert reason in gpu.why_not_windows(qkv, **arguments)
+    with use_implementation('auto'):
+        torch.testing.assert_close(window_attention(qkv, **arguments),
+                                   window_attention(qkv, mode='reference', **arguments))
 
 
 def test_padding_beside_very_low_and_very_high_logits():

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -84,7 +84,8 @@ class Launch:
         # Triton compiles another kernel for numbers of 64 bits, and for AMD looks at the sizes of
         # tensors too.
         self._is_found_by_tensors = torch.version.hip is None and max(numbers) < 2**31
-        self._compiled: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}
+        self._grid = (*grid, 1, 1)[:3]
+        self._compiled: dict[Any, tuple[Any, ...]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch on the device of the tensors, or record the launch."""
@@ -103,16 +104,40 @@ class Launch:
         key = device, *[t if t is None else t.dtype if t.data_ptr() % 16 == 0 else (t.dtype,)
                         for t in tensors]
         found = self._compiled.get(key)
-        if found is not None:
-            run, rest = found
-            run(*tensors, *rest)
+        if found is not None and not _hooks_listen():
+            run, function, packed, rest = found
+            # What Triton's own launch passes; None stands for its hooks.
+            run(*self._grid, torch._C._cuda_getCurrentRawStream(device), function, packed,
+                None, None, None, *tensors, *rest)
             return
         compiled = self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
         if self._is_found_by_tensors and not INTERPRETED:
             # A compiled kernel takes the constants too, but not that of Triton 3.2.
             names = self.kernel.arg_names[len(tensors) + len(self.numbers):]
             following = [self.constants[name] for name in names if _triton_version() >= (3, 3)]
-            self._compiled[key] = compiled[(*self.grid, 1, 1)[:3]], (*self.numbers, *following)
+            self._compiled[key] = (compiled.run, compiled.function, compiled.packed_metadata,
+                                   (*self.numbers, *following))
+
+
+def _hooks_listen() -> bool:
+    """Whether a profiler of Triton has to hear of each launch."""
+    holder = _hook_holder()
+    return _calls(holder.launch_enter_hook) or _calls(holder.launch_exit_hook)
+
+
+def _calls(hook: Any) -> bool:
+    # New versions of Triton have a chain of hooks, which may be empty.
+    return hook is not None and bool(getattr(hook, 'calls', True))
+
+
+@functools.cache
+def _hook_holder() -> Any:
+    try:
+        from triton import knobs
+        return knobs.runtime
+    except ImportError:                              # Triton 3.3 and before
+        from triton.compiler import CompiledKernel
+        return CompiledKernel
 
 
 once_for_a_size = functools.lru_cache(maxsize=4096)

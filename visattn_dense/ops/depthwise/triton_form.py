@@ -110,53 +110,72 @@ def _convolve_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Si
                   ACTIVATION=activation)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, side: int, stride: int, window: Sequence[int]
-                    ) -> Tensor:
-    """The gradient of the kernel (C, 1, k, k), then that of the bias (C,): ((k² + 1) C,) float32.
+def weight_gradients(grads: Sequence[Tensor], inputs: Sequence[Tensor], side: int, stride: int,
+                     windows: Sequence[Sequence[int]]) -> Tensor:
+    """For each of some convolutions: the gradient of the kernel (C, 1, k, k), then of the bias.
 
     See `kernel_and_bias`.
 
     Args:
-        grad, x: (B, H, W, C) by any strides, channels side by side.
+        grads, inputs: (B, H, W, C) by any strides, channels side by side, of equal shapes.
         side: k.
-        window: h, w of the windows and the corner of the first, or nothing.
+        windows: h, w of the windows and the corner of the first, or nothing.
+
+    Returns:
+        (convolutions, (k² + 1) C), float32.
     """
-    channels = x.shape[-1]
-    if grad.numel() == 0:
-        return x.new_zeros((side**2 + 1) * channels, dtype=torch.float32)
-    window = _cutting(window, x)
-    swapped = bool(window) and window[1] < _STRIP <= window[0]
-    if swapped:
-        # Narrow windows: the strips go down the columns.
-        h, w, top, left = window
-        grad, x, window = grad.transpose(1, 2), x.transpose(1, 2), (w, h, left, top)
-    launch = _weight_launch(x.shape, x.stride(), grad.shape[1:3], grad.stride(), side, stride,
-                            window, swapped)
-    shares = empty((launch.grid[0], (side**2 + 1) * channels), x, torch.float32)
-    launch(x, grad, shares)
-    return shares.sum(0)
+    x, numbers = inputs[0], (side**2 + 1) * inputs[0].shape[-1]
+    if grads[0].numel() == 0:
+        return x.new_zeros((len(inputs), numbers), dtype=torch.float32)
+    windows = tuple([_cutting(window, x) for window in windows])
+    launches = _weight_launches(x.shape, x.stride(), grads[0].shape, grads[0].stride(), side,
+                                stride, windows)
+    shares = empty((len(inputs), launches[0].launch.grid[0], numbers), x, torch.float32)
+    for each, x, grad, own in zip(launches, inputs, grads, shares.unbind(), strict=True):
+        if each.swapped:
+            x, grad = x.transpose(1, 2), grad.transpose(1, 2)
+        each.launch(x, grad, own)
+    return shares.sum(1)
 
 
 def kernel_and_bias(gradients: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts of what `weight_gradient` gives, in the dtype of the kernel (C, 1, k, k)."""
+    """The parts of a row of `weight_gradients`, in the dtype of the kernel (C, 1, k, k)."""
     gradients = gradients.to(kernel.dtype)
     return gradients[:-len(kernel)].view(kernel.shape), gradients[-len(kernel):]
 
 
+class _WeightLaunch(NamedTuple):
+    """`swapped`: the kernel reads transposed maps, since the strips go down narrow windows."""
+    launch: Launch
+    swapped: bool
+
+
 @once_for_a_size
-def _weight_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Size,
-                   grad_strides: tuple[int, ...], side: int, stride: int, window: tuple[int, ...],
-                   swapped: bool) -> Launch:
+def _weight_launches(shape: torch.Size, strides: tuple[int, ...], size: torch.Size,
+                     grad_strides: tuple[int, ...], side: int, stride: int,
+                     windows: tuple[tuple[int, ...], ...]) -> list[_WeightLaunch]:
     from .triton_kernels import weight_gradient_kernel
-    found = _Strips.of(shape, size, window)
-    strides, unit = in_units([*strides[:3], *grad_strides[:3]])
-    blocks = -(-shape[3] // found.block_c)
+    prepared = []
+    for window in windows:
+        swapped = bool(window) and window[1] < _STRIP <= window[0]
+        maps = shape, strides, size, grad_strides
+        if swapped:
+            maps = [(each[0], each[2], each[1], each[3]) for each in maps]
+            h, w, top, left = window
+            window = w, h, left, top
+        prepared.append((swapped, maps, window, _Strips.of(maps[0], maps[2][1:3], window)))
+    strips = [found for *_, found in prepared]
+    blocks = -(-shape[3] // strips[0].block_c)
     # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
-    programs = min(found.tiles, max(16, 2048 // (blocks * side)))
-    return Launch(weight_gradient_kernel, (programs, blocks, side), *found.sizes, *strides,
-                  C=shape[3], K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit,
-                  SWAPPED=swapped, BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4,
-                  enable_fp_fusion=True)
+    programs = min(max(found.tiles for found in strips), max(16, 2048 // (blocks * side)))
+    launches = []
+    for swapped, (_, of_x, _, of_grad), window, found in prepared:
+        of_maps, unit = in_units([*of_x[:3], *of_grad[:3]])
+        launches.append(_WeightLaunch(Launch(
+            weight_gradient_kernel, (programs, blocks, side), *found.sizes, *of_maps, C=shape[3],
+            K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit, SWAPPED=swapped,
+            BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True), swapped))
+    return launches
 
 
 @registered(
@@ -194,7 +213,7 @@ def _(grad, x, weight, plus_input, stride, window):
     'visattn::depthwise_triton_weight_gradient',
     '(Tensor grad, Tensor x, Tensor weight, int stride, SymInt[] window) -> Tensor')
 def _weight_gradient(grad, x, weight, stride, window):
-    return weight_gradient(readable(grad), x, weight.shape[-1], stride, window)
+    return weight_gradients([readable(grad)], [x], weight.shape[-1], stride, [window])[0]
 
 
 @_weight_gradient.register_fake

@@ -8,9 +8,7 @@ loop and no kernel.
 Why a Triton form cannot compute: `why_not_full`, `why_not_windows`, `why_not_regions` and
 `why_not_routed`, with the arguments of the forms.
 """
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from ..launching import empty, once_for_a_size, readable
 from ..precision import autocast_dtype
 from ..registered import registered
 from ..windows import Window, pool_regions
-from .triton_launch import Grid, Groups, attend, gradients, statistics
+from .triton_launch import Grid, Groups, attend, gradients
 
 MAX_HEAD_DIM = 128
 MAX_TOKENS = 2**20
@@ -55,9 +53,12 @@ def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: 
 def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
                     kernels: Sequence[Tensor], scale: float | None = None,
                     **_: object) -> str | None:
-    for kernel in kernels:
-        if kernel.shape[-1] not in depthwise_form.SIDES:
-            return f'the side of the convolution is not one of {depthwise_form.SIDES}'
+    if len(windows) > 2:
+        return 'there are more than two kinds of windows'
+    if (kernels[0].shape[-1], kernels[0].dtype) != (kernels[-1].shape[-1], kernels[-1].dtype):
+        return 'the convolutions differ in their sides or dtypes'
+    if kernels[0].shape[-1] not in depthwise_form.SIDES:
+        return f'the side of the convolution is not one of {depthwise_form.SIDES}'
     batch, height, width, _, channels = qkv.shape
     counts = [n for h, w in windows for n in (h * w, -(-height // h) * -(-width // w))]
     return _why_not(num_heads, scale, counts, qkv, elements=3 * height * width * channels,
@@ -85,42 +86,20 @@ def _cast(*tensors: Tensor) -> list[Tensor]:
     return [t if kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors]
 
 
-class _Parts(NamedTuple):
-    """The heads and channels with one kind of windows each, side by side.
-
-    Attributes:
-        groups: of each kind.
-        counts: how many logarithms each kind has.
-    """
-    groups: tuple[Groups, ...]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, shape: Sequence[int], num_heads: int, windows: Sequence[int]) -> '_Parts':
-        """`shape`: (B, H, W, 3, C) of qkv. `windows`: h and w of each kind in turn."""
-        kinds = len(windows) // 2
-        grids = [Grid.of(*shape[1:3], (windows[2 * i], windows[2 * i + 1])) for i in range(kinds)]
-        groups = tuple(Groups(num_heads // kinds, grid, grid, clipped=True, parts=kinds)
-                       for grid in grids)
-        return cls(groups, tuple(math.prod(statistics(shape[0], each)) for each in groups))
-
-    def results(self, qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """For the results of `_windows`."""
-        batch, height, width, _, channels = qkv.shape
-        out = empty((batch, height, width, channels), qkv)
-        return (out, torch.empty_like(out) if keep else out.new_empty(0),
-                empty((sum(self.counts),), qkv, torch.float32))
-
-    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The channels of each kind."""
-        return x.chunk(len(self.groups), -1)
-
-    def logarithms(self, lse: Tensor) -> tuple[Tensor, ...]:
-        """The logarithms of each kind."""
-        return lse.split_with_sizes(self.counts)
+def _window_groups(shape: Sequence[int], num_heads: int, windows: Sequence[int]) -> Groups:
+    """`shape`: (B, H, W, 3, C) of qkv. `windows`: h and w of each kind in turn."""
+    kinds = zip(windows[::2], windows[1::2], strict=True)
+    return Groups.of_windows(num_heads, [Grid.of(*shape[1:3], kind) for kind in kinds])
 
 
-_parts = once_for_a_size(_Parts.of)
+_known_window_groups = once_for_a_size(_window_groups)
+
+
+def _window_results(qkv: Tensor, groups: Groups, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, height, width, _, channels = qkv.shape
+    out = empty((batch, height, width, channels), qkv)
+    return (out, torch.empty_like(out) if keep else out.new_empty(0),
+            empty((sum(groups.statistics(batch)),), qkv, torch.float32))
 
 
 @registered(
@@ -132,49 +111,45 @@ def _windows(qkv, kernels, biases, num_heads, windows, scale, padding_counts, ke
 
     `windows`: h and w of each kind. `biases`: one for each kind, or none.
     """
-    parts = _parts(qkv.shape, num_heads, tuple(windows))
-    out, mixed, lse = parts.results(qkv, keep)
-    qkv = readable(qkv)
-    outs, logarithms = parts.cut(out), parts.logarithms(lse)
-    alone = parts.cut(mixed) if keep else (None,) * len(outs)
-    for i, part in enumerate(parts.cut(qkv)):
-        attend(*part.unbind(3), parts.groups[i], scale, outs[i], logarithms[i],
-               taps=kernels[i].contiguous(), bias=biases[i].contiguous() if biases else None,
-               padding_counts=padding_counts, mixed=alone[i])
+    groups = _known_window_groups(qkv.shape, num_heads, tuple(windows))
+    out, mixed, lse = _window_results(qkv, groups, keep)
+    attend(*readable(qkv).unbind(3), groups, scale, out, lse, taps=_contiguous(kernels),
+           biases=_contiguous(biases), padding_counts=padding_counts,
+           mixed=mixed if keep else None)
     return out, mixed, lse
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
 
 
 @_windows.register_fake
 def _(qkv, kernels, biases, num_heads, windows, scale, padding_counts, keep):
-    return _Parts.of(qkv.shape, num_heads, windows).results(qkv, keep)
+    return _window_results(qkv, _window_groups(qkv.shape, num_heads, windows), keep)
 
 
 @registered(
     'visattn::window_attention_backward',
     '(Tensor grad, Tensor qkv, Tensor[] kernels, Tensor mixed, Tensor lse, SymInt num_heads, '
-    'SymInt[] windows, float scale) -> Tensor[]')
+    'SymInt[] windows, float scale) -> (Tensor, Tensor)')
 def _windows_backward(grad, qkv, kernels, mixed, lse, num_heads, windows, scale):
-    """The gradient of qkv, and of each kernel with its bias: see `depthwise.weight_gradient`."""
+    """The gradient of qkv, and of the kernels and biases: see `depthwise_form.weight_gradients`."""
     grad_qkv = empty(qkv.shape, qkv)
-    grad, qkv = readable(grad), readable(qkv)
-    parts = _parts(qkv.shape, num_heads, tuple(windows))
-    logarithms, learned = parts.logarithms(lse), []
-    of_outs, of_parts, alone = parts.cut(grad), parts.cut(grad_qkv), parts.cut(mixed)
-    for i, part in enumerate(parts.cut(qkv)):
-        q, k, v = part.unbind(3)
-        grid = parts.groups[i].queries
-        gradients(of_outs[i], q, k, v, alone[i], logarithms[i], parts.groups[i], scale,
-                  of_parts[i].unbind(3), apart=3, taps=kernels[i].contiguous())
-        learned.append(depthwise_form.weight_gradient(
-            of_outs[i], v, kernels[i].shape[-1], 1,
-            (grid.height, grid.width, grid.top, grid.left)))
-    return [grad_qkv, *learned]
+    grad, (q, k, v) = readable(grad), readable(qkv).unbind(3)
+    groups = _known_window_groups(qkv.shape, num_heads, tuple(windows))
+    gradients(grad, q, k, v, mixed, lse, groups, scale, grad_qkv.unbind(3), apart=3,
+              taps=_contiguous(kernels))
+    learned = depthwise_form.weight_gradients(
+        grad.chunk(groups.kinds, -1), v.chunk(groups.kinds, -1), kernels[0].shape[-1], 1,
+        [(grid.height, grid.width, grid.top, grid.left) for grid in groups.grids])
+    return grad_qkv, learned
 
 
 @_windows_backward.register_fake
 def _(grad, qkv, kernels, *_):
-    return [empty(qkv.shape, qkv), *(kernel.new_empty(kernel.numel() + len(kernel),
-                                                      dtype=torch.float32) for kernel in kernels)]
+    numbers = kernels[0].numel() + len(kernels[0])
+    return (empty(qkv.shape, qkv),
+            kernels[0].new_empty((len(kernels), numbers), dtype=torch.float32))
 
 
 def _windows_context(ctx, inputs, output) -> None:
@@ -190,7 +165,7 @@ def _windows_gradient(ctx, grad: Tensor, *_):
         raise RuntimeError('visattn::window_attention was called with keep=False, so it has no '
                            'gradient')
     qkv, mixed, lse, *kernels = ctx.saved_tensors
-    grad_qkv, *found = _windows_backward(grad, qkv, kernels, mixed, lse, *ctx.options)
+    grad_qkv, found = _windows_backward(grad, qkv, kernels, mixed, lse, *ctx.options)
     learned = [depthwise_form.kernel_and_bias(*pair) for pair in zip(found, kernels, strict=True)]
     return (grad_qkv, [kernel for kernel, _ in learned],
             [bias for _, bias in learned] if ctx.has_biases else [], *(None,) * 5)
@@ -291,7 +266,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tens
 
 def _results(q: Tensor, v: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     return (empty((*q.shape[:3], v.shape[-1]), q),
-            empty(statistics(len(q), groups), q, torch.float32))
+            empty(groups.statistics(len(q)), q, torch.float32))
 
 
 @_forward.register_fake

@@ -20,7 +20,8 @@ grid of groups of h × w tokens, counted row by row. The geometries:
 - stripes and windows: group r attends to group r. The groups cover the map and TOP rows and LEFT
   columns of padding before the map, and padding after the map. A group has only the tokens that lie
   on the map (CLIPPED). The padding is never computed: a key of the padding has logit 0 and value 0,
-  so it adds 1 to the sum of the softmax, or nothing.
+  so it adds 1 to the sum of the softmax, or nothing. There may be two KINDS of windows: the first
+  HEADS heads have the first kind, and HEADS more have the second.
 - routed regions: group r attends to the groups index[r] (LISTED). No padding.
 - a whole map: one group.
 
@@ -35,9 +36,12 @@ HEADS heads; D channels of a head in q and k, E in v. KEYS: how many groups a gr
 query map has H rows, W columns, and QC groups of QH × QW tokens in a row of groups; the key map has
 KC groups of KH × KW. `q_b, q_y, q_x` are the strides of q by image, row and column, in units of
 UNIT numbers: so the compiler knows by how much they divide, and loads several numbers at once.
-`out`, `mixed` and the gradients are contiguous maps, or one of PARTS parts of their channels; the
-gradients may lie side by side, APART of them. `lse` is (B · GROUPS, HEADS, QH · QW), and `pairs`
-(B · GROUPS, HEADS, QH · QW, 2) holds lse · log2(e) and Δ.
+`out`, `mixed` and the gradients are contiguous maps; the gradients may lie side by side, APART of
+them. `lse` is (B · GROUPS, HEADS, QH · QW), and `pairs` (B · GROUPS, HEADS, QH · QW, 2) holds
+lse · log2(e) and Δ.
+
+With two kinds, SPLIT programs and the first STATISTICS numbers of `lse` belong to the first. The
+second has GROUPS_2, COLUMNS_2, ... in the place of GROUPS, QC and KC, ..., and `taps_2`, `bias_2`.
 
 No size is specialised (SIZES): one compilation serves every map.
 """
@@ -51,7 +55,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 SIZES = ['HEADS', 'GROUPS', 'KEYS', 'QC', 'QH', 'QW', 'KC', 'KH', 'KW', 'TOP', 'LEFT', 'H', 'W',
-         'PARTS', 'padding_counts', 'rows_in_all',
+         'SPLIT', 'STATISTICS', 'GROUPS_2', 'COLUMNS_2', 'HEIGHT_2', 'WIDTH_2', 'TOP_2', 'LEFT_2',
+         'padding_counts', 'rows_in_all',
          *(f'{tensor}_{axis}' for tensor in 'qkvg' for axis in 'byx')]
 """Arguments that change from map to map. Triton must not compile for their values."""
 
@@ -68,11 +73,45 @@ def _divide(n, d):
 
 
 @triton.jit
-def _program(length, HEADS, BLOCK: tl.constexpr):
-    """Row, head, number and first token of this program's tile."""
-    tiles = tl.cdiv(length, BLOCK)
+def _kind(SPLIT, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT, GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2,
+          TOP_2, LEFT_2, KINDS: tl.constexpr):
+    """This program's number among those of its kind of windows, the kind, and its geometry."""
     program = tl.program_id(0)
+    kind = 0
+    if KINDS == 2:
+        kind = (program >= SPLIT).to(tl.int32)
+        program -= kind * SPLIT
+        GROUPS = tl.where(kind == 1, GROUPS_2, GROUPS)
+        QC = tl.where(kind == 1, COLUMNS_2, QC)
+        QH = tl.where(kind == 1, HEIGHT_2, QH)
+        QW = tl.where(kind == 1, WIDTH_2, QW)
+        TOP = tl.where(kind == 1, TOP_2, TOP)
+        LEFT = tl.where(kind == 1, LEFT_2, LEFT)
+        KC = QC
+        KH = QH
+        KW = QW
+    return program, kind, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT
+
+
+@triton.jit
+def _of_kind(kind, first, second, KINDS: tl.constexpr):
+    """The pointer of the kind of windows."""
+    if KINDS == 2:
+        first = tl.where(kind == 1, second, first)
+    return first
+
+
+@triton.jit
+def _program(program, length, HEADS, BLOCK: tl.constexpr):
+    """Row, head, and number of a program's tile."""
+    tiles = tl.cdiv(length, BLOCK)
     return program // (tiles * HEADS), program // tiles % HEADS, program % tiles
+
+
+@triton.jit
+def _statistics(kind, row, own, STATISTICS, HEADS, length):
+    """Where `lse` has the numbers of a row and a head of its kind."""
+    return kind * STATISTICS.to(tl.int64) + (row.to(tl.int64) * HEADS + own) * length
 
 
 @triton.jit
@@ -234,18 +273,23 @@ def _convolve(base, n, exists, rows, columns, y_stride, x_stride, taps, SIGN: tl
 
 
 @triton.jit(do_not_specialize=SIZES)
-def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
-                   HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
-                   padding_counts, q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x,
-                   D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-                   UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr,
-                   WEIGHTED: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr,
-                   BLOCK: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr):
+def forward_kernel(q, k, v, index, weight, taps, taps_2, bias, bias_2, out, mixed, lse, scale,
+                   HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, SPLIT, STATISTICS,
+                   GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2, TOP_2, LEFT_2, padding_counts,
+                   q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, D: tl.constexpr, E: tl.constexpr,
+                   BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, UNIT: tl.constexpr,
+                   LISTED: tl.constexpr, CLIPPED: tl.constexpr, KINDS: tl.constexpr,
+                   WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+                   SLOTS: tl.constexpr, TOKENS: tl.constexpr, SIDE: tl.constexpr):
     """out and lse of one query tile; with SIDE, `mixed` is the attention without the convolution.
 
     `mixed` may be None. `padding_counts` is 1 if the keys of the padding take part, else 0.
     """
-    row, head, tile = _program(QH * QW, HEADS, BLOCK)
+    program, kind, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT = _kind(
+        SPLIT, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT, GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2,
+        TOP_2, LEFT_2, KINDS)
+    row, own, tile = _program(program, QH * QW, HEADS, BLOCK)
+    head = kind * HEADS + own
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
     n = tile * BLOCK + tl.arange(0, BLOCK)
@@ -295,7 +339,7 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
         first, nth = _next(first, nth, tiles, LISTED, SLOTS)
 
     mix /= total[:, None]
-    x_stride = PARTS * HEADS
+    x_stride = KINDS * HEADS
     place = _first(image, head, H * W * x_stride, E, E) + _at(y, x, W * x_stride, x_stride, E)
     token = _token(n, columns, W * x_stride, x_stride, E)
     if SIDE > 0:
@@ -303,12 +347,13 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
             _store(mixed + place, token, exists, mix, E, BLOCK_E)
         channel = tl.arange(0, BLOCK_E)
         if bias is not None:
-            mix += tl.load(bias + head * E + channel, mask=channel < E, other=0.
-                           ).to(tl.float32)[None, :]
+            mix += tl.load(_of_kind(kind, bias, bias_2, KINDS) + own * E + channel,
+                           mask=channel < E, other=0.).to(tl.float32)[None, :]
         mix += _convolve(v + _at(y, x, v_y, v_x, UNIT), n, exists, rows, columns, v_y, v_x,
-                         taps + head * (E * SIDE * SIDE), 1, SIDE, E, BLOCK, BLOCK_E, UNIT)
+                         _of_kind(kind, taps, taps_2, KINDS) + own * (E * SIDE * SIDE), 1, SIDE, E,
+                         BLOCK, BLOCK_E, UNIT)
     _store(out + place, token, exists, mix, E, BLOCK_E)
-    statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
+    statistics = _statistics(kind, row, own, STATISTICS, HEADS, QH * QW)
     # A place without a token gets 0, so that `lse` is the same at every run.
     tl.store(lse + statistics + n, tl.where(exists, top * scale + tl.log2(total) * LN2, 0.),
              mask=n < QH * QW)
@@ -317,14 +362,19 @@ def forward_kernel(q, k, v, index, weight, taps, bias, out, mixed, lse, scale,
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
         q, k, v, index, weight, mixed, lse, grad, pairs, grad_q, scale,
-        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, SPLIT, STATISTICS,
+        GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2, TOP_2, LEFT_2,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
-        APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-        TOKENS: tl.constexpr):
+        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, KINDS: tl.constexpr,
+        WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+        TOKENS: tl.constexpr, APART: tl.constexpr):
     """grad_q of one query tile, and its pairs for `key_gradient_kernel`."""
-    row, head, tile = _program(QH * QW, HEADS, BLOCK)
+    program, kind, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT = _kind(
+        SPLIT, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT, GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2,
+        TOP_2, LEFT_2, KINDS)
+    row, own, tile = _program(program, QH * QW, HEADS, BLOCK)
+    head = kind * HEADS + own
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, QC, QH, QW, TOP, LEFT, H, W, CLIPPED)
     n = tile * BLOCK + tl.arange(0, BLOCK)
@@ -333,12 +383,12 @@ def query_gradient_kernel(
                     _token(n, columns, q_y, q_x, UNIT), exists, D, BLOCK_D)
     grads = _load(grad + _first(image, head, g_b, E, UNIT) + _at(y, x, g_y, g_x, UNIT),
                   _token(n, columns, g_y, g_x, UNIT), exists, E, BLOCK_E)
-    x_stride = PARTS * HEADS
+    x_stride = KINDS * HEADS
     mixes = _load(mixed + _first(image, head, H * W * x_stride, E, E)
                   + _at(y, x, W * x_stride, x_stride, E),
                   _token(n, columns, W * x_stride, x_stride, E), exists, E, BLOCK_E)
     row_delta = tl.sum(mixes.to(tl.float32) * grads.to(tl.float32), 1)
-    statistics = (row.to(tl.int64) * HEADS + head) * (QH * QW)
+    statistics = _statistics(kind, row, own, STATISTICS, HEADS, QH * QW)
     row_lse = tl.load(lse + statistics + n, mask=exists, other=0.) * LOG2E
     tl.store(pairs + 2 * (statistics + n), row_lse, mask=exists)
     tl.store(pairs + 2 * (statistics + n) + 1, row_delta, mask=exists)
@@ -374,7 +424,7 @@ def query_gradient_kernel(
         total = _product(grad_s.to(keys.dtype), keys, total, PRECISION)
         first, nth = _next(first, nth, tiles, LISTED, SLOTS)
 
-    x_stride = APART * PARTS * HEADS
+    x_stride = APART * KINDS * HEADS
     _store(grad_q + _first(image, head, H * W * x_stride, D, D)
            + _at(y, x, W * x_stride, x_stride, D),
            _token(n, columns, W * x_stride, x_stride, D), exists, total * scale, D, BLOCK_D)
@@ -406,14 +456,15 @@ def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl
 
 @triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
-        q, k, v, weight, taps, grad, pairs, grad_k, grad_v, grad_w, parts,
+        q, k, v, weight, taps, taps_2, grad, pairs, grad_k, grad_v, grad_w, parts,
         askers, offsets, segment_rows, segment_starts, scale,
-        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, PARTS, rows_in_all,
+        HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, SPLIT, STATISTICS,
+        GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2, TOP_2, LEFT_2, rows_in_all,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
         D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, WEIGHTED: tl.constexpr,
-        SIDE: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-        SLOTS: tl.constexpr, TOKENS: tl.constexpr):
+        UNIT: tl.constexpr, LISTED: tl.constexpr, CLIPPED: tl.constexpr, KINDS: tl.constexpr,
+        WEIGHTED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+        TOKENS: tl.constexpr, SIDE: tl.constexpr, APART: tl.constexpr):
     """grad_k and grad_v of one key tile: sums over the query groups that attend to its key group.
 
     LISTED: a program sums over one segment of the list of these query groups. If the row has one
@@ -422,11 +473,16 @@ def key_gradient_kernel(
     HEADS, key tiles, query tiles) takes the shares of the gradient of the weights. Each place is
     written by one program.
     """
-    segment, head, tile = _program(KH * KW, HEADS, BLOCK)
+    program, kind, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT = _kind(
+        SPLIT, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT, GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2,
+        TOP_2, LEFT_2, KINDS)
+    segment, own, tile = _program(program, KH * KW, HEADS, BLOCK)
+    head = kind * HEADS + own
     row, begin, end, count = _segment(segment, rows_in_all, offsets, segment_rows,
                                        segment_starts, LISTED)
-    if row >= rows_in_all:
-        return
+    if LISTED:
+        if row >= rows_in_all:
+            return
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, KC, KH, KW, TOP, LEFT, H, W, CLIPPED)
     m = tile * BLOCK + tl.arange(0, BLOCK)
@@ -437,7 +493,7 @@ def key_gradient_kernel(
                    _token(m, columns, v_y, v_x, UNIT), exists, E, BLOCK_E)
     q += _first(image, head, q_b, D, UNIT)
     grad += _first(image, head, g_b, E, UNIT)
-    pairs += image * GROUPS * HEADS * (QH * QW) * 2
+    pairs += 2 * _statistics(kind, image * GROUPS, own, STATISTICS, HEADS, QH * QW)
 
     rate = scale * LOG2E
     total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
@@ -453,7 +509,7 @@ def key_gradient_kernel(
                         _token(n, q_columns, q_y, q_x, UNIT), valid, D, BLOCK_D)
         grads = _load(grad + _column(_at(q_top, q_left, g_y, g_x, UNIT), SLOTS),
                       _token(n, q_columns, g_y, g_x, UNIT), valid, E, BLOCK_E)
-        place = (asker * HEADS + head) * (QH * QW) + n
+        place = asker * HEADS * (QH * QW) + n
         # In one tensor that has as many numbers as a program has threads: of less, each thread
         # would load all that its part of the products needs.
         both = tl.load(pairs + 2 * place.to(tl.int64)[:, None] + tl.arange(0, 2)[None, :],
@@ -486,7 +542,8 @@ def key_gradient_kernel(
     total_k *= scale
     if SIDE > 0:
         total_v += _convolve(grad + _at(y, x, g_y, g_x, UNIT), m, exists, rows, columns, g_y, g_x,
-                             taps + head * (E * SIDE * SIDE), -1, SIDE, E, BLOCK, BLOCK_E, UNIT)
+                             _of_kind(kind, taps, taps_2, KINDS) + own * (E * SIDE * SIDE), -1,
+                             SIDE, E, BLOCK, BLOCK_E, UNIT)
     if LISTED:
         if count > 1:
             # Segments of rows with several segments begin at least KEYS entries apart.
@@ -494,14 +551,13 @@ def key_gradient_kernel(
             _store(sums, m * (HEADS * (D + E)), exists, total_k, D, BLOCK_D)
             _store(sums + D, m * (HEADS * (D + E)), exists, total_v, E, BLOCK_E)
             return
-    _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m,
-                     columns, exists, KC, KH, KW, W, H, PARTS, CLIPPED, APART, D, E, BLOCK_D,
-                     BLOCK_E)
+    _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, KINDS * HEADS, y, x, m,
+                     columns, exists, KC, KH, KW, W, H, CLIPPED, APART, D, E, BLOCK_D, BLOCK_E)
 
 
 @triton.jit
 def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
-                     exists, KC, KH, KW, W, H, PARTS, CLIPPED: tl.constexpr, APART: tl.constexpr,
+                     exists, KC, KH, KW, W, H, CLIPPED: tl.constexpr, APART: tl.constexpr,
                      D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr,
                      BLOCK_E: tl.constexpr):
     """Store a tile of the gradients of k and v, maps like k and v."""
@@ -510,7 +566,7 @@ def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEAD
     if CLIPPED:
         width = W
         area = H * W
-    x_stride = APART * PARTS * HEADS
+    x_stride = APART * HEADS
     y_stride = width * x_stride
     _store(grad_k + _first(image, head, area * x_stride, D, D) + _at(y, x, y_stride, x_stride, D),
            _token(m, columns, y_stride, x_stride, D), exists, total_k, D, BLOCK_D)
@@ -523,7 +579,7 @@ def part_sum_kernel(parts, grad_k, grad_v, offsets, segment_starts, HEADS, GROUP
                     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
                     BLOCK: tl.constexpr):
     """Add the parts of `key_gradient_kernel`, in the order of the list, where a row has several."""
-    row, head, tile = _program(KH * KW, HEADS, BLOCK)
+    row, head, tile = _program(tl.program_id(0), KH * KW, HEADS, BLOCK)
     first = tl.load(segment_starts + row)
     count = tl.load(segment_starts + row + 1) - first
     if count == 1:
@@ -542,4 +598,4 @@ def part_sum_kernel(parts, grad_k, grad_v, offsets, segment_starts, HEADS, GROUP
         total_k += _load(found, m * (HEADS * (D + E)), exists, D, BLOCK_D)
         total_v += _load(found + D, m * (HEADS * (D + E)), exists, E, BLOCK_E)
     _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEADS, y, x, m, columns,
-                     exists, KC, KH, KW, 0, 0, 1, False, 1, D, E, BLOCK_D, BLOCK_E)
+                     exists, KC, KH, KW, 0, 0, False, 1, D, E, BLOCK_D, BLOCK_E)

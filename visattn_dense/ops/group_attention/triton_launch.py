@@ -9,6 +9,7 @@ Products of float32 inputs are in float32 ('ieee'), never in TF32, whatever torc
 Shapes: B images, H × W map, h heads, d channels of a head in q and k, e in v, R groups of an image,
 K groups that a group attends to.
 """
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,7 +91,8 @@ class Tile(NamedTuple):
 
     @classmethod
     def of_windows(cls, tokens: int, dtype: torch.dtype, width: int, kernel: Kernel) -> 'Tile':
-        """The tile for windows of `tokens` tokens: one of two, so that few kernels are compiled."""
+        """The tile for windows of at most `tokens` tokens: one of two, so that few kernels are
+        compiled."""
         size = 64 if tokens <= 64 else 128
         return cls.of(size, size, 1, dtype, width, kernel)
 
@@ -102,9 +104,8 @@ class Groups(NamedTuple):
         heads: h.
         queries: the groups of q.
         keys: the groups of k and v, as many.
-        clipped: whether the groups cover padding.
-        parts: how many such attentions write beside each other: `out` and the gradients are parts
-            of the channels of wider maps.
+        clipped: whether the groups cover padding. Then `queries` and `keys` are the same.
+        second: the groups of the second half of the heads, if not those of the first; clipped.
         listed: K, if each group attends to the groups of a list; None: to itself.
         weighted: whether the groups of the list have factors of k and v.
     """
@@ -112,9 +113,28 @@ class Groups(NamedTuple):
     queries: Grid
     keys: Grid
     clipped: bool = False
-    parts: int = 1
+    second: Grid | None = None
     listed: int | None = None
     weighted: bool = False
+
+    @classmethod
+    def of_windows(cls, heads: int, grids: Sequence[Grid]) -> 'Groups':
+        """Windows of one kind for all heads, or of another kind for each half of the heads."""
+        first, *second = grids
+        return cls(heads, first, first, clipped=True, second=second[0] if second else None)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The groups of q of each kind."""
+        return (self.queries,) if self.second is None else (self.queries, self.second)
+
+    @property
+    def kinds(self) -> int:
+        return len(self.grids)
+
+    def statistics(self, batch: int) -> list[int]:
+        """For each kind, how many queries there are, counted once for each head."""
+        return [batch * self.heads // self.kinds * grid.count * grid.tokens for grid in self.grids]
 
 
 class Maps(NamedTuple):
@@ -141,15 +161,31 @@ class _Call:
     def __init__(self, groups: Groups, maps: Maps) -> None:
         self.groups, self.dtype = groups, maps.dtype
         q, k, v = maps.shapes
+        self._shape = q
+        self.heads = groups.heads // groups.kinds
         self.widths = q[-1] // groups.heads, v[-1] // groups.heads
         self.rows = q[0] * groups.queries.count
         strides, self._unit = in_units(
             [stride for each in maps.strides for stride in each[:3]], *self.widths)
-        own, other = groups.queries, groups.keys
-        self.sizes = (groups.heads, own.count, groups.listed or 1, own.columns, own.height,
-                      own.width, other.columns, other.height, other.width, own.top, own.left,
-                      *q[1:3], groups.parts)
         self.strides = tuple(strides)
+
+    def programs(self, tile: Tile, kernel: Kernel, rows: int) -> list[int]:
+        """How many programs each kind of groups has. `rows`: of the first kind, or segments."""
+        own = self.groups.keys if kernel == 'keys' else self.groups.queries
+        found = [(rows, own)]
+        if self.groups.second is not None:
+            found.append((self._shape[0] * self.groups.second.count, self.groups.second))
+        return [many * self.heads * -(-grid.tokens // tile.block) for many, grid in found]
+
+    def sizes(self, split: int) -> tuple[int, ...]:
+        """The arguments from HEADS to LEFT_2. `split`: how many programs the first kind has."""
+        groups = self.groups
+        own, other = groups.queries, groups.keys
+        second = groups.second or own
+        return (self.heads, own.count, groups.listed or 1, own.columns, own.height, own.width,
+                other.columns, other.height, other.width, own.top, own.left, *self._shape[1:3],
+                split, groups.statistics(self._shape[0])[0], second.count, second.columns,
+                second.height, second.width, second.top, second.left)
 
     def tile(self, kernel: Kernel) -> Tile:
         own, other = self.groups.queries, self.groups.keys
@@ -157,7 +193,8 @@ class _Call:
             own, other = other, own
         width = max(self.widths)
         if self.groups.listed is None:
-            return Tile.of_windows(own.tokens, self.dtype, width, kernel)
+            tokens = max(own.tokens, *[grid.tokens for grid in self.groups.grids])
+            return Tile.of_windows(tokens, self.dtype, width, kernel)
         return Tile.of(own.tokens, other.tokens, self.groups.listed, self.dtype, width, kernel,
                        self.groups.weighted)
 
@@ -168,38 +205,34 @@ class _Call:
         limit = {'maxnreg': 168} if tile.is_full and torch.version.hip is None else {}
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
                     UNIT=self._unit, LISTED=self.groups.listed is not None,
-                    CLIPPED=self.groups.clipped, WEIGHTED=self.groups.weighted, PRECISION='ieee',
-                    BLOCK=tile.block, SLOTS=tile.slots, TOKENS=tile.tokens,
-                    num_warps=tile.num_warps, num_stages=2, enable_fp_fusion=True, **limit)
-
-
-def statistics(batch: int, groups: Groups) -> tuple[int, int, int, int]:
-    """(B, R, h, N): the shape of a tensor with a number for each query and head."""
-    return batch, groups.queries.count, groups.heads, groups.queries.tokens
+                    CLIPPED=self.groups.clipped, KINDS=self.groups.kinds,
+                    WEIGHTED=self.groups.weighted, PRECISION='ieee', BLOCK=tile.block,
+                    SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
+                    enable_fp_fusion=True, **limit)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: Tensor, lse: Tensor,
-           *, index: Tensor | None = None, weight: Tensor | None = None, taps: Tensor | None = None,
-           bias: Tensor | None = None, padding_counts: bool = True, mixed: Tensor | None = None
-           ) -> None:
+           *, index: Tensor | None = None, weight: Tensor | None = None,
+           taps: Sequence[Tensor] = (), biases: Sequence[Tensor] = (),
+           padding_counts: bool = True, mixed: Tensor | None = None) -> None:
     """Forward.
 
     Args:
         q, k, v: (B, H, W, h·d), (B, H', W', h·d), (B, H', W', h·e), `readable`.
         groups: the geometry.
         scale: positive factor of the logits.
-        out: (B, H, W, h·e), written; one of `groups.parts` parts of the channels of a contiguous
-            map.
-        lse: as many numbers as `statistics` says, float32, contiguous; written: the logarithm of
-            the sum of the softmax.
+        out: (B, H, W, h·e), contiguous; written.
+        lse: as many numbers as `groups.statistics` says, float32, contiguous; written: the
+            logarithm of the sum of the softmax.
         index: (B, R, K), the groups that each group attends to, or None.
         weight: (B, R, K), factor of k and v of these groups, or None.
-        taps, bias: (h·e, 1, k, k) and (h·e,), of the depthwise convolution that is added, or None.
+        taps, biases: of the depthwise convolution that is added, or nothing: (h·e, 1, k, k) and
+            (h·e,); with two kinds of groups, two of half the channels.
         padding_counts: whether the keys of the padding take part.
         mixed: like `out`, written: with taps, the attention without the convolution. Or None.
     """
     _forward_launch(groups, Maps.of(q, k, v), scale, _side(taps), padding_counts)(
-        q, k, v, index, weight, taps, bias, out, mixed, lse)
+        q, k, v, index, weight, *_two(taps), *_two(biases), out, mixed, lse)
 
 
 @once_for_a_size
@@ -208,23 +241,23 @@ def _forward_launch(groups: Groups, maps: Maps, scale: float, side: int, padding
     from .triton_kernels import forward_kernel
     call = _Call(groups, maps)
     tile = call.tile('forward')
-    tiles = -(-groups.queries.tokens // tile.block)
-    return Launch(forward_kernel, (call.rows * groups.heads * tiles,), float(scale), *call.sizes,
+    programs = call.programs(tile, 'forward', call.rows)
+    return Launch(forward_kernel, (sum(programs),), float(scale), *call.sizes(programs[0]),
                   int(padding_counts), *call.strides, **call.constants(tile), SIDE=side)
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse: Tensor,
-              groups: Groups, scale: float, into: tuple[Tensor, Tensor, Tensor], *,
+              groups: Groups, scale: float, into: Sequence[Tensor], *,
               index: Tensor | None = None, weight: Tensor | None = None, apart: int = 1,
-              taps: Tensor | None = None) -> Tensor | None:
+              taps: Sequence[Tensor] = ()) -> Tensor | None:
     """Backward.
 
     Args:
         grad: (B, H, W, h·e), `readable`.
         q, k, v, groups, scale, index, weight, taps: as in `attend`.
         mixed, lse: the attention without the convolution, and the logarithms; as in `attend`.
-        into: where the gradients of q, k and v are written: contiguous maps, or `apart` tensors
-            side by side, each with `groups.parts` parts of its channels.
+        into: where the gradients of q, k and v are written: contiguous maps, or `apart` maps side
+            by side.
 
     Returns:
         The gradient of the weights of the routed groups, in float32, or None.
@@ -235,7 +268,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
                                               into[0])
     of_keys = _key_launch(groups, maps, scale, apart, _side(taps))
     if index is None:
-        of_keys(q, k, v, None, taps, grad, pairs, *into[1:], *(None,) * 6)
+        of_keys(q, k, v, None, *_two(taps), grad, pairs, *into[1:], *(None,) * 6)
         return None
     routing = transpose_routing(index)
     parts = empty((len(k) * groups.keys.count * groups.keys.tokens, q.shape[-1] + v.shape[-1]), lse)
@@ -245,7 +278,7 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
         shares = empty((len(routing.pairs), groups.heads,
                         -(-groups.keys.tokens // of_keys.constants['BLOCK']),
                         -(-groups.queries.tokens // of_keys.constants['TOKENS'])), lse)
-    of_keys(q, k, v, ordered, taps, grad, pairs, *into[1:], shares, parts, routing.askers,
+    of_keys(q, k, v, ordered, *_two(taps), grad, pairs, *into[1:], shares, parts, routing.askers,
             *routing[2:])
     _part_sum_launch(groups, maps)(parts, *into[1:], routing.offsets, routing.starts)
     if weight is None:
@@ -260,9 +293,9 @@ def _query_launch(groups: Groups, maps: Maps, scale: float, apart: int) -> Launc
     from .triton_kernels import query_gradient_kernel
     call = _Call(groups, maps)
     tile = call.tile('queries')
-    tiles = -(-groups.queries.tokens // tile.block)
-    return Launch(query_gradient_kernel, (call.rows * groups.heads * tiles,), float(scale),
-                  *call.sizes, *call.strides, **call.constants(tile), APART=apart)
+    programs = call.programs(tile, 'queries', call.rows)
+    return Launch(query_gradient_kernel, (sum(programs),), float(scale), *call.sizes(programs[0]),
+                  *call.strides, **call.constants(tile), APART=apart)
 
 
 @once_for_a_size
@@ -270,11 +303,10 @@ def _key_launch(groups: Groups, maps: Maps, scale: float, apart: int, side: int)
     from .triton_kernels import key_gradient_kernel
     call = _Call(groups, maps)
     tile = call.tile('keys')
-    tiles = -(-groups.keys.tokens // tile.block)
-    segments = call.rows if groups.listed is None else _most_segments(call.rows)
-    return Launch(key_gradient_kernel, (segments * groups.heads * tiles,), float(scale),
-                  *call.sizes, call.rows, *call.strides, **call.constants(tile), SIDE=side,
-                  APART=apart)
+    programs = call.programs(
+        tile, 'keys', call.rows if groups.listed is None else _most_segments(call.rows))
+    return Launch(key_gradient_kernel, (sum(programs),), float(scale), *call.sizes(programs[0]),
+                  call.rows, *call.strides, **call.constants(tile), SIDE=side, APART=apart)
 
 
 @once_for_a_size
@@ -289,9 +321,14 @@ def _part_sum_launch(groups: Groups, maps: Maps) -> Launch:
                                                         'num_warps', 'enable_fp_fusion')})
 
 
-def _side(taps: Tensor | None) -> int:
+def _side(taps: Sequence[Tensor]) -> int:
     """The side of the kernel of the convolution, or 0."""
-    return 0 if taps is None else taps.shape[-1]
+    return taps[0].shape[-1] if taps else 0
+
+
+def _two(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """The tensors of the first and the second kind of groups, if any."""
+    return (*tensors, None, None)[:2]
 
 
 def _most_segments(rows: int) -> int:
