@@ -6,8 +6,8 @@ from torch import Tensor
 
 from visattn_dense.attention import BiLevelRoutingAttention, routed, routed_attention
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.ops.group_attention.triton_launch import transpose_routing
 from visattn_dense.ops.launching import INTERPRETED
+from visattn_dense.ops.routing.transposed import transpose_routing
 
 from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
 
@@ -187,26 +187,34 @@ def test_gradients_are_the_same_at_every_run():
         assert torch.equal(a, b)
 
 
-def test_routing_is_transposed():
-    index = torch.randint(5, (2, 5, 3), device=DEVICE)
-    pairs, askers, offsets, _, _ = transpose_routing(index)
-    assert sorted(pairs.tolist()) == list(range(30)) and offsets[0] == 0 and offsets[-1] == 30
-    for row in range(10):
-        for pair in pairs[offsets[row]:offsets[row + 1]].tolist():
-            assert pair // 15 * 5 + index.flatten()[pair] == row
-    assert askers.tolist() == [pair // 3 % 5 for pair in pairs.tolist()]
+@pytest.mark.parametrize('batch, regions, listed', [(2, 5, 3), (1, 1, 1), (3, 17, 16), (1, 49, 49)])
+def test_routing_is_transposed(batch, regions, listed):
+    index = torch.randint(regions, (batch, regions, listed), device=DEVICE)
+    routing = transpose_routing(index)
+    rows, pairs = (index + torch.arange(batch, device=DEVICE)[:, None, None] * regions
+                   ).flatten().sort(stable=True)
+    assert routing.positions.equal(pairs)
+    assert routing.askers.equal((pairs // listed % regions).int())
+    starts, lengths, first, many = routing.lists.unbind(1)
+    assert lengths.equal(torch.bincount(rows, minlength=batch * regions).int())
+    assert starts.equal(lengths.cumsum(0).int() - lengths)
+    assert many.equal((lengths + 2 * listed - 1).div(2 * listed).int().clamp(min=1))
+    # Every row has its segments, and nothing else is a segment.
+    for row in range(batch * regions):
+        assert (routing.segments[first[row]:first[row] + many[row]] == row).all()
+    assert (routing.segments < batch * regions).sum() == many.sum()
+    assert routing.segments.max() <= batch * regions
 
 
 def test_long_lists_are_cut_into_equal_segments():
     """Region 0 is routed to by all: 9 of the 9 regions with 1 slot each, so 5 segments."""
     index = torch.zeros(1, 9, 1, dtype=torch.int64, device=DEVICE)
     routing = transpose_routing(index)
-    assert routing.starts.tolist() == [0, 5, *range(6, 14)]
-    assert routing.rows.tolist() == [0] * 5 + list(range(1, 9)) + [9]
+    assert routing.segments.tolist() == [0] * 5 + list(range(1, 9))
     check(*strided(1, 9, 2, 3, 1, 4, 5, torch.float32), index, None)
     # Every second list has one entry more than two slots hold.
     index = torch.tensor([[[0, 1], [0, 1], [0, 1], [0, 1], [0, 3]]], device=DEVICE)
-    assert transpose_routing(index).starts.tolist() == [0, 2, 3, 4, 5, 6]
+    assert transpose_routing(index).segments.tolist() == [0, 0, 1, 2, 3, 4, 5]
     check(*strided(1, 5, 2, 20, 2, 4, 5, torch.float32), index,
           torch.rand(1, 5, 2, device=DEVICE).requires_grad_())
 

@@ -431,10 +431,17 @@ def query_gradient_kernel(
 
 
 @triton.jit
-def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl.constexpr):
+def _list(row, lists):
+    """Of the list of a row: the start, the length, the first segment, the number of segments."""
+    lists += 4 * row
+    return tl.load(lists), tl.load(lists + 1), tl.load(lists + 2), tl.load(lists + 3)
+
+
+@triton.jit
+def _segment(nth, rows_in_all, segment_rows, lists, LISTED: tl.constexpr):
     """Row of the nth segment; its begin and end in `askers`; how many segments the row has.
 
-    The row is `rows_in_all` if there is no such segment. See `triton_launch.transpose_routing`.
+    The row is `rows_in_all` if there is no such segment. See ops/routing/transposed.py.
     """
     row = nth
     begin = 0
@@ -443,12 +450,8 @@ def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl
     parts = 1
     if LISTED:
         row = tl.load(segment_rows + nth)
-        there = row < rows_in_all
-        first = tl.load(segment_starts + row, mask=there, other=0)
+        start, length, first, parts = _list(tl.minimum(row, rows_in_all - 1), lists)
         part = nth - first
-        parts = tl.load(segment_starts + row + 1, mask=there, other=1) - first
-        start = tl.load(offsets + row, mask=there, other=0)
-        length = tl.load(offsets + row + 1, mask=there, other=0) - start
         begin = start + part * length // parts
         end = start + (part + 1) * length // parts
     return row, begin, end, parts
@@ -457,7 +460,7 @@ def _segment(nth, rows_in_all, offsets, segment_rows, segment_starts, LISTED: tl
 @triton.jit(do_not_specialize=SIZES)
 def key_gradient_kernel(
         q, k, v, weight, taps, taps_2, grad, pairs, grad_k, grad_v, grad_w, parts,
-        askers, offsets, segment_rows, segment_starts, scale,
+        positions, askers, segment_rows, lists, scale,
         HEADS, GROUPS, KEYS, QC, QH, QW, KC, KH, KW, TOP, LEFT, H, W, SPLIT, STATISTICS,
         GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2, TOP_2, LEFT_2, rows_in_all,
         q_b, q_y, q_x, k_b, k_y, k_x, v_b, v_y, v_x, g_b, g_y, g_x,
@@ -469,17 +472,16 @@ def key_gradient_kernel(
 
     LISTED: a program sums over one segment of the list of these query groups. If the row has one
     segment, the sums are the gradients. Else they go to `parts` (rows, KH · KW, HEADS, D + E), and
-    `part_sum_kernel` adds them. `weight` and `grad_w` have the order of `askers`. `grad_w` (askers,
-    HEADS, key tiles, query tiles) takes the shares of the gradient of the weights. Each place is
-    written by one program.
+    `part_sum_kernel` adds them. `positions` has for each of `askers` its place among the weights.
+    `grad_w` (weights, HEADS, key tiles, query tiles) takes the shares of the gradient of the
+    weights. Each place is written by one program.
     """
     program, kind, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT = _kind(
         SPLIT, GROUPS, QC, QH, QW, KC, KH, KW, TOP, LEFT, GROUPS_2, COLUMNS_2, HEIGHT_2, WIDTH_2,
         TOP_2, LEFT_2, KINDS)
     segment, own, tile = _program(program, KH * KW, HEADS, BLOCK)
     head = kind * HEADS + own
-    row, begin, end, count = _segment(segment, rows_in_all, offsets, segment_rows,
-                                       segment_starts, LISTED)
+    row, begin, end, count = _segment(segment, rows_in_all, segment_rows, lists, LISTED)
     if LISTED:
         if row >= rows_in_all:
             return
@@ -521,14 +523,16 @@ def key_gradient_kernel(
         # A query that does not exist adds nothing: all that was loaded for it is 0. A key that does
         # not exist has sums of its own, which are not stored, but a share in grad_w.
         if WEIGHTED:
-            factor = _row(_entry(weight, first, end, SLOTS, TOKENS).to(tl.float32), SLOTS)
+            at = _entry(positions, first, end, SLOTS, TOKENS)
+            factor = _row(tl.load(weight + at).to(tl.float32), SLOTS)
             p = tl.exp2(products * factor * rate - row_lse[None, :])
             p = tl.where(exists[:, None], p, 0.)
             grad_s = p * (grad_p * factor - row_delta[None, :])
             share = tl.sum(grad_s * products * scale + p * grad_p, 0)
             share = tl.sum(tl.reshape(share, (SLOTS, TOKENS)), 1)
             slot = first + tl.arange(0, SLOTS)
-            shares = (slot.to(tl.int64) * HEADS + head) * tl.cdiv(KH * KW, BLOCK) + tile
+            at = tl.load(positions + slot, mask=slot < end, other=0)
+            shares = (at * HEADS + head) * tl.cdiv(KH * KW, BLOCK) + tile
             tl.store(grad_w + shares * tiles + nth, share, mask=slot < end)
             p *= factor
             grad_s *= factor
@@ -575,21 +579,18 @@ def _store_gradients(grad_k, grad_v, total_k, total_v, image, GROUPS, head, HEAD
 
 
 @triton.jit(do_not_specialize=SIZES)
-def part_sum_kernel(parts, grad_k, grad_v, offsets, segment_starts, HEADS, GROUPS, KEYS, KC, KH, KW,
+def part_sum_kernel(parts, grad_k, grad_v, lists, HEADS, GROUPS, KEYS, KC, KH, KW,
                     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
                     BLOCK: tl.constexpr):
     """Add the parts of `key_gradient_kernel`, in the order of the list, where a row has several."""
     row, head, tile = _program(tl.program_id(0), KH * KW, HEADS, BLOCK)
-    first = tl.load(segment_starts + row)
-    count = tl.load(segment_starts + row + 1) - first
+    start, length, _, count = _list(row, lists)
     if count == 1:
         return
     image, group = _image(row, GROUPS)
     y, x, rows, columns = _group(group, KC, KH, KW, 0, 0, 0, 0, False)
     m = tile * BLOCK + tl.arange(0, BLOCK)
     exists = m < rows * columns
-    start = tl.load(offsets + row)
-    length = tl.load(offsets + row + 1) - start
     total_k = tl.zeros((BLOCK, BLOCK_D), tl.float32)
     total_v = tl.zeros((BLOCK, BLOCK_E), tl.float32)
     for part in range(count):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two
+from ..routing.transposed import most_segments, transpose_routing
 
 Kernel = Literal['forward', 'queries', 'keys']
 """Forward, the gradient of the queries, the gradient of keys and values."""
@@ -272,20 +273,14 @@ def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, lse:
         return None
     routing = transpose_routing(index)
     parts = empty((len(k) * groups.keys.count * groups.keys.tokens, q.shape[-1] + v.shape[-1]), lse)
-    ordered = shares = None
+    shares = None
     if weight is not None:
-        ordered = weight.flatten()[routing.pairs]
-        shares = empty((len(routing.pairs), groups.heads,
+        shares = empty((weight.numel(), groups.heads,
                         -(-groups.keys.tokens // of_keys.constants['BLOCK']),
                         -(-groups.queries.tokens // of_keys.constants['TOKENS'])), lse)
-    of_keys(q, k, v, ordered, *_two(taps), grad, pairs, *into[1:], shares, parts, routing.askers,
-            *routing[2:])
-    _part_sum_launch(groups, maps)(parts, *into[1:], routing.offsets, routing.starts)
-    if weight is None:
-        return None
-    grad_weight = torch.empty_like(weight, dtype=torch.float32)
-    grad_weight.view(-1)[routing.pairs] = shares.sum((1, 2, 3))
-    return grad_weight
+    of_keys(q, k, v, weight, *_two(taps), grad, pairs, *into[1:], shares, parts, *routing)
+    _part_sum_launch(groups, maps)(parts, *into[1:], routing.lists)
+    return None if weight is None else shares.sum((1, 2, 3)).view(weight.shape)
 
 
 @once_for_a_size
@@ -303,8 +298,8 @@ def _key_launch(groups: Groups, maps: Maps, scale: float, apart: int, side: int)
     from .triton_kernels import key_gradient_kernel
     call = _Call(groups, maps)
     tile = call.tile('keys')
-    programs = call.programs(
-        tile, 'keys', call.rows if groups.listed is None else _most_segments(call.rows))
+    rows = call.rows if groups.listed is None else most_segments(call.rows, groups.keys.count)
+    programs = call.programs(tile, 'keys', rows)
     return Launch(key_gradient_kernel, (sum(programs),), float(scale), *call.sizes(programs[0]),
                   call.rows, *call.strides, **call.constants(tile), SIDE=side, APART=apart)
 
@@ -329,48 +324,3 @@ def _side(taps: Sequence[Tensor]) -> int:
 def _two(tensors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
     """The tensors of the first and the second kind of groups, if any."""
     return (*tensors, None, None)[:2]
-
-
-def _most_segments(rows: int) -> int:
-    """How many segments the lists of so many key rows may have. See `transpose_routing`."""
-    return rows + rows // 2 + 1
-
-
-class Routing(NamedTuple):
-    """The transpose of a routing: for each key row, the list of the groups that attend to it.
-
-    Rows count the groups of all images: image · R + group. All entries except `pairs` are int32.
-
-    Attributes:
-        pairs: (B·R·K,), positions in index.flatten(). Positions with the same key row form a list,
-            in rising order.
-        askers: (B·R·K,), the number in its image of the query group of each position.
-        offsets: (B·R + 1,), where the list of each key row starts, and the end.
-        rows: (segments,), the key row of each segment of a list; B·R where there is no segment.
-        starts: (B·R + 1,), the first segment of each key row, and the number of segments.
-    """
-    pairs: Tensor
-    askers: Tensor
-    offsets: Tensor
-    rows: Tensor
-    starts: Tensor
-
-
-def transpose_routing(index: Tensor) -> Routing:
-    """The query groups that attend to each key group, computed without a wait for the device.
-
-    A list longer than 2 K is cut into equal segments of more than K and at most 2 K groups, so that
-    no program has to sum over a very long list. Other lists are one segment.
-
-    Args:
-        index: (B, R, K).
-    """
-    batch, groups, listed = index.shape
-    first = torch.arange(0, batch * groups, groups, device=index.device)
-    rows, pairs = (index + first[:, None, None]).flatten().sort(stable=True)
-    every = torch.arange(_most_segments(batch * groups), device=index.device)
-    offsets = torch.searchsorted(rows, every[:batch * groups + 1], out_int32=True)
-    counts = (offsets.diff() + 2 * listed - 1).div(2 * listed, rounding_mode='floor').clamp(min=1)
-    starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-    return Routing(pairs, (pairs // listed % groups).int(), offsets,
-                   torch.searchsorted(starts[1:], every, right=True, out_int32=True), starts)

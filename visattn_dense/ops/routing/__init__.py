@@ -8,8 +8,10 @@ The arguments are those of the functions in `reference`, and `mode` (see
 
 reference   the equations
 torch_form  torch's means, product and topk
-triton_form one kernel for product and choice; triton_kernels holds the kernel
+triton_form one kernel for product and choice; triton_kernels holds all kernels
 compiled    the kernels in C++
+
+`transposed` makes, by Triton, the lists that the backward pass of the attention needs.
 """
 from .. import choose
 from ..choose import Form, Operator, compiled_form, reference_form
