@@ -2,9 +2,10 @@
 
     logits_rs = q_r · k_s · scale
 
-A program of `top_regions_kernel` computes the logits of BLOCK regions r to all R regions s in registers, and takes COUNT
-times the largest that is left in each row. Of equal logits, the first comes first. In the choice, a
-logit that is no number counts as the smallest, so the COUNT regions of a row are always different.
+A program of `top_regions_kernel` computes the logits of BLOCK regions r to all R regions s in
+registers, and takes COUNT times the largest that is left in each row. Of equal logits, the first
+comes first. In the choice, a logit that is no number counts as the smallest, so the COUNT regions
+of a row are always different.
 
 The strides `q_b` to `k_r` count in units of UNIT numbers. Sums are float32. TF32 holds every
 bfloat16 and float16, so products of these are exact on the matrix units.
