@@ -2,6 +2,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from tests.backbone_suite import BackboneSuite
 from tests.comparing import outputs_and_gradients
@@ -194,3 +195,20 @@ def test_another_variants_weights_are_refused(tmp_path):
     torch.save(EfficientViT('b0').state_dict(), tmp_path / 'b0.pth')
     with pytest.raises(UserError, match='does not fit EfficientViT'):
         load_pretrained(EfficientViT(SMALL), tmp_path / 'b0.pth')
+
+
+def test_gradients_are_channels_last_whatever_the_head_gives():
+    """Norms and depthwise convolutions are several times slower on gradients in another layout."""
+    model = EfficientViT('b0').train()
+    layouts = []
+
+    def watch(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+        out.grad_fn.register_prehook(lambda grads: layouts.append(
+            grads[0].is_contiguous(memory_format=torch.channels_last)))
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(watch)
+    outs = model(torch.randn(2, 3, 96, 64))
+    torch.autograd.backward(outs, [torch.randn(out.shape) for out in outs])     # NCHW
+    assert layouts == [True] * len(norms)

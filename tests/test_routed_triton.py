@@ -96,10 +96,10 @@ def test_kernels_compile_to_gpu_code(case, dtype, head_dim, capability, tmp_path
         # A limit of registers spills a few, outside the loop over the tiles.
         is_limited = 'maxnreg' in launch.constants
         assert usage.spills <= (128 if is_limited else MOST_SPILLS) and usage.spills_in_loops == 0
-        assert usage.matrix_units == (dtype != torch.float32 and name not in (
-            'part_sum_kernel', 'weight_gradient_kernel'))
+        assert usage.matrix_units == (dtype != torch.float32 and name in (
+            'forward_kernel', 'query_gradient_kernel', 'key_gradient_kernel'))
         # The channels of a token lie side by side: a thread loads several at once, not one by one.
-        assert min(usage.loads) >= 4 and usage.loads[16] > 0
+        assert min(usage.loads) >= 4 and (usage.loads[16] > 0 or name.startswith('asker'))
 
 
 @needs_triton
@@ -150,7 +150,7 @@ def test_forms_on_a_gpu_that_is_not_there(monkeypatch):
                                                              True)
         grads = torch.ops.visattn.window_attention_backward(out, qkv, [kernel], mixed, lse,
                                                             *options)
-        assert [g.shape for g in grads] == [qkv.shape, (kernel.numel() + 6,)]
+        assert [g.shape for g in grads] == [qkv.shape, (1, kernel.numel() + 6)]
         options = 2, 5, 7, 5, 7, .5
         q, k, v = qkv.unbind(3)
         out, lse = torch.ops.visattn.group_attention(q, k, v, None, None, *options)

@@ -177,4 +177,12 @@ class EfficientViT(DenseBackbone):
         outs = {}
         for i, stage in enumerate(self.stages):
             x = outs[i] = self.run_blocks(stage, x)
+            if x.requires_grad and not torch.compiler.is_compiling():
+                # A head may give a gradient in another layout. The shortcuts would hand this layout
+                # on to every norm of the backbone.
+                x.register_hook(_channels_last)
         return tuple(outs[i] for i in self.out_indices)
+
+
+def _channels_last(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last)
