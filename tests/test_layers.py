@@ -30,6 +30,7 @@ from visattn_dense.layers import (
     pad_to_multiple,
     partition_windows,
 )
+from visattn_dense.layers.activations import ACTIVATIONS
 from visattn_dense.layers.packed import (
     NativeConv2d,
     NativeFeedForward,
@@ -278,3 +279,16 @@ def test_a_transformer_of_torch_stays_whole():
     model = torch.nn.TransformerEncoder(layer, 2).eval()
     x = torch.randn(2, 7, 32)
     torch.testing.assert_close(optimize_for_inference(copy.deepcopy(model))(x), model(x))
+
+
+def test_hardswish_overwrites_its_input_only_where_no_gradient_is_needed():
+    """In place, torch would copy the input of each activation in a training."""
+    act, x = ACTIVATIONS['hardswish'](), torch.randn(8)
+    with torch.no_grad():
+        kept = x.clone()
+        assert act(kept).data_ptr() == kept.data_ptr()
+    assert kept.equal(nn.functional.hardswish(x))
+    layer = nn.Linear(8, 8)
+    out = layer(x)
+    copy = out.detach().clone()
+    assert act(out).data_ptr() != out.data_ptr() and out.equal(copy)

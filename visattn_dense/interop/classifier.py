@@ -28,7 +28,7 @@ from visattn_dense.checkpoints.pretrained import fill
 from visattn_dense.checkpoints.reading import resolve
 from visattn_dense.errors import UserError, did_you_mean, few
 from visattn_dense.layers import ConvNormAct, LayerNorm2d, init_vit_weights
-from visattn_dense.layers.mbconv import ACTIVATIONS
+from visattn_dense.layers.activations import ACTIVATIONS
 from visattn_dense.registry import BACKBONES
 
 # timm's names of EfficientViT's head.

@@ -5,6 +5,7 @@ windows    cuts an NHWC map into windows or stripes, and merges windows
 position   position tables, resized to other maps
 precision  full precision inside autocast
 lepe       locally-enhanced positional encoding: a depthwise convolution on the values
+activations  the activations by name
 mbconv     convolution + BatchNorm + activation, mobile blocks, folding of BatchNorm
 mlp        the two-layer perceptron of a transformer block
 drop       stochastic depth

@@ -7,30 +7,21 @@ efficientvit/models/nn/ops.py); timm uses the same names.
 Shapes: B batch, C channels in, C' channels out, H×W map, s stride: every block here takes
 (B, C, H, W) to (B, C', ⌈H/s⌉, ⌈W/s⌉).
 """
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visattn_dense.ops import UsesOperators
+from visattn_dense.ops.depthwise import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.depthwise import depthwise
-from visattn_dense.ops.depthwise.torch_form import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.launching import DEVICES
+from visattn_dense.ops.norm_act import ACTIVATIONS as NORM_ACTIVATIONS
 from visattn_dense.ops.norm_act import Norm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 
+from .activations import ACTIVATIONS, activation_name
 from .block import is_called_plainly
 from .drop import DropPath
-
-Activation = Callable[[], nn.Module]
-
-ACTIVATIONS: dict[str, Activation] = {
-    # In place: the input was just written by a convolution or norm, and no other code holds it.
-    'hardswish': partial(nn.Hardswish, inplace=True),
-    'gelu_tanh': partial(nn.GELU, approximate='tanh'),
-}
 
 
 class DepthwiseConv2d(UsesOperators, nn.Conv2d):
@@ -104,7 +95,7 @@ class ConvNormAct(UsesOperators, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, act = self.conv, self.norm, self.act
         if x.device.type in DEVICES and _suit_operators(conv, norm, act):
-            return self._by_operators(x, conv, norm, _activation(act))
+            return self._by_operators(x, conv, norm, activation_name(act))
         return act(norm(conv(x)))
 
     def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str) -> Tensor:
@@ -138,15 +129,9 @@ def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
             t is not None for t in (norm.running_mean, norm.running_var, norm.weight))
     else:
         suits = type(norm) is nn.Identity
-    return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d) and _activation(act) is not None
+    return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d)
+            and activation_name(act) in NORM_ACTIVATIONS
             and is_called_plainly(conv) and is_called_plainly(norm) and is_called_plainly(act))
-
-
-def _activation(module: nn.Module) -> str | None:
-    """The name of an activation for `norm_act`, or None."""
-    if type(module) is nn.GELU:
-        return 'gelu_tanh' if module.approximate == 'tanh' else None
-    return {nn.Identity: 'none', nn.Hardswish: 'hardswish', nn.ReLU: 'relu'}.get(type(module))
 
 
 class DepthwiseSeparableConv(nn.Module):

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from visattn_dense.ops import UsesOperators, native
+from visattn_dense.ops.depthwise import ACTIVATIONS
 from visattn_dense.ops.measured import fastest
 
+from .activations import activation_name
 from .block import Handover, TransformerBlock
 from .graphs import Replayable, ReplayedForward
 from .mbconv import (
@@ -33,8 +35,6 @@ from .mbconv import (
 from .mlp import Mlp
 from .norm import LayerNorm2d, PreNorm
 from .packed import (
-    NO_ACTIVATION,
-    Activation,
     NativeConv2d,
     NativeFeedForward,
     NativeFusedMBConv,
@@ -53,8 +53,6 @@ from .packed import (
 )
 from .split import ProjectsSplit, SoftSplit
 
-# The activations that the operator `depthwise` applies.
-_DEPTHWISE: tuple[Activation, ...] = (NO_ACTIVATION, ('relu', ''), ('hardswish', ''))
 # A layer is measured on _ROWS / channels² tokens: a pyramid halves its sides where it doubles its
 # channels, and an image of 512x512 has this many at the four stages.
 _ROWS = 2**26
@@ -125,7 +123,7 @@ def _pack(parent: nn.Module) -> None:
     in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
     for i, (name, layer) in enumerate(children):
         following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
-        activation = _activation(following[1])
+        activation = activation_name(following[1]) or 'none'
         forms = _packed_forms(layer, activation)
         if not forms:
             _pack(layer)
@@ -135,12 +133,12 @@ def _pack(parent: nn.Module) -> None:
             # and a graph lets the kernel write to its place.
             packed = forms[0].make()
         else:
-            packed = _fastest_form(layer, following[1] if activation != NO_ACTIVATION else None,
+            packed = _fastest_form(layer, following[1] if activation != 'none' else None,
                                    activation, forms)
         if packed is None:
             continue
         setattr(parent, name, packed)
-        if activation != NO_ACTIVATION:
+        if activation != 'none':
             setattr(parent, following[0], nn.Identity())
     if fused and (packed := _fastest(fused.what, fused.forms, fused.call, ('apart', fused.apart),
                                      fused.usual)):
@@ -220,7 +218,7 @@ def _fused(parent: nn.Module) -> _Fused | None:
         mlp, norm = parent.mlp, parent.norm2
         if (type(parent).finish is not TransformerBlock.finish or type(norm) is not PreNorm
                 or type(mlp) is not Mlp
-                or (activation := _activation(mlp.act)) == NO_ACTIVATION):
+                or (activation := activation_name(mlp.act)) in (None, 'none')):
             return None
         forms = _native_forms(NativeFeedForward, mlp.fc1.weight.numel(), norm, mlp.fc1, mlp.fc2,
                               activation)
@@ -301,23 +299,23 @@ def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:
         return []
     parts = list(branch.children())              # in the order of the class
     convs = [part.conv for part in parts]
-    activations = [_activation(part.act) for part in parts[:-1]]
-    if (any(type(part.norm) is not nn.Identity for part in parts) or len(set(activations)) > 1
-            or type(parts[-1].act) is not nn.Identity
+    activations = {activation_name(part.act) for part in parts[:-1]}
+    if (any(type(part.norm) is not nn.Identity for part in parts) or len(activations) > 1
+            or None in activations or type(parts[-1].act) is not nn.Identity
             or not _is_matrix_product(convs[0]) or not _is_pointwise(convs[-1])):
         return []
     most = max(convs[0].weight.numel(), convs[-1].weight.numel())
     if type(branch) is FusedMBConv:
-        return _native_forms(NativeFusedMBConv, most, *convs, activations[0], shortcut=shortcut)
+        return _native_forms(NativeFusedMBConv, most, *convs, *activations, shortcut=shortcut)
     expand, depth, project = convs
     if not (_is_pointwise(expand) and type(depth) is DepthwiseConv2d
             and depth.kernel_size == (3, 3) and depth.padding == depth.dilation == (1, 1)
             and depth.stride in ((1, 1), (2, 2)) and depth.padding_mode == 'zeros'):
         return []
-    return _native_forms(NativeMBConv, most, *convs, activations[0], shortcut=shortcut)
+    return _native_forms(NativeMBConv, most, *convs, *activations, shortcut=shortcut)
 
 
-def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Activation,
+def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: str,
                   forms: Sequence[_Form]) -> Packed | None:
     """The packed form that is the fastest on this machine; None if the plain layer is."""
     def plain(x: Tensor) -> Tensor:
@@ -331,7 +329,7 @@ def _fastest_form(layer: nn.Module, following: nn.Module | None, activation: Act
         return _image(layer, 1 if isinstance(layer, nn.ConvTranspose2d) else max(layer.stride))
 
     # The text of a layer names everything that its time depends on, but activation and dtype.
-    what = f'{layer}, {"".join(activation)}, {layer.weight.dtype}'
+    what = f'{layer}, {activation}, {layer.weight.dtype}'
     return _fastest(what, forms, lambda packed: packed(sample()),
                     ('plain', lambda: plain(sample())))
 
@@ -356,12 +354,6 @@ def _has_onednn(dtype: torch.dtype) -> bool:
             and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-def _activation(module: nn.Module | None) -> Activation:
-    if isinstance(module, nn.GELU):
-        return 'gelu', module.approximate
-    return {nn.ReLU: ('relu', ''), nn.Hardswish: ('hardswish', '')}.get(type(module), NO_ACTIVATION)
-
-
 def _is_for_kernels(dtype: torch.dtype) -> bool:
     """Whether the kernels can be the fastest for layers of this dtype.
 
@@ -371,7 +363,7 @@ def _is_for_kernels(dtype: torch.dtype) -> bool:
                                    or dtype == torch.bfloat16 and not native.tiles())
 
 
-def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
+def _packed_forms(layer: nn.Module, activation: str) -> list[_Form]:
     """The packed forms that the layer and its activation can have, most likely first."""
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d,
@@ -406,7 +398,7 @@ def _packed_forms(layer: nn.Module, activation: Activation) -> list[_Form]:
         return []
     else:
         ours = own(NativeConv2d) if _is_matrix_product(layer) else []
-        if (type(layer) is GroupedPointwiseConv and activation == NO_ACTIVATION
+        if (type(layer) is GroupedPointwiseConv and activation == 'none'
                 and weight.dtype == torch.float32 and native.available()):
             ours.append(_Form(NativeGroupedConv.__name__, lambda: NativeGroupedConv(layer)))
         if _suits_the_operator(layer, activation):
@@ -438,10 +430,10 @@ def _is_pointwise(layer: nn.Module) -> bool:
             and layer.padding == (0, 0))
 
 
-def _suits_the_operator(layer: nn.Conv2d, activation: Activation) -> bool:
+def _suits_the_operator(layer: nn.Conv2d, activation: str) -> bool:
     """Whether the compiled kernel of depthwise convolution can compute the layer."""
     side = layer.kernel_size[0]
     return (layer.groups == layer.in_channels == layer.out_channels and side in (3, 5)
             and layer.kernel_size == (side, side) and layer.padding == (side // 2,) * 2
-            and layer.stride == layer.dilation == (1, 1) and activation in _DEPTHWISE
+            and layer.stride == layer.dilation == (1, 1) and activation in ACTIVATIONS
             and layer.weight.dtype in (torch.float32, torch.bfloat16) and native.available())

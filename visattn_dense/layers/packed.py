@@ -19,19 +19,22 @@ from .block import Handover
 from .norm import LayerNorm2d
 from .split import SoftSplit
 
-Activation = tuple[str, str]
-"""An activation: oneDNN's name, and oneDNN's name of the algorithm."""
+_ONEDNN = {'none': ('none', ''), 'relu': ('relu', ''), 'hardswish': ('hardswish', ''),
+           'gelu': ('gelu', 'none'), 'gelu_tanh': ('gelu', 'tanh')}
+"""For each activation, oneDNN's name, and oneDNN's name of the algorithm."""
 
-NO_ACTIVATION: Activation = ('none', '')
 _ERROR = ('optimize_for_inference has packed the weights of this model: packed weights can neither '
           'be saved nor loaded. Load the checkpoint before optimize_for_inference, and keep a copy '
           'of the model to save.')
 
 
 class Packed(nn.Module):
-    """The common part of the packed layers: an activation, and weights outside the parameters."""
+    """The common part of the packed layers: weights outside the parameters, and an activation.
 
-    def __init__(self, dtype: torch.dtype, activation: Activation) -> None:
+    The activation is a name, see `activations`.
+    """
+
+    def __init__(self, dtype: torch.dtype, activation: str) -> None:
         super().__init__()
         self.dtype = dtype
         self.activation = activation
@@ -58,7 +61,7 @@ class Packed(nn.Module):
 class _OneDNN(Packed):
     """A layer by oneDNN: the bias stays as it is."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: str) -> None:
         super().__init__(layer.weight.dtype, activation)
         self.bias = None if layer.bias is None else layer.bias.detach()
 
@@ -72,7 +75,7 @@ class PackedLinear(_OneDNN):
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d,
-                 activation: Activation = NO_ACTIVATION) -> None:
+                 activation: str = 'none') -> None:
         super().__init__(layer, activation)
         weight = layer.weight.detach().flatten(1)
         self.out_features, self.in_features = weight.shape
@@ -83,7 +86,7 @@ class PackedLinear(_OneDNN):
         x = x.to(self.dtype)
         if x.numel() == 0:
             return x.new_zeros(*x.shape[:-1], self.out_features)
-        name, algorithm = self.activation
+        name, algorithm = _ONEDNN[self.activation]
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, name, [], algorithm)
 
 
@@ -103,7 +106,7 @@ class PackedConv2d(_OneDNN):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: str = 'none') -> None:
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach().contiguous(memory_format=torch.channels_last)
         self.geometry = layer.padding, layer.stride, layer.dilation, layer.groups
@@ -111,7 +114,7 @@ class PackedConv2d(_OneDNN):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), in the dtype of the weights."""
         x = x.to(self.dtype)
-        name, algorithm = self.activation
+        name, algorithm = _ONEDNN[self.activation]
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.kernel, self.bias, *self.geometry, name, [], algorithm)
 
@@ -124,21 +127,15 @@ class PackedDepthwiseConv(_OneDNN):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: str = 'none') -> None:
         super().__init__(layer, activation)
         self.kernel = layer.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape, in the dtype of the weights."""
         out = depthwise(x.to(self.dtype).permute(0, 2, 3, 1), self.kernel, self.bias,
-                        activation=self.activation[0], mode='inference')
+                        activation=self.activation, mode='inference')
         return out.permute(0, 3, 1, 2)
-
-
-def _native(activation: Activation) -> str:
-    """The name that the kernels have for an activation."""
-    name, algorithm = activation
-    return 'gelu_tanh' if algorithm == 'tanh' else name
 
 
 class Native(Packed):
@@ -151,7 +148,7 @@ class Native(Packed):
     """
 
     def __init__(self, layers: list[native.Layer], dtype: torch.dtype,
-                 activation: Activation) -> None:
+                 activation: str) -> None:
         super().__init__(dtype, activation)
         self.layers = layers
 
@@ -170,14 +167,14 @@ class NativeLinear(Native):
         in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
+    def __init__(self, layer: nn.Linear | nn.Conv2d, activation: str = 'none', *,
                  in_tiles: bool = True) -> None:
         super().__init__([native.Layer.of(layer.weight.flatten(1), layer.bias, in_tiles=in_tiles)],
                          layer.weight.dtype, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        out = native.linear(x.float(), *self.layers, activation=_native(self.activation))
+        out = native.linear(x.float(), *self.layers, activation=self.activation)
         return out.to(self.dtype)
 
 
@@ -191,7 +188,7 @@ class NativeConv2d(Native):
         in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: Activation = NO_ACTIVATION, *,
+    def __init__(self, layer: nn.Conv2d, activation: str = 'none', *,
                  in_tiles: bool = True) -> None:
         super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, activation)
         self.patches = _patches(layer)
@@ -199,7 +196,7 @@ class NativeConv2d(Native):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
         out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
-                            activation=_native(self.activation))
+                            activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
@@ -221,7 +218,7 @@ class NativeSplitLinear(Native):
         # From channel by channel to position by position.
         kernel = weight.unflatten(1, (-1, split.kernel_size**2)).transpose(1, 2).flatten(1)
         super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], linear.weight.dtype,
-                         NO_ACTIVATION)
+                         'none')
         self.split = split                       # for who asks for the geometry
         self.patches = native.Patches(split.kernel_size, split.stride, split.padding)
         self.eps = None if norm is None else norm.eps
@@ -243,7 +240,7 @@ class NativeTransposedConv(Native):
         in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, layer: nn.ConvTranspose2d, activation: Activation = NO_ACTIVATION, *,
+    def __init__(self, layer: nn.ConvTranspose2d, activation: str = 'none', *,
                  in_tiles: bool = True) -> None:
         super().__init__(native.transposed_layers(layer.weight, layer.bias, in_tiles=in_tiles),
                          layer.weight.dtype, activation)
@@ -251,7 +248,7 @@ class NativeTransposedConv(Native):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', kH, kW), NHWC in memory."""
         out = native.transposed(x.float().permute(0, 2, 3, 1), self.layers,
-                                activation=_native(self.activation))
+                                activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
@@ -263,7 +260,7 @@ class NativeNorm(Packed):
         activation: applied to the result.
     """
 
-    def __init__(self, layer: nn.LayerNorm, activation: Activation = NO_ACTIVATION) -> None:
+    def __init__(self, layer: nn.LayerNorm, activation: str = 'none') -> None:
         super().__init__(layer.weight.dtype, activation)
         self.factors = layer.weight.detach(), layer.bias.detach()
         self.eps, self.is_nchw = layer.eps, isinstance(layer, LayerNorm2d)
@@ -276,7 +273,7 @@ class NativeNorm(Packed):
         rows = x if native.why_not(x) is None else x.contiguous()
         if rows.numel():
             rows = native.add_norm(rows, None, *self.factors, eps=self.eps,
-                                   activation=_native(self.activation))[1]
+                                   activation=self.activation)[1]
         return rows.permute(0, 3, 1, 2) if self.is_nchw else rows
 
 
@@ -289,7 +286,7 @@ class NativeProjection(Native):
     """
 
     def __init__(self, layer: nn.Conv2d, *, in_tiles: bool = True) -> None:
-        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, NO_ACTIVATION)
+        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, 'none')
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
         """(B, C', H, W) and (B, C, H, W) to (B, C', H, W), NHWC in memory."""
@@ -306,7 +303,7 @@ class NativeGroupedConv(Packed):
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__(torch.float32, NO_ACTIVATION)
+        super().__init__(torch.float32, 'none')
         weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
         self.outputs, self.packed = weight.shape[1], native.in_groups(weight)
 
@@ -328,7 +325,7 @@ class NativeFeedForward(Native):
         in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, activation: Activation,
+    def __init__(self, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linear, activation: str,
                  *, in_tiles: bool = True) -> None:
         super().__init__([
             native.Layer.of(*_with_norm(norm, fc1), in_tiles=in_tiles),
@@ -339,7 +336,7 @@ class NativeFeedForward(Native):
         """Two (..., C) to (..., C); see `TransformerBlock.finish`."""
         following = handover.following if handover else None
         out = native.chain(x.float(), *self.layers, update=update.float(),
-                           epsilon=self.eps, activation=_native(self.activation),
+                           epsilon=self.eps, activation=self.activation,
                            following=None if following is None else
                            (following.weight.float(), following.bias.float(), following.eps))
         if following is None:
@@ -361,7 +358,7 @@ class NativeFusedMBConv(Native):
         in_tiles: see `native.Layer.of`.
     """
 
-    def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: Activation, *,
+    def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: str, *,
                  shortcut: bool, in_tiles: bool = True) -> None:
         super().__init__([_convolution(conv, in_tiles) for conv in (spatial, point)],
                          point.weight.dtype, activation)
@@ -372,7 +369,7 @@ class NativeFusedMBConv(Native):
         x = x.float().permute(0, 2, 3, 1)
         out = native.chain(x, *self.layers, patches=self.patches,
                            addend=x if self.shortcut else None,
-                           activation=_native(self.activation))
+                           activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
@@ -389,7 +386,7 @@ class NativeMBConv(Native):
     """
 
     def __init__(self, expand: nn.Conv2d, depth: nn.Conv2d, project: nn.Conv2d,
-                 activation: Activation, *, shortcut: bool, in_tiles: bool = True) -> None:
+                 activation: str, *, shortcut: bool, in_tiles: bool = True) -> None:
         super().__init__([_convolution(conv, in_tiles) for conv in (expand, project)],
                          depth.weight.dtype, activation)
         weight = depth.weight.detach().float().flatten(1).T
@@ -404,7 +401,7 @@ class NativeMBConv(Native):
         expand, project = self.layers
         out = native.mobile(x, expand, self.kernel, project, stride=self.stride,
                             addend=x if self.shortcut else None,
-                            activation=_native(self.activation))
+                            activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
 

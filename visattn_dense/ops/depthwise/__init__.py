@@ -23,6 +23,7 @@ from .. import choose
 from ..add_norm import add_norm
 from ..choose import Form, Operator, compiled_form, reference_form
 from . import compiled, reference, torch_form, triton_form
+from .torch_form import ACTIVATIONS
 
 depthwise = Operator(
     'depthwise', compiled_form(compiled.depthwise, compiled.why_not),
@@ -53,4 +54,4 @@ depthwise_norm = Operator(
     'depthwise_norm', compiled_form(compiled.depthwise_norm, compiled.why_not_norm),
     Form('apart', _norm_apart), reference_form(partial(_norm_apart, mode='reference')))
 
-__all__ = ['depthwise', 'depthwise_norm']
+__all__ = ['ACTIVATIONS', 'depthwise', 'depthwise_norm']

@@ -11,10 +11,10 @@ triton_form  one kernel, without gradients; triton_kernels holds the kernel
 from .. import choose
 from ..choose import Form, Operator, reference_form
 from . import reference, torch_form, triton_form
-from .torch_form import Norm
+from .torch_form import ACTIVATIONS, Norm
 
 norm_act = Operator(
     'norm_act', choose.triton_form(triton_form.norm_act, triton_form.why_not),
     Form('torch', torch_form.norm_act), reference_form(reference.norm_act))
 
-__all__ = ['Norm', 'norm_act']
+__all__ = ['ACTIVATIONS', 'Norm', 'norm_act']
