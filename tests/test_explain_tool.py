@@ -176,6 +176,13 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path):
     assert prepared.image[0, :, 0, 0].tolist() == pytest.approx([2.2, -2.0, -1.8], abs=.1)
 
 
+def test_of_sixteen_bits_the_upper_eight_count(tmp_path: Path):
+    values = np.linspace(0, 65535, 40 * 20).reshape(20, 40).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / 'grey.png')
+    prepared = prepare(tmp_path / 'grey.png')
+    np.testing.assert_array_equal(prepared.picture, np.repeat((values >> 8)[..., None], 3, -1))
+
+
 def test_the_picture_of_all_families_names_the_net_that_is_missing(tmp_path, monkeypatch, capsys):
     from demo import families
     monkeypatch.chdir(tmp_path)

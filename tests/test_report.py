@@ -1,6 +1,8 @@
 """tools/report.py: the numbers of the page, names from outside, the page in a browser."""
+import base64
 import html
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -34,7 +36,7 @@ from visattn_dense.report.matching import (
     match,
     mean_ap,
 )
-from visattn_dense.report.pictures import Budget
+from visattn_dense.report.pictures import Budget, photo, small_size
 from visattn_dense.visualization.colour import distinct_palette
 
 HOSTILE = ('<img src=x onerror=alert(1)>', '</script><script>document.title="ran"</script>',
@@ -467,6 +469,30 @@ def test_pictures_stay_within_their_bounds(tmp_path):
     assert sum(tag == 'img' for tag, _ in Tags(few).found) == 8
     none = work.report(workers=1, pictures=100, picture_bytes=10).html()
     assert 'data:image' not in none and 'Worst images' not in none
+
+
+def picture_of(address: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(',')[1]))))
+
+
+@pytest.mark.parametrize('turn', [1, 3, 6, 8])
+@pytest.mark.parametrize('size', [(800, 400), (400, 800), (30, 40), (400, 400)], ids=str)
+def test_a_photo_keeps_its_shape(tmp_path, size, turn):
+    """Upright, lying, square; turned by the camera or not; smaller than in the page or larger."""
+    picture = Image.new('RGB', size)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture.save(tmp_path / 'p.jpg', exif=exif)
+    address, told = photo(tmp_path / 'p.jpg')
+    assert told == (size[::-1] if turn > 4 else size)
+    assert picture_of(address).shape[1::-1] == small_size(*told)
+
+
+def test_a_photo_of_sixteen_bits_is_not_white(tmp_path):
+    values = np.linspace(0, 65535, 40 * 20).reshape(20, 40).astype(np.uint16)
+    save(tmp_path / 'p.png', values)
+    shown = picture_of(photo(tmp_path / 'p.png')[0])[..., 0]
+    assert np.abs(shown.astype(int) - (values >> 8)).max() < 12
 
 
 def called(monkeypatch, *arguments: str) -> int:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import MissingFileError, UserError, did_you_mean
 from visattn_dense.images import opened
+from visattn_dense.predict.sources import as_rgb
 from visattn_dense.registry import BACKBONES
 
 UNTRAINED = 'none'
@@ -94,7 +95,7 @@ def prepare(path: str | os.PathLike, *, short_side: int | None = None) -> Prepar
     """An image file for a backbone that was trained as the released ones.
 
     Args:
-        path: the file; it is turned as its EXIF entry says.
+        path: the file; `as_rgb` says what becomes of EXIF turns, grey, 16 bits and alpha.
         short_side: resize the image so that its shorter side has this many pixels.
 
     Raises:
@@ -104,7 +105,7 @@ def prepare(path: str | os.PathLike, *, short_side: int | None = None) -> Prepar
         raise MissingFileError(f'no image {path}: there is no such file')
     try:
         with opened(path) as file:
-            image = ImageOps.exif_transpose(file).convert('RGB')
+            image = Image.fromarray(as_rgb(file))
     except OSError as error:
         raise UserError(f'{path} cannot be read as an image: {error}') from error
     file_size = image.height, image.width

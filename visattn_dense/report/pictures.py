@@ -7,16 +7,19 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from visattn_dense.files import list_files
 from visattn_dense.images import opened
+from visattn_dense.predict.sources import as_rgb
 from visattn_dense.report.html import Markup, element
 from visattn_dense.visualization.colour import Palette
 
 SIDE = 320
 """Longer side of a picture in the page, in pixels."""
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
+# EXIF orientations that exchange width and height.
+_QUARTER_TURNS = (5, 6, 7, 8)
 _DIFFERENCE = ((120, 128, 138), (214, 40, 57))
 """Right and wrong pixels; everything else is black."""
 
@@ -53,7 +56,10 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 
 def photo(path: str | os.PathLike) -> tuple[str, tuple[int, int]] | None:
-    """An image file as the address of a small JPEG, and the (width, height) of the file.
+    """An image file as the address of a small JPEG, and its (width, height).
+
+    The image is turned as its EXIF entry says, and so are width and height, which are those of the
+    file.
 
     Returns:
         None where the file cannot be read: a report without one picture is still a report.
@@ -63,10 +69,10 @@ def photo(path: str | os.PathLike) -> tuple[str, tuple[int, int]] | None:
             # A JPEG can be decoded at a fraction of its size.
             size = image.size
             image.draft('RGB', small_size(*size))
-            turned = ImageOps.exif_transpose(image)
-            if turned.size[0] < turned.size[1] != image.size[0] < image.size[1]:
+            if image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
                 size = size[::-1]
-            small = turned.convert('RGB').resize(small_size(*size), Image.Resampling.BICUBIC)
+            small = Image.fromarray(as_rgb(image)).resize(small_size(*size),
+                                                          Image.Resampling.BICUBIC)
     except OSError:
         return None
     out = io.BytesIO()
