@@ -365,6 +365,19 @@ def test_the_figures_are_drawn(name: str, image: Tensor):
     assert all(arrays[look.name].shape == look.heads.shape for look in found.looks)
 
 
+@pytest.mark.parametrize('height, width, ratio', [
+    (900, 2, 2.5), (100, 50, 2.), (50, 100, .5), (2, 900, .1)])
+def test_a_narrow_picture_does_not_make_an_endless_figure(height: int, width: int, ratio: float):
+    picture = np.zeros((height, width, 3), np.uint8)
+    figure = figures.draw_maps(picture, (0., 0.), {'map': torch.ones(height, width)})
+    for axis in figure.axes:
+        box = axis.get_position(original=True)
+        assert (box.height * figure.get_figheight() / (box.width * figure.get_figwidth())
+                == pytest.approx(ratio))
+        # What is shown keeps its shape.
+        assert axis.get_aspect() == 1.
+
+
 def panels(figure) -> int:
     return sum(bool(axis.images) for axis in figure.axes)
 

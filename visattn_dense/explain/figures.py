@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # The longer side of a picture in a figure, in pixels, and the width of its panel, in inches.
 _LONGEST, _PANEL = 640, 2.3
+# The height of a panel, in widths. Beyond it, a picture stands in the middle of its panel.
+_FLATTEST, _TALLEST = .1, 2.5
 _HIT, _EDGE = '#21e6ff', '#ffd23f'
 
 
@@ -258,7 +260,8 @@ def _region_of(look: Look, routing: Routing) -> int:
 def _panels(picture: np.ndarray, rows: int, columns: int, *, head: float,
             panel: float = _PANEL) -> tuple[Figure, np.ndarray]:
     """A figure and (rows, columns) empty axes; `head` is the room above a panel, in inches."""
-    height, gap = panel * picture.shape[0] / picture.shape[1], .06
+    height, gap = panel * float(np.clip(picture.shape[0] / picture.shape[1], _FLATTEST,
+                                        _TALLEST)), .06
     width, total = columns * (panel + gap) + gap, rows * (height + head) + gap
     figure = figure_of(width, total)
     # By hand: matplotlib's own layout draws everything once more.
