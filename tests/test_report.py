@@ -96,6 +96,14 @@ def coco(rng: np.random.Generator, images: int = 12) -> tuple[dict, list[dict], 
     return truth, *sides
 
 
+def write_detections(root: Path) -> None:
+    """truth.json and results.json of images that `write_labels` writes."""
+    truth, results, _ = coco(np.random.default_rng(5))
+    truth['images'] = [{**image, 'file_name': f'p{image["id"]}.jpg'} for image in truth['images']]
+    (root / 'truth.json').write_text(json.dumps(truth))
+    (root / 'results.json').write_text(json.dumps(results))
+
+
 class Tags(HTMLParser):
     """The elements of a page: names and attributes."""
 
@@ -319,6 +327,23 @@ def test_kinds_of_errors_and_what_mending_adds():
     assert added['duplicate'] == added['background'] == added['both'] == pytest.approx(0)
 
 
+@pytest.mark.parametrize('score', [None, 0.5])
+@pytest.mark.filterwarnings('error')
+def test_a_model_that_finds_nothing_has_a_page_without_warnings(tmp_path, score):
+    truth, results, _ = coco(np.random.default_rng(5), images=3)
+    found = [] if score is None else [{**item, 'bbox': [190., 140., 5., 5.], 'score': score}
+                                      for item in results]
+    for name, content in (('truth', truth), ('results', found)):
+        (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    page = build.Detections('t', tmp_path / 'results.json', tmp_path / 'truth.json').report(
+        workers=1, pictures=9, picture_bytes=10**6)
+    assert page.cards[0][:2] == ('AP', '0.0')
+    errors = rows_of(str(next(s for s in page.sections if s.title == 'Errors').content))
+    # Without the missed objects there is none left, so there is no AP to gain.
+    assert errors[-1][:2] == ['missed', '–']
+    assert [row[1] for row in errors[:-1]] == ['0.0'] * 5
+
+
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_confusion_counted_by_hand(kind):
     """Two classes; objects and detections are squares in a row, their IoU is easy to see."""
@@ -517,10 +542,8 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     write_labels(tmp_path)
     (tmp_path / 'pred').rename(tmp_path / 'predictions')
     (tmp_path / 'pred_b').rename(tmp_path / 'predictions_b')
-    truth, results, _ = coco(np.random.default_rng(5))
-    truth['images'] = [{**image, 'file_name': f'p{image["id"]}.jpg'} for image in truth['images']]
-    (tmp_path / 'annotations.json').write_text(json.dumps(truth))
-    (tmp_path / 'results.json').write_text(json.dumps(results))
+    write_detections(tmp_path)
+    (tmp_path / 'truth.json').rename(tmp_path / 'annotations.json')
     text = (ROOT / 'docs/report.md').read_text()
     commands = re.findall(r'^python tools/(report\.py .*)$', text, re.M)
     assert len(commands) == 4
@@ -558,9 +581,14 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
      'does not exist'),
     (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--out', 'pred/x.html'],
      'give a place outside'),
+    (['--predictions', 'results.json', '--truth', 'truth.json', '--images', 'labels'],
+     'no photograph of the annotations is in labels, like p0.jpg'),
+    (['--predictions', 'results.json', '--truth', 'truth.json', '--images', 'nowhere'],
+     'no photograph of the annotations is in nowhere'),
 ])
 def test_bad_input_gets_one_message(tmp_path, monkeypatch, capsys, arguments, message):
     write_labels(tmp_path, images=2)
+    write_detections(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert called(monkeypatch, *arguments) == 2
     told = capsys.readouterr()

@@ -90,6 +90,8 @@ class Detections:
 
     def report(self, *, workers: int, pictures: int, picture_bytes: int) -> page.Report:
         truth = read_annotations(self.annotations)
+        if self.images is not None:
+            _check_photos(truth, self.images)
         files = result_files(self.results)
         kind = self.kind or _kind(files, truth)
         results = _results(files, kind, truth)
@@ -117,6 +119,15 @@ class Detections:
             self.title, f'Detection, {what}, {len(truth["images"]):,} images, {count} classes.',
             cards, classes,
             [*first, *sections, *self.origin.sections(facts)])
+
+
+def _check_photos(truth: dict[str, Any], folder: str | os.PathLike) -> None:
+    """Refuse a folder that holds no photograph of the annotations."""
+    names = [str(image['file_name']) for image in truth['images'] if 'file_name' in image]
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in names):
+        raise UserError(f'no photograph of the annotations is in {folder}, like '
+                        f'{names[0] if names else "(they name no file)"}; give the folder at which '
+                        'their file names begin, or leave --images out')
 
 
 def _kind(files: Mapping[str, os.PathLike], truth: dict[str, Any]) -> str:

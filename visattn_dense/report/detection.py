@@ -210,7 +210,8 @@ def _errors(measured: Measured) -> Markup:
             for k, kind in enumerate(KINDS)}
     rows = [[kind, page.number(100 * gain), page.number(counts[kind], 0),
              page.number(sure.get(kind, np.nan), 0), _WHAT[kind]]
-            for kind, gain in sorted(gains(m).items(), key=lambda item: -item[1])]
+            for kind, gain in sorted(gains(m).items(),
+                                     key=lambda item: (np.isnan(item[1]), -item[1]))]
     return page.table(['kind', 'mending adds (AP50)', 'number',
                        f'with a score of {measured.threshold:.2f} or more', 'what this is'], rows)
 

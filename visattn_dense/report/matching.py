@@ -20,6 +20,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from visattn_dense.evaluation.coco_files import FIELD, masks_as_rle
+from visattn_dense.report.bootstrap import mean_over_classes
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
@@ -300,12 +301,15 @@ def _area_below(hits: np.ndarray, wrong: np.ndarray, objects: float) -> float:
 
 
 def mean_ap(matches: Matches, thresholds: int = 10) -> float:
-    """AP over categories and thresholds, 0..1; with one threshold, AP50."""
-    return float(np.nanmean(PrecisionRecall(matches, thresholds).ap()))
+    """AP over categories and thresholds, 0..1; with one threshold, AP50. NaN without objects."""
+    return float(mean_over_classes(PrecisionRecall(matches, thresholds).ap().ravel()))
 
 
 def gains(matches: Matches) -> dict[str, float]:
-    """What mending all errors of one kind would add to AP50, 0..1, by kind; 'missed' is last."""
+    """What mending all errors of one kind would add to AP50, 0..1, by kind; 'missed' is last.
+
+    Mended, a missed object no longer counts: the gain is NaN where no object would be left.
+    """
     before = mean_ap(matches, 1)
     found = {kind: mean_ap(_mended(matches, number), 1) - before
              for number, kind in enumerate(KINDS)}
