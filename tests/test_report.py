@@ -15,10 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from tests.tiny_runs import ROOT, run, run_tool, write_run
+from tests.tiny_runs import ROOT, run, run_tool, write_detection_run, write_run
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import evaluate_coco
 from visattn_dense.evaluation.pairs import match_files
@@ -570,6 +571,38 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     assert shown == pytest.approx(miou, abs=0.056)
     assert 'data:image/jpeg' in (tmp_path / 'detection.html').read_text()
     assert 'Comparison' in (tmp_path / 'compared.html').read_text()
+
+
+def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch):
+    """A category that the model does not know counts as little as in CocoMetric."""
+    from mmdet.evaluation import CocoMetric
+
+    from visattn_dense.openmmlab.engine import finished
+    write_detection_run(tmp_path / 'run')
+    path = tmp_path / 'run/data/all.json'
+    truth = json.loads(path.read_text())
+    found = [dict(image_id=item['image_id'], category_id=1, bbox=item['bbox'], score=0.9)
+             for item in truth['annotations']]
+    truth['categories'].insert(0, dict(id=0, name='other'))
+    truth['annotations'] += [{**item, 'id': item['id'] + 100, 'category_id': 0}
+                             for item in truth['annotations']]
+    path.write_text(json.dumps(truth))
+    (tmp_path / 'made.bbox.json').write_text(json.dumps(found))
+    (tmp_path / 'run/epoch_1.pth').write_bytes(b'')
+    monkeypatch.setattr(finished, 'predictions_of', lambda *_: str(tmp_path / 'made'))
+    page = finished.work_of_run(str(tmp_path / 'run')).report(
+        workers=1, pictures=9, picture_bytes=10**6)
+    cards = {label: value for label, value, _ in page.cards}
+    metric = CocoMetric(str(path), metric='bbox')
+    metric.dataset_meta = dict(classes=('thing',))
+    for item in found:
+        x, y, w, h = item['bbox']
+        metric.process({}, [dict(img_id=item['image_id'], ori_shape=(64, 64), pred_instances=dict(
+            bboxes=torch.tensor([[x, y, x + w, y + h]]), scores=torch.tensor([0.9]),
+            labels=torch.tensor([0])))])
+    assert metric.compute_metrics(metric.results)['bbox_mAP'] == 1
+    assert cards['AP'] == '100.0' and cards['objects'] == '6'
+    assert page.subtitle.endswith('1 classes.') and 'other' not in page.classes.values()
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -87,9 +87,13 @@ class Detections:
     images: str | os.PathLike | None = None
     other: str | os.PathLike | None = None
     origin: Origin = Origin()
+    classes: Sequence[str] | None = None
+    """What the model knows: other categories of the annotations do not count. None: all count."""
 
     def report(self, *, workers: int, pictures: int, picture_bytes: int) -> page.Report:
         truth = read_annotations(self.annotations)
+        if self.classes is not None:
+            truth = _of_classes(truth, self.classes)
         if self.images is not None:
             _check_photos(truth, self.images)
         files = result_files(self.results)
@@ -119,6 +123,14 @@ class Detections:
             self.title, f'Detection, {what}, {len(truth["images"]):,} images, {count} classes.',
             cards, classes,
             [*first, *sections, *self.origin.sections(facts)])
+
+
+def _of_classes(truth: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """The annotations without the objects of other classes, as CocoMetric counts them."""
+    categories = [item for item in truth['categories'] if item['name'] in classes]
+    known = {item['id'] for item in categories}
+    return {**truth, 'categories': categories, 'annotations': [
+        item for item in truth['annotations'] if item['category_id'] in known]}
 
 
 def _check_photos(truth: dict[str, Any], folder: str | os.PathLike) -> None:

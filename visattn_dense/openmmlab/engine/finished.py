@@ -71,7 +71,8 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
     if cfg.get('default_scope') == 'mmdet':
         annotations, images = _coco_files(cfg)
         return Detections(title=title, results=made, annotations=annotations, kind=kind,
-                          images=images, other=made_b, origin=origin)
+                          images=images, other=made_b, origin=origin,
+                          classes=_test_data(cfg).metainfo.get('classes'))
     return _labels(title, cfg, made, made_b, origin, boundary)
 
 
