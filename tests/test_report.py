@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -24,6 +25,12 @@ from visattn_dense.errors import UserError
 from visattn_dense.evaluation.coco import evaluate_coco
 from visattn_dense.evaluation.pairs import match_files
 from visattn_dense.evaluation.segmentation import Settings
+from visattn_dense.openmmlab.config import read_config
+from visattn_dense.openmmlab.engine import finished
+from visattn_dense.openmmlab.engine.evaluation import prepare_test
+from visattn_dense.openmmlab.engine.finished import work_of_run
+from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.engine.prediction_files import prediction_of, root_of
 from visattn_dense.report import build, compare, detection, outlines, segmentation
 from visattn_dense.report.bootstrap import Interval, resamples
 from visattn_dense.report.detection import calibration
@@ -576,8 +583,6 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
 def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch):
     """A category that the model does not know counts as little as in CocoMetric."""
     from mmdet.evaluation import CocoMetric
-
-    from visattn_dense.openmmlab.engine import finished
     write_detection_run(tmp_path / 'run')
     path = tmp_path / 'run/data/all.json'
     truth = json.loads(path.read_text())
@@ -603,6 +608,81 @@ def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch):
     assert metric.compute_metrics(metric.results)['bbox_mAP'] == 1
     assert cards['AP'] == '100.0' and cards['objects'] == '6'
     assert page.subtitle.endswith('1 classes.') and 'other' not in page.classes.values()
+
+
+def test_images_of_one_name_in_two_folders(tmp_path, capsys):
+    """A prediction for each: the page says what the test says, also after new images have come."""
+    write_twins(tmp_path, extra='train_cfg.update(max_iters=2)\n')
+    run_folder = tmp_path / 'work'
+    done = run('train', tmp_path, tmp_path / 'tiny.py', '--work-dir', run_folder)
+    assert done.code == 0, done.output
+
+    def shown() -> tuple[float, float, build.Labels]:
+        """mIoU of the page and of the test."""
+        work = work_of_run(str(run_folder), boundary=False)
+        page = work.report(workers=1, pictures=0, picture_bytes=0)
+        log = (run_folder / 'report/iter_2/test.log').read_text()
+        return (float(page.cards[0][1].split()[0]), float(re.search(r'mIoU: ([\d.]+)', log)[1]),
+                work)
+
+    miou, tested, work = shown()
+    assert miou == pytest.approx(tested, abs=0.056)
+    assert [pair.name for pair in work.pairs] == ['a/0', 'a/1', 'b/0', 'b/1']
+    assert all(pair.name in pair.label and pair.name in pair.prediction
+               and f'{pair.name}.png' in work.task.images[pair.name] for pair in work.pairs)
+    assert 'predicting' in capsys.readouterr().err
+    assert shown()[:2] == (miou, tested) and 'predicting' not in capsys.readouterr().err
+    # New images are predicted; what is missing otherwise is named.
+    for kind in ('images', 'labels'):
+        shutil.copy(tmp_path / 'data' / kind / 'a/0.png', tmp_path / 'data' / kind / 'b/2.png')
+    miou, tested, work = shown()
+    assert miou == pytest.approx(tested, abs=0.056) and len(work.pairs) == 5
+    Path(work.pairs[0].prediction).unlink()
+    with pytest.raises(UserError, match=r'1 of 5 test images have no .*a/0.png\nRemove .*made.js'):
+        shown()
+    # A second run is on the same images.
+    other = tmp_path / 'other'
+    shutil.copytree(run_folder, other, ignore=shutil.ignore_patterns('report'))
+    config = other / 'tiny.py'
+    config.write_text(config.read_text() + "test_dataloader['dataset'].update(indices=3)\n")
+    with pytest.raises(UserError, match='different test images: only one has b/1, b/2'):
+        work_of_run(str(run_folder), other=str(other))
+    assert not (other / 'report').exists()
+
+
+def test_a_metric_that_writes_by_name_alone_is_refused(tmp_path):
+    cfg = read_config(str(write_twins(tmp_path, extra=(
+        "test_evaluator = dict(type='CityscapesMetric')\n"))))
+    register_scope('mmseg')
+    args = SimpleNamespace(checkpoint='c.pth', show=False, show_dir=None, tta=False, out='out')
+    with pytest.raises(UserError, match=r'below .*data/images have the same name, and Cityscapes'):
+        prepare_test(cfg, args)
+
+
+def write_twins(root: Path, extra: str) -> Path:
+    """`write_run` with the images a/0, a/1, b/0 and b/1."""
+    config = write_run(root, extra=extra, images=4)
+    for kind in ('images', 'labels'):
+        for number in range(4):
+            path = root / 'data' / kind / f'{number}.png'
+            path.parent.joinpath('ab'[number // 2]).mkdir(exist_ok=True)
+            path.rename(path.parent / 'ab'[number // 2] / f'{number % 2}.png')
+    return config
+
+
+@pytest.mark.parametrize('images, root, names', [
+    (['x/a/0.png', 'x/b/1.png'], None, ['0', '1']),
+    (['x/a/0.png', 'x/b/0.png', 'x/b/1.png'], 'x', ['a/0', 'b/0', 'b/1']),
+    (['x/a/0.png', 'y/0.png'], '', ['x/a/0', 'y/0']),
+    (['x/0.png', 'x/a/0.png'], 'x', ['0', 'a/0']),
+    (['x/0.png', 'x/0.png'], None, ['0', '0']),
+    (['x/0.b.png', 'x/0.c.png'], None, ['0.b', '0.c'])])
+def test_predictions_keep_folders_where_names_are_equal(images, root, names):
+    found = root_of(images)
+    assert found == (None if root is None else str(Path(root).absolute()))
+    assert [prediction_of(image, found) for image in images] == names
+    with pytest.raises(UserError, match='0.jpg and .*0.png would have the same prediction'):
+        root_of([*images, 'z/0.png', 'z/0.jpg'])
 
 
 @pytest.mark.parametrize('arguments, message', [

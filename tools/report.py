@@ -79,6 +79,8 @@ def from_files(args: argparse.Namespace) -> build.Work:
         raise UserError('give RUN, or both --predictions and --truth')
     title = args.name or Path(args.predictions).stem
     if Path(args.truth).is_file():
+        if args.images:
+            build.check_photos(args.truth, args.images)
         return build.Detections(
             title=title, results=args.predictions, annotations=args.truth, kind=args.type,
             images=args.images, other=args.compare)

@@ -21,7 +21,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """One image: its name without folder and suffix, and its two files."""
+    """One image and its two files. name: without suffix; without folder unless two are alike."""
 
     name: str
     prediction: str

@@ -94,8 +94,6 @@ class Detections:
         truth = read_annotations(self.annotations)
         if self.classes is not None:
             truth = _of_classes(truth, self.classes)
-        if self.images is not None:
-            _check_photos(truth, self.images)
         files = result_files(self.results)
         kind = self.kind or _kind(files, truth)
         results = _results(files, kind, truth)
@@ -133,8 +131,13 @@ def _of_classes(truth: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]
         item for item in truth['annotations'] if item['category_id'] in known]}
 
 
-def _check_photos(truth: dict[str, Any], folder: str | os.PathLike) -> None:
-    """Refuse a folder that holds no photograph of the annotations."""
+def check_photos(annotations: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Refuse a folder that holds no photograph of an annotation file.
+
+    Raises:
+        UserError: there is none, or the annotation file has a fault.
+    """
+    truth = read_annotations(annotations)
     names = [str(image['file_name']) for image in truth['images'] if 'file_name' in image]
     if not any(os.path.isfile(os.path.join(folder, name)) for name in names):
         raise UserError(f'no photograph of the annotations is in {folder}, like '

@@ -1,6 +1,7 @@
 """Turn a training config into one run of evaluation on a checkpoint."""
 from __future__ import annotations
 
+import importlib
 import os
 from copy import deepcopy
 from typing import Any
@@ -9,6 +10,7 @@ from mmengine.config import Config, ConfigDict
 
 from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.engine.prediction_files import images_of, read_test_data, root_of
 
 
 def check_checkpoint(source: str) -> None:
@@ -94,7 +96,28 @@ def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
         for evaluator in coco:
             evaluator['outfile_prefix'] = out.removesuffix('.json')
     else:
+        root = root_of(_test_images(cfg))
         for evaluator in evaluators:
             evaluator['output_dir'] = out
             evaluator['keep_results'] = True
+            if root is not None:
+                _keep_folders(evaluator, root)
     cfg.test_evaluator = evaluators
+
+
+def _test_images(cfg: Config) -> list[str]:
+    try:
+        return images_of(read_test_data(cfg))
+    except Exception:
+        # The run builds the data set again, and says what is wrong with the config.
+        return []
+
+
+def _keep_folders(evaluator: dict[str, Any], root: str) -> None:
+    """Let an IoUMetric write predictions into the folders of their images."""
+    if evaluator['type'] not in ('IoUMetric', 'mmseg.IoUMetric'):
+        raise UserError(f'images in several folders below {root} have the same name, and '
+                        f'{evaluator["type"]} would write one prediction over another; give each '
+                        'image, and its label, a name of its own')
+    importlib.import_module('visattn_dense.openmmlab.engine.iou_in_folders')
+    evaluator.update(type='mmseg.IoUMetricInFolders', image_root=root)

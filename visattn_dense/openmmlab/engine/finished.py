@@ -1,26 +1,35 @@
 """A training that is over, for its report: config, best checkpoint, predictions, data.
 
-The predictions are made once and kept in RUN/report/, until the checkpoint changes.
+The predictions are made once and kept in RUN/report/, until the checkpoint or the list of test
+images changes.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 
 from visattn_dense.errors import UserError, few
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
 from visattn_dense.evaluation.pairs import Pair
 from visattn_dense.evaluation.segmentation import Settings
 from visattn_dense.openmmlab.config import read_config
+from visattn_dense.openmmlab.datasets.check import quick_check
 from visattn_dense.openmmlab.engine.launch import register_scope
+from visattn_dense.openmmlab.engine.prediction_files import (
+    images_of,
+    prediction_of,
+    read_test_data,
+    root_of,
+)
 from visattn_dense.openmmlab.engine.run_folder import checkpoint_of, config_of
 from visattn_dense.report.build import Detections, Labels, Origin, Work
 from visattn_dense.report.segmentation import Task
@@ -29,7 +38,7 @@ from visattn_dense.visualization.colour import distinct_palette
 
 _TEST = ('import sys; from visattn_dense.openmmlab.engine.launch import test; '
          'sys.exit(test(sys.argv[1:]))')
-# In the folder of the predictions: which checkpoint made them, and how fast.
+# In the folder of the predictions: which checkpoint made them, of which images, and how fast.
 _MARK = 'made.json'
 
 
@@ -53,15 +62,20 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
     chosen = Path(checkpoint) if checkpoint else checkpoint_of(run)
     title = title or Path(cfg.filename).stem
     register_scope(cfg.get('default_scope'))
-    made = predictions_of(run, cfg, chosen)
-    made_b, speed = None, prediction_speed(run, chosen)
+    dataset, dataset_b, made_b = _test_data(cfg), None, None
     if other is not None:
         cfg_b = read_config(str(config_of(other)))
         if cfg_b.get('default_scope') != cfg.get('default_scope'):
             raise UserError(f'{run} and {other} are not of one kind: '
                             f'{cfg.get("default_scope")} and {cfg_b.get("default_scope")}')
-        _check_same_classes(run, cfg, other, cfg_b)
-        made_b = predictions_of(other, cfg_b, checkpoint_of(other))
+        dataset_b = _test_data(cfg_b)
+        _check_same_classes(run, dataset, other, dataset_b)
+        if cfg.get('default_scope') != 'mmdet':
+            _check_same_images(run, dataset, other, dataset_b)
+    made = predictions_of(run, cfg, chosen, images_of(dataset))
+    speed = prediction_speed(run, chosen)
+    if other is not None:
+        made_b = predictions_of(other, cfg_b, checkpoint_of(other), images_of(dataset_b))
     facts = {'run': os.fspath(run), 'checkpoint': chosen.name}
     if speed:
         facts['speed of the prediction'] = speed
@@ -72,12 +86,17 @@ def work_of_run(run: str, checkpoint: str | None = None, other: str | None = Non
         annotations, images = _coco_files(cfg)
         return Detections(title=title, results=made, annotations=annotations, kind=kind,
                           images=images, other=made_b, origin=origin,
-                          classes=_test_data(cfg).metainfo.get('classes'))
-    return _labels(title, cfg, made, made_b, origin, boundary)
+                          classes=dataset.metainfo.get('classes'))
+    return _labels(title, dataset, made, made_b, origin, boundary)
 
 
-def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str:
+def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path,
+                   images: Sequence[str]) -> str:
     """The predictions of a checkpoint on the test data, made by tools/test.py unless there.
+
+    Args:
+        run, cfg, checkpoint: the folder, its config, and a checkpoint in it.
+        images: the files of the test images; predictions of another list are made again.
 
     Returns:
         A folder of label PNGs, or the prefix of COCO results.
@@ -90,7 +109,8 @@ def predictions_of(run: str | os.PathLike, cfg: Config, checkpoint: Path) -> str
     folder = _folder_of(run, checkpoint)
     out, mark = folder / 'predictions', folder / _MARK
     state = checkpoint.stat()
-    of = {'checkpoint': checkpoint.name, 'size': state.st_size, 'time': state.st_mtime_ns}
+    of = {'checkpoint': checkpoint.name, 'size': state.st_size, 'time': state.st_mtime_ns,
+          'images': hashlib.sha256(json.dumps(images).encode()).hexdigest()}
     if _read(mark).items() >= of.items():
         return os.fspath(out)
     mark.unlink(missing_ok=True)
@@ -147,32 +167,47 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _test_data(cfg: Config) -> Any:
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        return DATASETS.build(cfg.test_dataloader.dataset)
+    try:
+        return read_test_data(cfg)
+    except Exception:
+        # The check knows more words for what is wrong.
+        quick_check(cfg, splits=('test',))
+        raise
 
 
-def _check_same_classes(run: str, cfg: Config, other: str, cfg_b: Config) -> None:
+def _check_same_classes(run: str, dataset: Any, other: str, dataset_b: Any) -> None:
     """Refuse to compare models of different classes: an index would mean two things."""
-    a, b = (_test_data(c).metainfo.get('classes') for c in (cfg, cfg_b))
+    a, b = (data.metainfo.get('classes') for data in (dataset, dataset_b))
     if a != b:
         raise UserError(f'the models of {run} and {other} have different classes: '
                         f'{few(set(a or ()) ^ set(b or ())) or "in another order"}')
 
 
-def _labels(title: str, cfg: Config, made: str, made_b: str | None, origin: Origin,
+def _check_same_images(run: str, dataset: Any, other: str, dataset_b: Any) -> None:
+    """Refuse to compare segmentors on different images: pixels have no id that would tell."""
+    a, b = (set(_names(images_of(data))) for data in (dataset, dataset_b))
+    if a != b:
+        raise UserError(f'{run} and {other} have different test images: only one has '
+                        f'{few(sorted(a ^ b))}')
+
+
+def _names(images: Sequence[str]) -> list[str]:
+    root = root_of(images)
+    return [prediction_of(image, root) for image in images]
+
+
+def _labels(title: str, dataset: Any, made: str, made_b: str | None, origin: Origin,
             boundary: bool) -> Labels:
     """The files that the test data of a segmentor names, beside the predictions."""
-    dataset = _test_data(cfg)
     classes = tuple(dataset.metainfo['classes'])
     palette = dataset.metainfo.get('palette') or distinct_palette(len(classes))
     pairs, others, images = [], [], {}
     reduce, ignored, label_map = False, 255, None
-    for number in range(len(dataset)):
+    for number, name in enumerate(_names(images_of(dataset))):
         info: dict[str, Any] = dataset.get_data_info(number)
         label_map = info.get('label_map')
         reduce = bool(info.get('reduce_zero_label'))
         ignored = getattr(dataset, 'ignore_index', 255)
-        name = Path(info['img_path']).stem
         images[name] = info['img_path']
         for side, folder in ((pairs, made), (others, made_b)):
             if folder is not None:
@@ -180,10 +215,21 @@ def _labels(title: str, cfg: Config, made: str, made_b: str | None, origin: Orig
                                  info['seg_map_path']))
     if not pairs:
         raise UserError('the test data of the config holds no image')
+    for side, folder in ((pairs, made), (others, made_b)):
+        if folder is not None:
+            _check_all_there(side, folder)
     settings = Settings(len(classes), ignored, reduce, label_map=label_map,
                         boundary_ratio=DEFAULT_RATIO if boundary else None)
     return Labels(title=title, task=Task(classes, palette, settings, images), pairs=pairs,
                   other=others or None, origin=origin)
+
+
+def _check_all_there(pairs: Sequence[Pair], folder: str) -> None:
+    missing = [pair.prediction for pair in pairs if not os.path.isfile(pair.prediction)]
+    if missing:
+        raise UserError(f'{len(missing)} of {len(pairs)} test images have no prediction any more: '
+                        f'{few(missing)}\nRemove {Path(folder).parent / _MARK}: the next report '
+                        'predicts again.')
 
 
 def _coco_files(cfg: Config) -> tuple[str, str | None]:
