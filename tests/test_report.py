@@ -580,7 +580,7 @@ def test_commands_of_the_page_about_reports(tmp_path, monkeypatch):
     assert 'Comparison' in (tmp_path / 'compared.html').read_text()
 
 
-def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch):
+def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch, capsys):
     """A category that the model does not know counts as little as in CocoMetric."""
     from mmdet.evaluation import CocoMetric
     write_detection_run(tmp_path / 'run')
@@ -597,6 +597,7 @@ def test_a_detector_is_scored_on_its_own_classes(tmp_path, monkeypatch):
     monkeypatch.setattr(finished, 'predictions_of', lambda *_: str(tmp_path / 'made'))
     page = finished.work_of_run(str(tmp_path / 'run')).report(
         workers=1, pictures=9, picture_bytes=10**6)
+    assert not capsys.readouterr().out
     cards = {label: value for label, value, _ in page.cards}
     metric = CocoMetric(str(path), metric='bbox')
     metric.dataset_meta = dict(classes=('thing',))

@@ -6,6 +6,8 @@ folder of its image, counted from the deepest folder that holds all images.
 """
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,9 @@ from visattn_dense.errors import UserError
 
 def read_test_data(cfg: Config) -> Any:
     """The data set of a config's test."""
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+    scope = cfg.get('default_scope') or 'mmengine'
+    # pycocotools prints its progress.
+    with DefaultScope.overwrite_default_scope(scope), contextlib.redirect_stdout(io.StringIO()):
         return DATASETS.build(cfg.test_dataloader.dataset)
 
 
