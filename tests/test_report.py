@@ -695,6 +695,8 @@ def test_predictions_keep_folders_where_names_are_equal(images, root, names):
      'does not exist'),
     (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--out', 'pred/x.html'],
      'give a place outside'),
+    (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--images', 'twins'],
+     'twins/a/p0.png and twins/b/p0.png have the same name'),
     (['--predictions', 'results.json', '--truth', 'truth.json', '--images', 'labels'],
      'no photograph of the annotations is in labels, like p0.jpg'),
     (['--predictions', 'results.json', '--truth', 'truth.json', '--images', 'nowhere'],
@@ -703,6 +705,8 @@ def test_predictions_keep_folders_where_names_are_equal(images, root, names):
 def test_bad_input_gets_one_message(tmp_path, monkeypatch, capsys, arguments, message):
     write_labels(tmp_path, images=2)
     write_detections(tmp_path)
+    for name in 'ab':
+        save(tmp_path / f'twins/{name}/p0.png', np.zeros((9, 9), np.uint8))
     monkeypatch.chdir(tmp_path)
     assert called(monkeypatch, *arguments) == 2
     told = capsys.readouterr()

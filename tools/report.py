@@ -114,7 +114,7 @@ def images_of(folder: str | None, pred_suffix: str, names: list[str]) -> dict[st
     """The photograph of each pair, by its name.
 
     Raises:
-        UserError: the folder is missing, or no photograph in it fits.
+        UserError: the folder is missing, no photograph in it fits, or two have one name.
     """
     if folder is None:
         return {}
@@ -122,7 +122,7 @@ def images_of(folder: str | None, pred_suffix: str, names: list[str]) -> dict[st
         raise UserError(f'the folder of images {folder} does not exist')
     # Predictions have the names of the images: what ends a prediction ends an image too.
     ending = Path(pred_suffix).stem if Path(pred_suffix).suffix else ''
-    by_stem = images_by_stem(folder)
+    by_stem = images_by_stem(folder, [name + ending for name in names])
     found = {name: by_stem[name + ending] for name in names if name + ending in by_stem}
     if not found:
         raise UserError(f'no image in {folder} has the name of a prediction, like '

@@ -4,11 +4,13 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from visattn_dense.errors import UserError
 from visattn_dense.files import list_files
 from visattn_dense.images import opened
 from visattn_dense.predict.sources import as_rgb
@@ -114,14 +116,22 @@ def matrix_picture(share: np.ndarray) -> str:
     return _address('png', out)
 
 
-def images_by_stem(folder: str | os.PathLike) -> dict[str, Path]:
-    """The image files below a folder by their name without suffix.
+def images_by_stem(folder: str | os.PathLike, stems: Iterable[str]) -> dict[str, Path]:
+    """The image files below a folder that have one of these names without suffix, by this name.
 
     Raises:
-        UserError: a folder cannot be read.
+        UserError: a folder cannot be read, or two files have one of the names.
     """
-    return {Path(name).stem: Path(folder, name) for name in list_files(os.fspath(folder))
-            if name.lower().endswith(SUFFIXES)}
+    asked, found = set(stems), {}
+    for name in list_files(os.fspath(folder)):
+        path = Path(folder, name)
+        if path.stem in asked and name.lower().endswith(SUFFIXES):
+            other = found.setdefault(path.stem, path)
+            if other != path:
+                raise UserError(f'{other} and {path} have the same name, and one of them is the '
+                                'photograph of a prediction; give a folder with these photographs '
+                                'alone')
+    return found
 
 
 def figure(address: str, caption: str) -> Markup:
