@@ -110,7 +110,7 @@ def test_paths_folders_patterns_and_lists(folder):
 @pytest.mark.parametrize('source, message', [
     ('missing.jpg', 'no such file'), ('none-*.jpg', 'no image matches'),
     ('sub2', 'holds no images'), ('empty.txt', 'names nothing'),
-    (object(), 'cannot predict on object'),
+    ('', 'name of a source is empty'), (object(), 'cannot predict on object'),
     ('broken.mp4', 'cannot be opened'), (99, 'cannot be opened'),
     (np.zeros((2, 3, 4, 3), np.uint8), r'got \(2, 3, 4, 3\)'), (np.zeros((4, 4), int), 'int64'),
     (np.full((4, 4), 7.), 'from 0 to 1, got 7'), (np.full((4, 4, 3), np.nan), 'got nan'),
@@ -121,7 +121,32 @@ def test_bad_sources_are_one_message(tmp_path, source, message):
     (tmp_path / 'empty.txt').write_text('\n')
     (tmp_path / 'broken.mp4').write_bytes(b'not a video')
     with pytest.raises(UserError, match=message):
-        list(open_sources(tmp_path / source if isinstance(source, str) else source))
+        list(open_sources(tmp_path / source if isinstance(source, str) and source else source))
+
+
+def test_hidden_files_are_no_pictures_of_a_folder(folder):
+    """A Mac writes "._a.jpg" beside "a.jpg" where the disk is not its own."""
+    (folder / '._a.jpg').write_bytes(b'no picture')
+    assert names_of(folder) == ['a', 'b']
+
+
+def test_frames_and_pictures_have_different_names(tmp_path):
+    pytest.importorskip('av')
+    clip = tmp_path / 'clip.mp4'
+    with VideoWriter(clip) as video:
+        for _ in range(2):
+            video.write(noise(48, 64))
+    files = [tmp_path / f'clip{end}' for end in ('_000001.png', '.jpg', '.bmp')]
+    for file in files:
+        Image.fromarray(noise()).save(file)
+    shutil.copy(clip, tmp_path / 'x#1.mp4')
+    assert names_of([tmp_path / 'x#1.mp4']) == ['x#1_000000', 'x#1_000001']
+    for source in ([clip, *files], [*files[::-1], clip], [clip, clip, clip]):
+        names = names_of(source)
+        assert len(set(names)) == len(names) >= 5
+    nested = [iter([noise(), noise(), clip, clip]), noise(), [noise()], [iter([noise()])],
+              (Image.open(file) for file in files[1:])]
+    assert len(set(names_of(nested))) == 11
 
 
 def test_arrays_tensors_images_and_bytes_are_the_same_picture():
@@ -135,6 +160,8 @@ def test_arrays_tensors_images_and_bytes_are_the_same_picture():
     pictures = list(open_sources(sources))
     assert len(pictures) == open_sources(sources).total == 10
     assert len({picture.name for picture in pictures}) == 10
+    (rounded,) = open_sources((chw / 255).bfloat16())
+    assert np.abs(rounded.rgb().astype(int) - image).max() <= 1
     for picture in pictures:
         np.testing.assert_array_equal(picture.rgb(), image)
     (turned,) = open_sources(image[..., ::-1], channels='bgr')

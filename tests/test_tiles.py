@@ -313,6 +313,19 @@ def test_a_map_is_labelled_as_a_picture_in_memory(segmentor, tmp_path, infer):  
     assert Image.open(tmp_path / 'out/map_overlay.png').size[0] == 1100
 
 
+def test_a_map_and_a_picture_of_one_name_keep_their_results(segmentor, tmp_path,  # noqa: F811
+                                                            infer):  # noqa: F811
+    (tmp_path / 'in').mkdir()
+    Image.fromarray(smooth_picture(60, 70)).save(tmp_path / 'in/x.bmp')
+    write_tiff(tmp_path / 'in/x.tif', smooth_picture(64, 80))
+    infer(segmentor, tmp_path / 'in', '--native', '--no-legend', '--out-dir', tmp_path / 'out',
+          '--device', 'cpu')
+    assert {path.name: Image.open(path).size for path in (tmp_path / 'out').glob('x*_label.*')
+            } == {'x_label.png': (70, 60), 'x_tif_label.tif': (80, 64)}
+    assert {path.name for path in (tmp_path / 'out').glob('x*_overlay.png')
+            } == {'x_overlay.png', 'x_tif_overlay.png'}
+
+
 def test_polygons_lie_where_the_map_lies(segmentor, tmp_path):  # noqa: F811
     rasterio = pytest.importorskip('rasterio')
     from rasterio.features import rasterize

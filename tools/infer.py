@@ -32,7 +32,7 @@ from visattn_dense.openmmlab.config import add_cfg_options
 from visattn_dense.predict.rasters import SUFFIXES, Raster
 from visattn_dense.predict.records import JsonWriter
 from visattn_dense.predict.results import Result
-from visattn_dense.predict.sources import Sources, open_sources
+from visattn_dense.predict.sources import Picture, Sources, open_sources
 from visattn_dense.predict.video import VideoWriter
 
 
@@ -134,7 +134,7 @@ def predict(args: argparse.Namespace) -> None:
         seconds = time.monotonic() - begun
         print(f'{path}: {", ".join(file.name for file in written)}; {height}x{width} pixels in '
               f'{seconds:.1f} s, {height * width / seconds / 1e6:.2f} million a second')
-    if maps and not sources.total:
+    if maps and not sources.parts:
         return
     results = predictor(sources, **wanted)
     begun, count, sizes = time.monotonic(), 0, set()
@@ -159,18 +159,15 @@ def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
     Raises:
         UserError: a TIFF file that cannot be read in tiles.
     """
-    paths = [path for path in sources.paths if Path(path).suffix.lower() in SUFFIXES]
-    maps: dict[str, str] = {}
-    for path in paths:
-        Raster(path).__exit__()
-        name, number = Path(path).stem, 2
-        while name in maps:
-            name, number = f'{Path(path).stem}_{number}', number + 1
-        maps[name] = path
+    maps, others = {}, []
+    for part in sources.parts:
+        if isinstance(part, Picture) and Path(part.path).suffix.lower() in SUFFIXES:
+            Raster(part.path).__exit__()
+            maps[part.name] = part.path
+        else:
+            others.append(part)
     total = None if sources.total is None else sources.total - len(maps)
-    return maps, Sources(
-        (picture for picture in sources if picture.data is not None or picture.path not in paths),
-        total, [path for path in sources.paths if path not in paths])
+    return maps, Sources(others, total, sources.files)
 
 
 def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]]) -> str:

@@ -23,8 +23,10 @@ import glob
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -88,21 +90,48 @@ class Picture:
 
 
 @dataclass
+class Deferred:
+    """Pictures that are made when they are asked for.
+
+    Attributes:
+        name: of the picture; of many pictures, the beginning of all names.
+        make: gives the pictures for a name.
+        frames: the pictures are called name_0, name_1 and so on.
+        path: of a video; or an address.
+    """
+
+    name: str
+    make: Callable[[str], Iterable[Picture]]
+    frames: bool = False
+    path: str | None = None
+
+
+@dataclass
 class Sources:
     """The pictures of a source; iterate over it once.
 
     Attributes:
-        pictures: they come when they are asked for.
-        total: their number; None where nobody knows it.
-        paths: of the image files, where all are known before the start.
+        parts: pictures, and what makes pictures when it is asked for. Each part has its own `name`
+            before the start.
+        total: the number of pictures; None where nobody knows it.
+        files: all files on this machine that are read: images, videos, lists.
     """
 
-    pictures: Iterable[Picture]
+    parts: Sequence[Picture | Deferred]
     total: int | None = None
-    paths: Sequence[str] = ()
+    files: Sequence[str] = ()
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the image files."""
+        return [part.path for part in self.parts if isinstance(part, Picture) and part.path]
 
     def __iter__(self) -> Iterator[Picture]:
-        return iter(self.pictures)
+        for part in self.parts:
+            if isinstance(part, Picture):
+                yield part
+            else:
+                yield from part.make(part.name)
 
     def verify(self) -> None:
         """Look into the image files before work starts, without decoding them.
@@ -156,7 +185,7 @@ def open_sources(source: Any, *, channels: str = 'rgb') -> Sources:
     if isinstance(source, (list, tuple)):
         return _joined([_part(entry, number, channels) for number, entry in enumerate(source)])
     if isinstance(source, Iterable):
-        return Sources(_streamed(source, channels))
+        return Sources([Deferred('', lambda name: _streamed(source, channels, name))])
     raise UserError(f'cannot predict on {type(source).__name__}: give a path, an address, bytes, '
                     'an array, an image, or several of them')
 
@@ -174,75 +203,79 @@ def _is_tensor(source: Any) -> bool:
 def _part(entry: Any, number: int, channels: str) -> Sources:
     if _is_one(entry):
         return _one(entry, f'image_{number:06d}', channels)
-    return open_sources(entry, channels=channels)
+    sources = open_sources(entry, channels=channels)
+    for part in sources.parts:
+        # A generator inside a list: its pictures count from 0 again.
+        part.name = part.name or f'part{number}_'
+    return sources
 
 
 def _one(source: Any, name: str, channels: str) -> Sources:
     # A batch of tensors has one picture for each entry of its first axis.
-    total = source.shape[0] if _is_tensor(source) and source.ndim == 4 else 1
-    return Sources(_Lazy(lambda: _decoded(source, name, channels)), total)
+    batch = _is_tensor(source) and source.ndim == 4
+    return Sources([Deferred(_stem_of(source, name),
+                            lambda name: _decoded(source, name, channels), frames=batch)],
+                   source.shape[0] if batch else 1)
 
 
-def _streamed(source: Iterable, channels: str) -> Iterator[Picture]:
-    number = 0
-    for entry in source:
-        for picture in _part(entry, number, channels):
+def _streamed(source: Iterable, channels: str, beginning: str) -> Iterator[Picture]:
+    for number, entry in enumerate(source):
+        sources = _part(entry, number, channels)
+        for part in sources.parts:
             # Names of all pictures so far would grow without end; the number tells twins apart.
-            if picture.path is not None and picture.frame is None:
-                picture.name = f'{picture.name}_{number:06d}'
-            yield picture
-        number += 1
+            if part.name != f'image_{number:06d}':
+                part.name = f'{part.name}_{number:06d}'
+            part.name = beginning + part.name
+        yield from sources
 
 
-def _joined(parts: Sequence[Sources]) -> Sources:
-    """Several sources one after another; each image file once."""
-    totals = [part.total for part in parts]
-    total = None if None in totals else sum(totals)
-    if all(isinstance(part.pictures, list) for part in parts):
-        seen, pictures = set(), []
-        for picture in (picture for part in parts for picture in part):
-            if picture.data is None and picture.path in seen:
+def _joined(sources: Sequence[Sources]) -> Sources:
+    """Deferred sources one after another; each image file once."""
+    totals = [source.total for source in sources]
+    seen, parts, twice = set(), [], 0
+    for part in (part for source in sources for part in source.parts):
+        if isinstance(part, Picture):
+            if part.path in seen:
+                twice += 1
                 continue
-            seen.add(picture.path)
-            pictures.append(picture)
-        _tell_apart(pictures)
-        return Sources(pictures, len(pictures),
-                       paths=[p.path for p in pictures if p.data is None])
-    return Sources(_Lazy(lambda: _renamed(parts)), total,
-                   [path for part in parts for path in part.paths])
+            seen.add(part.path)
+        parts.append(part)
+    _tell_apart(parts)
+    return Sources(parts, None if None in totals else sum(totals) - twice,
+                   [file for source in sources for file in source.files])
 
 
-def _renamed(parts: Sequence[Sources]) -> Iterator[Picture]:
-    """The pictures of several sources, each with its own name."""
+def _tell_apart(parts: Sequence[Picture | Deferred]) -> None:
+    """Give each part its own name: its stem, with more of the path where two are alike.
+
+    `clip_000001` is also the name of a frame of `clip`.
+    """
     taken: set[str] = set()
-    for number, part in enumerate(parts):
-        last = ''
-        for picture in part:
-            # The frames of a video share a stem, which is taken or not as a whole.
-            stem, _, frame = picture.name.rpartition('_')
-            stem = picture.name if picture.frame is None else stem
-            if stem in taken and stem != last:
-                picture.name = f'{stem}_part{number}' + (
-                    '' if picture.frame is None else f'_{frame}')
-            else:
-                taken.add(stem)
-                last = '' if picture.frame is None else stem
-            yield picture
+    videos: set[str] = set()
+    for part in parts:
+        frames = isinstance(part, Deferred) and part.frames
+        part.name = next(name for name in _choices(part) if _is_free(name, frames, taken, videos))
+        taken.add(part.name)
+        if frames:
+            videos.add(part.name)
 
 
-def _tell_apart(pictures: Sequence[Picture]) -> None:
-    """Give each picture its own name: its stem, with more of the path where two are alike."""
-    taken: set[str] = set()
-    for picture in pictures:
-        path = Path(picture.path or picture.name)
-        choices = [picture.name, path.name.replace('.', '_'), f'{path.parent.name}_{path.stem}']
-        picture.name = next((name for name in choices if name not in taken), '')
-        number = 2
-        while not picture.name:
-            name = f'{path.stem}_{number}'
-            picture.name = name if name not in taken else ''
-            number += 1
-        taken.add(picture.name)
+def _choices(part: Picture | Deferred) -> Iterator[str]:
+    yield part.name
+    path = Path(part.path or part.name)
+    yield path.name.replace('.', '_')
+    if path.parent.name:
+        yield f'{path.parent.name}_{path.stem}'
+    # A bare number would be that of a frame.
+    yield from (f'{path.stem}_no{number}' for number in count(2))
+
+
+def _is_free(name: str, frames: bool, taken: set[str], videos: set[str]) -> bool:
+    stem, _, number = name.rpartition('_')
+    if name in taken or (stem in videos and number.isdecimal()):
+        return False
+    return not frames or not any(re.fullmatch(re.escape(name) + r'_\d+', other)
+                                 for other in taken)
 
 
 def _named(name: str) -> Sources:
@@ -253,12 +286,17 @@ def _named(name: str) -> Sources:
         if suffix in video.SUFFIXES:
             return _video(name)
         stem = Path(unquote(urlsplit(name).path)).stem or 'image'
-        return Sources(_Lazy(lambda: [Picture(stem, data=fetch(name))]), 1)
+        return Sources([Deferred(stem, lambda stem: [Picture(stem, data=fetch(name))], path=name)],
+                       1)
     if scheme:
-        return Sources(_frames(name, scheme))
+        return Sources([_frames(name, scheme)])
+    if not name:
+        raise UserError('the name of a source is empty; the current folder is "."')
     path = Path(name)
     if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        # Hidden are also the "._photo.jpg" beside each photo that comes from a Mac.
+        inside = sorted(p for p in path.iterdir()
+                        if p.suffix.lower() in IMAGES and not p.name.startswith('.'))
         if not inside:
             raise UserError(f'the folder {path} holds no images ({", ".join(sorted(IMAGES))})')
         return _files(inside)
@@ -278,7 +316,7 @@ def _named(name: str) -> Sources:
 def _files(paths: Iterable[Path]) -> Sources:
     pictures = [Picture(path.stem, str(path)) for path in paths]
     _tell_apart(pictures)
-    return Sources(pictures, len(pictures), paths=[picture.path for picture in pictures])
+    return Sources(pictures, len(pictures), [picture.path for picture in pictures])
 
 
 def _listed(path: Path) -> Sources:
@@ -290,17 +328,10 @@ def _listed(path: Path) -> Sources:
     names = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
     if not names:
         raise UserError(f'the list {path} names nothing; it has one path or address a line')
-    return _joined([_named(name if '://' in name else str(path.parent / name)) for name in names])
-
-
-class _Lazy:
-    """Pictures that are made when they are asked for."""
-
-    def __init__(self, make: Callable[[], Iterable[Picture]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Picture]:
-        return iter(self._make())
+    sources = _joined([_named(name if '://' in name else str(path.parent / name))
+                       for name in names])
+    sources.files = [*sources.files, str(path)]
+    return sources
 
 
 def _video(where: str | int) -> Sources:
@@ -308,14 +339,17 @@ def _video(where: str | int) -> Sources:
     fps, total = video.about(where)
     if isinstance(where, int):
         # A slow model misses frames of a camera, so the time between two is not known.
-        return Sources(_frames(where, f'camera_{where}'))
-    return Sources(_frames(where, Path(urlsplit(where).path).stem or 'video', fps), total)
+        return Sources([_frames(where, f'camera_{where}')])
+    # A file's name may have a '#' or '?', which would end the path of an address.
+    path = Path(urlsplit(where).path if '://' in where else where)
+    return Sources([_frames(where, path.stem or 'video', fps)], total,
+                   [] if '://' in where else [where])
 
 
-def _frames(where: str | int, name: str, fps: float | None = None) -> _Lazy:
-    return _Lazy(lambda: (
+def _frames(where: str | int, name: str, fps: float | None = None) -> Deferred:
+    return Deferred(name, lambda name: (
         Picture(f'{name}_{number:06d}', str(where), frame, number, fps)
-        for number, frame in enumerate(video.frames(where))))
+        for number, frame in enumerate(video.frames(where))), frames=True, path=str(where))
 
 
 def fetch(url: str) -> bytes:
@@ -339,16 +373,18 @@ def fetch(url: str) -> bytes:
 def _decoded(source: Any, name: str, channels: str) -> list[Picture]:
     """The pictures of something that is no name: one, or several of a batch of tensors."""
     if isinstance(source, Image.Image):
-        return [Picture(_stem_of(source, name), data=as_rgb(source))]
+        return [Picture(name, data=as_rgb(source))]
     if isinstance(source, (bytes, bytearray, memoryview)):
         return [Picture(name, data=bytes(source))]
     if hasattr(source, 'read'):
         data = source.read()
         if not isinstance(data, bytes):
             raise UserError(f'{source} is open as text; open it as bytes (mode "rb")')
-        return [Picture(_stem_of(source, name), data=data)]
+        return [Picture(name, data=data)]
     if not isinstance(source, np.ndarray):
-        array = source.detach().cpu().numpy()
+        # NumPy has no bfloat16.
+        exact = source.float() if source.dtype.is_floating_point else source
+        array = exact.detach().cpu().numpy()
         if array.ndim == 4:
             return [picture for number, image in enumerate(source)
                     for picture in _decoded(image, f'{name}_{number}', channels)]
