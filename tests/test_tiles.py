@@ -269,15 +269,33 @@ def test_windows_of_a_tiff_are_its_pixels(tmp_path, options):
                                           image[slice(*window[0]), slice(*window[1])])
 
 
+def twelve_bits(path: Path) -> Path:
+    """A file whose head says 12 bits a band, in the place of 16."""
+    tifffile = pytest.importorskip('tifffile')
+    write_tiff(path, np.zeros((60, 70), np.uint16), photometric='minisblack')
+    with tifffile.TiffFile(path, mode='r+b') as file:
+        file.pages[0].tags['BitsPerSample'].overwrite(12)
+    return path
+
+
 def test_grey_deep_and_alpha_are_read_as_a_loader_does(tmp_path, monkeypatch):
     from visattn_dense.predict.rasters import Raster
     image = smooth_picture(60, 70)
     for number, (stored, options, expected) in enumerate([
             (image[..., 0], dict(photometric='minisblack'), np.repeat(image[..., :1], 3, 2)),
+            (255 - image[..., 0], dict(photometric='miniswhite'), np.repeat(image[..., :1], 3, 2)),
+            (65535 - image[..., 0].astype(np.uint16) * 256, dict(photometric='miniswhite'),
+             np.repeat(image[..., :1], 3, 2)),
             (image.astype(np.uint16) * 256 + 9, {}, image),
             (np.dstack([image, image[..., 0]]), dict(extrasamples=['unassalpha']), image)]):
         with Raster(write_tiff(tmp_path / f'{number}.tif', stored, **options)) as raster:
             np.testing.assert_array_equal(raster.read(((0, 60), (0, 70))), expected)
+    for kind in ('CMYK', 'YCbCr', 'P'):
+        Image.fromarray(image).convert(kind).save(tmp_path / f'{kind}.tif')
+        with pytest.raises(UserError, match=f'its colours are {kind.replace("P", "a palette")}'):
+            Raster(tmp_path / f'{kind}.tif')
+    with pytest.raises(UserError, match='12 bits a band'):
+        Raster(twelve_bits(tmp_path / 'twelve.tif'))
     monkeypatch.setattr('visattn_dense.predict.rasters._LARGEST_SEGMENT', 60 * 70 - 1)
     with pytest.raises(UserError, match='strips of 60x70 pixels are too large'):
         Raster(write_tiff(tmp_path / 'strip.tif', image, tile=None, rowsperstrip=60))

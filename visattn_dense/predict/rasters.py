@@ -28,6 +28,9 @@ TILE = 512
 # ModelPixelScale, ModelTiepoint, ModelTransformation, and the three GeoKey tags.
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _ORIENTATION = 274
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
+_JPEG = (6, 7)
+_COLOURS = {3: 'a palette', 5: 'CMYK', 6: 'YCbCr', 8: 'CIE L*a*b*'}
 _CACHE = 2**28
 _LARGEST_SEGMENT = 2**27
 
@@ -53,7 +56,8 @@ class Raster:
     """The first page of a TIFF file, window by window; a context manager.
 
     Of more than three bands the first three are used. Grey becomes three equal bands, of 16 bits
-    the upper 8 stay, as the loaders of configs do.
+    the upper 8 stay, as the loaders of configs do. Grey may be stored as a negative, and YCbCr in
+    JPEG.
 
     Args:
         path: the file, with bands of uint8 or uint16, in tiles or strips.
@@ -77,12 +81,7 @@ class Raster:
         tags = page.tags
         segment = ((page.tilelength, page.tilewidth) if page.is_tiled else
                    (min(page.rowsperstrip, page.imagelength), page.imagewidth))
-        fault = (f'its pixels are {page.dtype}' if page.dtype not in (np.uint8, np.uint16) else
-                 'its colours are a palette' if page.photometric == 3 else
-                 'it is to be turned (tag Orientation)' if _ORIENTATION in tags
-                 and tags[_ORIENTATION].value != 1 else
-                 f'its strips of {segment[0]}x{segment[1]} pixels are too large'
-                 if segment[0] * segment[1] > _LARGEST_SEGMENT else '')
+        fault = _fault(page, segment)
         if fault:
             self._file.close()
             raise UserError(f'{path} cannot be read window by window: {fault}. Convert it to '
@@ -92,6 +91,7 @@ class Raster:
                     for code in _GEO_TAGS if code in tags]
         self._planes = page.planarconfig == 2 and page.samplesperpixel > 1
         self._bands = page.samplesperpixel
+        self._white_is_zero = page.photometric == _WHITE_IS_ZERO
         self._segment = segment
         self._across = -(-self.size[1] // self._segment[1])
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -147,11 +147,30 @@ class Raster:
                        else segment[0])
             if segment.dtype == np.uint16:
                 segment = (segment >> 8).astype(np.uint8)
+            if self._white_is_zero:
+                segment = 255 - segment
             self._cache[index] = segment
             self._cached += segment.nbytes
             while self._cached > _CACHE and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
             return segment
+
+
+def _fault(page: Any, segment: tuple[int, int]) -> str:
+    """Why a page cannot be read; empty where it can."""
+    if page.dtype not in (np.uint8, np.uint16):
+        return f'its pixels are {page.dtype}'
+    if page.bitspersample not in (8, 16):
+        return f'its pixels have {page.bitspersample} bits a band'
+    # The decoder of JPEG gives RGB.
+    decoded = page.photometric == _YCBCR and page.compression in _JPEG and page.planarconfig == 1
+    if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and not decoded:
+        return f'its colours are {_COLOURS.get(page.photometric, f"of kind {page.photometric:d}")}'
+    if _ORIENTATION in page.tags and page.tags[_ORIENTATION].value != 1:
+        return 'it is to be turned (tag Orientation)'
+    if segment[0] * segment[1] > _LARGEST_SEGMENT:
+        return f'its strips of {segment[0]}x{segment[1]} pixels are too large'
+    return ''
 
 
 def write_label_map(path: str | os.PathLike, size: tuple[int, int], bands: Iterable[np.ndarray],
