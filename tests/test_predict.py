@@ -291,6 +291,33 @@ def test_a_video_that_fails_half_way_is_removed(tmp_path):
             raise stop
         assert (tmp_path / 'x.mp4').exists() == kept
     assert len(list(open_sources(tmp_path / 'x.mp4'))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['x.mp4']
+
+
+def test_an_older_video_stays_until_the_new_one_is_whole(tmp_path):
+    """Also where the process is killed."""
+    pytest.importorskip('av')
+    for suffix in ('.mp4', '.mkv'):
+        path = tmp_path / f'x{suffix}'
+        path.write_bytes(b'older')
+        with VideoWriter(path) as video:
+            video.write(noise(48, 64))
+            assert path.read_bytes() == b'older'
+        assert len(list(open_sources(path))) == 1
+        with pytest.raises(ValueError), VideoWriter(path) as video:
+            video.write(noise(48, 64))
+            raise ValueError
+        assert len(list(open_sources(path))) == 1
+        with VideoWriter(path):
+            pass
+        assert len(list(open_sources(path))) == 1
+
+
+@pytest.mark.parametrize('name', ['x.webm', 'x.gif', 'x.png', 'x.mp3', 'x'])
+def test_a_video_that_cannot_be_written_is_refused_at_once(tmp_path, name):
+    with pytest.raises(UserError, match='ends in .mp4 or .mkv'):
+        VideoWriter(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 # The stream

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
 
 SUFFIXES = {'.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.flv',
             '.ts', '.gif'}
+
+
+# What can be written, and ffmpeg's name of the container.
+_WRITTEN = {'.mp4': 'mp4', '.mkv': 'matroska'}
 
 
 class About(NamedTuple):
@@ -88,34 +93,48 @@ def frames(where: str | int) -> Iterator[np.ndarray]:
         raise UserError(f'{where} has no frame that can be decoded')
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Whether a video can be written under this name.
+
+    Raises:
+        UserError: PyAV is missing, or the file has another suffix than .mp4 and .mkv.
+    """
+    if Path(path).suffix.lower() not in _WRITTEN:
+        raise UserError(f'cannot write the video {path}: name a file that ends in .mp4 or .mkv')
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise UserError('writing a video needs PyAV: pip install visattn-dense[video]'
+                        ) from error
+
+
 class VideoWriter:
-    """Writes frames into an H.264 video; a context manager.
+    """Writes frames into an H.264 video; a context manager. The file appears at the end.
 
     The first frame sets the size. Frames of another size are fitted into it, on black. After an
-    error the file is removed; after Ctrl-C it ends with the last frame.
+    error there is no file, or the older one; after Ctrl-C it ends with the last frame.
 
     Args:
         path: the file, .mp4 or .mkv.
         fps: frames a second.
 
     Raises:
-        UserError: PyAV is missing, or the file cannot be written.
+        UserError: see `check_writable`; or the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float = 10.) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise UserError('writing a video needs PyAV: pip install visattn-dense[video]'
-                            ) from error
-        self._av, self._path = av, Path(path)
+        check_writable(path)
+        import av
+        self._av = av
         self._fps = Fraction(fps).limit_denominator(1001)
         self._stream: Any = None
+        self._file = ExitStack()
+        temporary = self._file.enter_context(written_whole(path))
         try:
-            self._container = av.open(str(path), 'w')
+            self._container = av.open(str(temporary), 'w',
+                                      format=_WRITTEN[Path(path).suffix.lower()])
         except (OSError, ValueError) as error:
-            raise UserError(f'cannot write the video {path}: {error}; name a file that ends in '
-                            '.mp4 or .mkv') from error
+            raise UserError(f'cannot write the video {path}: {error}') from error
 
     def write(self, frame: np.ndarray) -> None:
         """Add a frame: (H, W, 3) uint8 RGB."""
@@ -134,12 +153,18 @@ class VideoWriter:
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         kept = self._stream is not None and kind in (None, KeyboardInterrupt)
-        if kept:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if not kept:
-            with suppress(OSError):
-                self._path.unlink()
+        with suppress(_Dropped), self._file:
+            try:
+                if kept:
+                    self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()
+            if not kept:
+                raise _Dropped
+
+
+class _Dropped(Exception):
+    """There is no video to keep."""
 
 
 def _fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
