@@ -235,6 +235,8 @@ def serve(args: argparse.Namespace) -> None:
     for item in fields(limits):
         if getattr(limits, item.name) <= 0:
             raise UserError(f'--max-{item.name} is above 0, got {getattr(limits, item.name)}')
+    if not 0 <= args.port < 2**16:
+        raise UserError(f'--port is from 0 to 65535, got {args.port}')
     native = dict(native=True) if args.native else {}
     predictor = Predictor(args.model, args.checkpoint, device=args.device, **native)
     # h11 checks what clients send, and needs no compiler.

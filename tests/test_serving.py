@@ -245,7 +245,11 @@ def test_an_exported_file_is_served(run, tmp_path):
         assert post(f'{url}/predict', b'hello')[0] == 415
 
 
-def test_a_wrong_model_is_one_message():
-    done = subprocess.run([sys.executable, ROOT / 'examples/serve.py', 'nowhere.onnx'], text=True,
-                          capture_output=True, env=os.environ | {'PYTHONPATH': str(ROOT)})
-    assert done.returncode == 2 and done.stderr == 'error: there is no file nowhere.onnx\n'
+@pytest.mark.parametrize('options, message', [
+    ([], 'there is no file nowhere.onnx'),
+    (['--port', '99999'], '--port is from 0 to 65535, got 99999')])
+def test_a_wrong_model_or_port_is_one_message(options, message):
+    done = subprocess.run([sys.executable, ROOT / 'examples/serve.py', 'nowhere.onnx', *options],
+                          text=True, capture_output=True,
+                          env=os.environ | {'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 2 and done.stderr == f'error: {message}\n'

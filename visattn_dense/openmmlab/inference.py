@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -82,12 +83,14 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
         stride = stride or (None if crop != test_cfg.get('crop_size') else test_cfg.get('stride'))
         stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
     crop, stride = _windows(crop, stride, mode, tta)
+    gather = gather or (device if mode == 'tiles' else 'cpu')
+    with _device(gather):
+        torch.empty(0, device=gather)
     model, contents = _build(cfg, model_cfg, checkpoint)
     model = _placed(model, device, half, optimize)
     classes, palette = _class_table(cfg, contents, model.num_classes)
     return Segmentor(model, preparation(cfg, native or mode == 'tiles', tta), classes, palette,
-                     mode, crop, stride, gather or (device if mode == 'tiles' else 'cpu'),
-                     _dtype(device) if half else None)
+                     mode, crop, stride, gather, _dtype(device) if half else None)
 
 
 def open_detector(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu',
@@ -174,16 +177,23 @@ def _placed(model: nn.Module, device: str, half: bool, optimize: bool) -> nn.Mod
     if half and optimize and device.startswith('cpu'):
         raise UserError('half and optimize exclude each other on a CPU: optimized layers compute '
                         'in the dtype of their weights')
-    try:
+    with _device(device):
         model = revert_sync_batchnorm(model).eval().to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f'device {device!r} is not to be had here: {error}') from error
     if optimize:
         from visattn_dense.layers import optimize_for_inference
         # The frames of a video and the crops of a large image have one size. On a GPU, nobody has
         # compared the results of a graph yet.
         optimize_for_inference(model, graphs=int(device.startswith('cpu')))
     return model
+
+
+@contextmanager
+def _device(name: str) -> Iterator[None]:
+    """Something comes to a device; raises UserError where there is none."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f'device {name!r} is not to be had here: {error}') from error
 
 
 def _dtype(device: str) -> torch.dtype:
