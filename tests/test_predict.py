@@ -197,8 +197,15 @@ def test_what_the_loader_leaves_out_is_said(tmp_path, caplog):
     page = Image.fromarray(noise())
     page.save(tmp_path / 'pages.tif', save_all=True, append_images=[page, page])
     Image.fromarray(noise().astype(np.uint16)[..., 0]).save(tmp_path / 'deep.png')
+    alpha = np.dstack([noise(), np.full((23, 31), 100, np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / 'alpha.tif')
     open_sources(tmp_path).verify()
-    deep, pages = caplog.messages
+    clear, deep, pages = caplog.messages
+    assert 'alpha.tif: alpha: OpenCV multiplies' in clear
+    theirs = mmcv.imread(tmp_path / 'alpha.tif', channel_order='rgb')
+    assert np.abs(theirs - noise() * (100 / 255)).max() <= 1
+    (picture,) = open_sources(tmp_path / 'alpha.tif')
+    np.testing.assert_array_equal(picture.rgb(), noise())
     assert 'deep.png: 16 bits a channel, the upper 8' in deep
     assert 'pages.tif: 3 pages, the first is used' in pages
 

@@ -137,7 +137,7 @@ class Sources:
         """Look into the image files before work starts, without decoding them.
 
         A warning names a file of which the loader uses a part: one page of many, the upper 8 of 16
-        bits, colours without their alpha.
+        bits; or a TIFF file with alpha.
 
         Raises:
             UserError: a file is no image, or is damaged.
@@ -157,7 +157,9 @@ def _used(image: Image.Image) -> str:
     pages = getattr(image, 'n_frames', 1)
     return '; '.join(filter(None, (
         f'{pages} pages, the first is used' if pages > 1 and image.format != 'MPO' else '',
-        '16 bits a channel, the upper 8 are used' if '16' in image.mode else '')))
+        '16 bits a channel, the upper 8 are used' if '16' in image.mode else '',
+        'alpha: OpenCV multiplies the colours of a TIFF file by it, Pillow drops it'
+        if image.format == 'TIFF' and image.mode in ('RGBA', 'RGBa') else '')))
 
 
 def open_sources(source: Any, *, channels: str = 'rgb') -> Sources:
