@@ -5,6 +5,8 @@ import re
 import runpy
 import shlex
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,7 @@ def test_the_best_checkpoint_of_a_run_comes_first(segmentor, tmp_path):
 @pytest.mark.parametrize('call, message', [
     (lambda folder: Predictor(folder / 'tiny.py'), 'name a checkpoint too'),
     (lambda folder: Predictor(folder, device='nowhere'), 'not to be had here'),
+    (lambda folder: Predictor(folder, mode='slide', gather='foo'), "device 'foo' is not to be"),
     (lambda folder: Predictor(folder, half=True, optimize=True, device='cpu'), 'exclude'),
     (lambda folder: Predictor(folder)('none.jpg'), 'no such file'),
     (lambda folder: Predictor(folder)(folder / 'data/images', classes=['d']), "no class 'd'"),
@@ -317,19 +320,32 @@ def test_memory_stays_where_it_is_over_many_frames(segmentor, tmp_path, source):
 
 # The command
 
-@pytest.fixture
-def infer(monkeypatch, capsys):
-    """tools/infer.py in this process: gives what it prints; it has to succeed."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    command = runpy.run_path(str(ROOT / 'tools/infer.py'))['main']
+@dataclass
+class Command:
+    """tools/infer.py in this process."""
 
-    def run_command(*arguments: object) -> str:
-        code = command([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
+    main: Callable[[list[str]], int]
+    capsys: pytest.CaptureFixture
+
+    def __call__(self, *arguments: object) -> str:
+        """What it prints; it has to succeed."""
+        code = self.main([str(argument) for argument in arguments])
+        printed = self.capsys.readouterr()
         assert code == 0, printed.err
         return printed.out
 
-    return run_command
+    def refused(self, *arguments: object) -> str:
+        """The one message of a command that refuses its input."""
+        code = self.main([str(argument) for argument in arguments])
+        said = self.capsys.readouterr().err
+        assert code == 2 and said.startswith('error: ') and said.count('\n') == 1, said
+        return said
+
+
+@pytest.fixture
+def infer(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    return Command(runpy.run_path(str(ROOT / 'tools/infer.py'))['main'], capsys)
 
 
 def test_the_command_on_a_detector_and_a_video(detector, tmp_path, infer):
@@ -358,6 +374,85 @@ def test_the_command_says_that_pictures_are_shrunk(mask_rcnn, tmp_path, infer):
     Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(tmp_path / 'x.png')
     printed = infer(mask_rcnn, tmp_path / 'x.png', '--out-dir', tmp_path / 'out')
     assert 'saw 300x400 pixels shrunk to 192x256' in printed and '--native' in printed
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    Image.fromarray(np.zeros((40, 64, 3), np.uint8)).save(folder / 'a.jpg')
+    (folder / 'a.json').write_text('{"version": "5.0", "shapes": []}')
+    return folder
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--out-dir', 'photos'], 'a.json is there already'),
+    (['--out-dir', 'mine'], 'classes.json is there already'),
+    (['--out-dir', 'truth'], 'a_overlay.png is there already'),
+    (['--save-json', 'photos/a.jpg'], 'over or among what is read'),
+    (['--save-json', 'run/epoch_3.pth'], 'over or among what is read'),
+    (['--save-json', 'photos'], 'is a folder'), (['--save-json', 'photos/a.json/x'], 'x cannot be'),
+    (['--save-json', 'new/a.json', '--out-dir', 'new'], 'two results'),
+    (['--video', 'x.gif'], 'ends in .mp4'), (['--geojson'], '--geojson is for TIFF files'),
+    (['--out-dir', 'photos/a.jpg'], 'over or among what is read'),
+])
+def test_no_file_is_lost_that_the_command_did_not_write(detector, photos, tmp_path, infer,
+                                                        monkeypatch, options, message):
+    (config,), (checkpoint,) = detector.glob('*.py'), detector.glob('*.pth')
+    for name, content in (('mine/classes.json', '["a"]'), ('truth/a_overlay.png', 'mine'),
+                          ('run/epoch_3.pth', checkpoint.read_bytes())):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert message in infer.refused(config, 'run/epoch_3.pth', 'photos', *options)
+    assert tree(tmp_path) == before
+
+
+def test_results_may_lie_beside_the_sources_and_replace_older_results(detector, segmentor, photos,
+                                                                      tmp_path, infer):
+    for _ in range(2):
+        infer(detector, photos, '--out-dir', tmp_path / 'out')
+    before = tree(photos)
+    infer(segmentor, photos, '--out-dir', photos)
+    after = tree(photos)
+    assert {name: after[name] for name in before} == before
+    assert {*after} == {*before, 'a_overlay.png', 'a_label.png', 'classes.json'}
+    # The labels may have been corrected by hand since then.
+    assert 'is there already' in infer.refused(segmentor, photos / 'a.jpg', '--out-dir', photos)
+    # A detector writes classes.json itself.
+    shutil.copy(photos / 'a.jpg', tmp_path / 'classes.jpg')
+    assert 'two results' in infer.refused(detector, tmp_path / 'classes.jpg', '--out-dir',
+                                          tmp_path / 'out')
+
+
+def test_a_video_is_not_written_over_its_source(segmentor, tmp_path, infer):
+    pytest.importorskip('av')
+    with VideoWriter(tmp_path / 'mine.mp4') as video:
+        video.write(np.zeros((40, 64, 3), np.uint8))
+    before = tree(tmp_path)
+    said = infer.refused(segmentor, tmp_path / 'mine.mp4', '--video', tmp_path / 'mine.mp4',
+                         '--out-dir', tmp_path)
+    assert 'over or among what is read' in said
+    shutil.copy(tmp_path / 'mine.mp4', tmp_path / 'mine_overlay.mp4')
+    said = infer.refused(segmentor, tmp_path / 'mine.mp4', '--out-dir', tmp_path)
+    assert 'mine_overlay.mp4 is there already' in said
+    assert tree(tmp_path) == before | {'mine_overlay.mp4': before['mine.mp4']}
+
+
+def test_the_command_takes_an_exported_model(segmentor, tmp_path, infer):
+    model = tmp_path / 'none.onnx'
+    images = [*(segmentor / 'data/images').iterdir()]
+    for chosen in (images[:1], images[:2]):
+        assert f'there is no file {model}' in infer.refused(model, *chosen, '--out-dir',
+                                                            tmp_path / 'out')
+    assert 'tta belong to the export' in infer.refused(model, images[0], '--tta', '--out-dir',
+                                                       tmp_path / 'out')
 
 
 def test_the_commands_of_the_page(segmentor, tmp_path, infer, monkeypatch):

@@ -344,6 +344,18 @@ def test_a_map_and_a_picture_of_one_name_keep_their_results(segmentor, tmp_path,
             } == {'x_overlay.png', 'x_tif_overlay.png'}
 
 
+@pytest.mark.parametrize('options', [['--save-json', 'all.json'], ['--video', 'all.mp4']])
+def test_options_that_leave_out_a_map_are_refused(segmentor, tmp_path, infer,  # noqa: F811
+                                                  monkeypatch, options):
+    pytest.importorskip('av')
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(smooth_picture(60, 70)).save('x.png')
+    write_tiff(Path('map.tif'), smooth_picture(64, 80))
+    said = infer.refused(segmentor, 'x.png', 'map.tif', '--native', *options)
+    assert f'{options[0]} takes pictures that fit into memory, and map.tif' in said
+    assert {path.name for path in tmp_path.iterdir()} == {'x.png', 'map.tif'}
+
+
 def test_polygons_lie_where_the_map_lies(segmentor, tmp_path):  # noqa: F811
     rasterio = pytest.importorskip('rasterio')
     from rasterio.features import rasterize

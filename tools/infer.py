@@ -3,22 +3,26 @@
 
     python tools/infer.py CONFIG CHECKPOINT SOURCES... [--out-dir DIR]
     python tools/infer.py WORK_DIR SOURCES...
+    python tools/infer.py MODEL.onnx SOURCES...
 
 SOURCES are image or video files, folders (their images, not those of folders inside), patterns
 ('photos/*.jpg'), lists (names.txt), http(s) addresses, or numbers of cameras. For each image
 NAME.EXT it writes NAME_overlay.png into DIR, and NAME_label.png (segmentors) or NAME.json
 (detectors); for each video NAME_overlay.mp4. With --native, TIFF files may be larger than memory,
-and segmentors write NAME_label.tif.
+and segmentors write NAME_label.tif. A file that this tool did not write is never replaced in DIR.
 Exit codes: 0 done; 2 bad input, said in one message before anything is written.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
+import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,23 +30,29 @@ import _checkout  # noqa: F401  (first)
 from tqdm import tqdm
 
 import visattn_dense  # noqa: F401  (mends and registers)
+from visattn_dense.atomic import write_text_whole
 from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
+from visattn_dense.evaluation.report import check_outputs
 from visattn_dense.openmmlab.config import add_cfg_options
 from visattn_dense.predict.rasters import SUFFIXES, Raster
 from visattn_dense.predict.records import JsonWriter
 from visattn_dense.predict.results import Result
-from visattn_dense.predict.sources import Picture, Sources, open_sources
-from visattn_dense.predict.video import VideoWriter
+from visattn_dense.predict.sources import Deferred, Picture, Sources, open_sources
+from visattn_dense.predict.video import VideoWriter, check_writable
+from visattn_dense.predictor import EXPORTED
+
+CLASSES = 'classes.json'
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='infer.py', usage='infer.py CONFIG CHECKPOINT SOURCES... [options]\n'
-        '       infer.py WORK_DIR SOURCES... [options]',
+        '       infer.py WORK_DIR SOURCES... [options]\n'
+        '       infer.py MODEL.onnx SOURCES... [options]',
         description='Predict on pictures, folders, videos and cameras.')
     parser.add_argument('model', help='config file of the model, with its checkpoint behind it (a '
-                        'file, or a URL); or the folder of a training run')
+                        'file, or a URL); or the folder of a training run; or an exported file')
     parser.add_argument('sources', nargs='+', help='image or video files, folders, quoted '
                         'patterns, lists (.txt), addresses, numbers of cameras')
     parser.add_argument('--out-dir', type=Path, default=Path('outputs'),
@@ -90,11 +100,15 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add_debug(parser)
     args = parser.parse_args(arguments)
     args.checkpoint = None
-    if not Path(args.model).is_dir():
+    if not Path(args.model).is_dir() and not _is_exported(args.model):
         args.checkpoint, *args.sources = args.sources
         if not args.sources:
             parser.error('CONFIG and CHECKPOINT are followed by at least one of SOURCES')
     return args
+
+
+def _is_exported(model: str) -> bool:
+    return Path(model).suffix.lower() in EXPORTED
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -104,10 +118,11 @@ def predict(args: argparse.Namespace) -> None:
     # A number is a camera, unless there is a file of that name.
     sources = open_sources([int(name) if name.isdigit() and not Path(name).exists() else name
                             for name in args.sources])
-    maps = {}
+    maps, pictures = {}, sources
     if args.native or args.mode == 'tiles':
-        maps, sources = split_maps(sources)
-    sources.verify()
+        maps, pictures = split_maps(sources)
+    pictures.verify()
+    check_options(args, maps, sources)
     # This imports torch and the models: a wrong path should not have to wait for them.
     from visattn_dense import Predictor
     predictor = Predictor(
@@ -115,13 +130,10 @@ def predict(args: argparse.Namespace) -> None:
         half=args.half, optimize=args.optimize, tta=args.tta, native=args.native, mode=args.mode,
         crop=args.crop and tuple(args.crop), stride=args.stride and tuple(args.stride),
         gather=args.gather)
-    try:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'cannot write to {args.out_dir}: {error.strerror}; choose another '
-                        'folder with --out-dir') from error
+    check_results(args, sources,
+                  [*names_of(args, maps, pictures, predictor.runtime.result.end)])
     names = list(predictor.classes)
-    (args.out_dir / 'classes.json').write_text(json.dumps(dict(enumerate(names)), indent=1) + '\n')
+    write_text_whole(args.out_dir / CLASSES, json.dumps(dict(enumerate(names)), indent=1) + '\n')
     wanted = dict(batch_size=args.batch_size, conf=args.conf, classes=args.classes,
                   max_det=args.max_det)
     for name, path in maps.items():
@@ -134,23 +146,100 @@ def predict(args: argparse.Namespace) -> None:
         seconds = time.monotonic() - begun
         print(f'{path}: {", ".join(file.name for file in written)}; {height}x{width} pixels in '
               f'{seconds:.1f} s, {height * width / seconds / 1e6:.2f} million a second')
-    if maps and not sources.parts:
+    if maps and not pictures.parts:
         return
-    results = predictor(sources, **wanted)
+    results = predictor(pictures, **wanted)
     begun, count, sizes = time.monotonic(), 0, set()
-    with Files(args, names) as files, tqdm(total=sources.total, unit='image', disable=None) as bar:
+    with Files(args, names) as files, tqdm(total=pictures.total, unit='image', disable=None) as bar:
         for count, result in enumerate(results, 1):
             files.write(result)
             bar.update()
             sizes.add((result.size, result.model_size))
             if result.frame is None:
                 height, width = result.model_size
-                tqdm.write(f'[{count}/{sources.total or "?"}] {result.title}: {result.summary()} '
+                tqdm.write(f'[{count}/{pictures.total or "?"}] {result.title}: {result.summary()} '
                            f'(computed at {height}x{width})', file=sys.stdout)
                 sys.stdout.flush()
     seconds = time.monotonic() - begun
     print(f'{args.out_dir}: {files.written()}')
     print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {_sizes(sizes)}')
+
+
+def check_options(args: argparse.Namespace, maps: dict[str, str], sources: Sources) -> None:
+    """Refuse places of files, and options, that do not fit to the sources.
+
+    Raises:
+        UserError: a file that cannot be written, or is read; an option that would do nothing.
+    """
+    if args.video:
+        check_writable(args.video)
+    for option, asked in (('--save-json', args.save_json), ('--video', args.video)):
+        if maps and asked:
+            raise UserError(f'{option} takes pictures that fit into memory, and '
+                            f'{next(iter(maps.values()))} is read in tiles: leave the option out, '
+                            'or the TIFF files')
+    if args.geojson and not maps:
+        raise UserError('--geojson is for TIFF files, with --native; there is none')
+    models = [path for path in (args.model, args.checkpoint) if path and Path(path).is_file()]
+    check_outputs([args.save_json, args.video, args.out_dir / CLASSES],
+                  inputs=[*sources.files, *models])
+
+
+def check_results(args: argparse.Namespace, sources: Sources, names: list[str]) -> None:
+    """Refuse to write over what this tool did not write, or two results into one file.
+
+    Args:
+        names: of the files in `--out-dir`.
+
+    Raises:
+        UserError: such a file.
+    """
+    folder = args.out_dir.resolve()
+    planned = [folder / name for name in names]
+    named = [path.resolve() for path in (args.save_json, args.video) if path]
+    twice = [path for path, times in Counter(planned + named).items() if times > 1]
+    if twice:
+        raise UserError(f'two results would be written to {twice[0]}: choose another name for the '
+                        'picture, or for the file of --save-json or --video')
+    ours = _has_results(folder)
+    if ours and folder not in {Path(file).parent.resolve() for file in sources.files}:
+        return
+    for path in planned:
+        if os.path.lexists(path) and not (ours and path.name == CLASSES):
+            raise UserError(f'{path} is there already, and may be no result of this tool: choose '
+                            'another folder with --out-dir')
+
+
+def _has_results(folder: Path) -> bool:
+    """This tool has written to the folder."""
+    try:
+        names = json.loads((folder / CLASSES).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+    return isinstance(names, dict) and [*names] == [str(i) for i in range(len(names))]
+
+
+def names_of(args: argparse.Namespace, maps: dict[str, str], pictures: Sources, end: str
+             ) -> Iterator[str]:
+    """The files that will be written to `--out-dir`, without new labels of frames.
+
+    Args:
+        end: of the names of label files.
+    """
+    yield CLASSES
+    for name in maps:
+        yield from (f'{name}_overlay.png', name + end.replace('.png', '.tif'))
+        if args.geojson:
+            yield f'{name}.geojson'
+    for part in pictures.parts:
+        frames = isinstance(part, Deferred) and part.frames
+        if not args.video:
+            yield f'{part.name}_overlay.{"mp4" if frames else "png"}'
+        if not frames:
+            yield part.name + end
+        elif args.save_labels:
+            yield from (path.name for path in
+                        args.out_dir.glob(f'{glob.escape(part.name)}_*{end}'))
 
 
 def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:

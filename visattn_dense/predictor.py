@@ -19,6 +19,9 @@ from visattn_dense.predict.results import Result
 from visattn_dense.predict.sources import open_sources
 from visattn_dense.predict.stream import Options, Runtime, predictions
 
+EXPORTED = ('.onnx', '.pt2')
+"""The suffixes of what tools/export.py writes."""
+
 
 class Predictor:
     """A trained segmentor, detector or instance segmentor.
@@ -133,7 +136,7 @@ class Predictor:
 def _open(model: str, checkpoint: str | os.PathLike | None, device: str | None,
           cfg_options: Mapping[str, Any] | None, options: dict[str, Any]) -> Runtime:
     """The model that computes: decided by what `model` is."""
-    if Path(model).suffix.lower() in ('.onnx', '.pt2'):
+    if Path(model).suffix.lower() in EXPORTED:
         return _open_exported(model, checkpoint, device, cfg_options, options)
     folder = Path(model) if Path(model).is_dir() else None
     if folder is None and checkpoint is None:

@@ -40,7 +40,7 @@ def check_outputs(outputs: Iterable[str | os.PathLike | None],
             raise UserError(f'{output} is a folder; give the file to write')
         for folder in guarded:
             if path == folder or folder in path.parents:
-                raise UserError(f'{output} would be written over or among what is evaluated; '
+                raise UserError(f'{output} would be written over or among what is read; '
                                 'give a place outside')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Detector:
     """A model with the preparation of its images, its class names and colours.
 
     Attributes:
+        result: the kind of the results.
         model: mmdet's detector (or its DetTTAModel), in evaluation mode on its device.
         pipeline: from a picture to the model's input.
         classes, palette: name and RGB triple of each class.
@@ -33,6 +34,7 @@ class Detector:
         crop, stride: (H, W) of the windows and of their steps, in pixels of the picture.
     """
 
+    result: ClassVar = results.Detection
     model: nn.Module
     pipeline: Preparation
     classes: Sequence[str]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Segmentor:
     """A model with the preparation of its images, its class names and colours.
 
     Attributes:
+        result: the kind of the results.
         model: mmseg's EncoderDecoder, in evaluation mode on its device.
         pipeline: from a picture to the model's input.
         classes, palette: name and RGB triple of each class.
@@ -47,6 +48,7 @@ class Segmentor:
         half: the dtype of autocast; None for the dtype of the weights.
     """
 
+    result: ClassVar = results.Segmentation
     model: nn.Module
     pipeline: Preparation
     classes: Sequence[str]

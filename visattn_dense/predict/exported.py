@@ -21,6 +21,8 @@ class ExportedSegmentor(ExportedModel):
     """An exported segmentor: from inputs to [logits], or to [labels, confidence] if the file
     finishes."""
 
+    result = Segmentation
+
     def run(self, batch: Sequence[Ready]) -> list[Sequence[np.ndarray]]:
         """The model's outputs for each picture. The file takes one picture at a time."""
         return [self.compute(ready.inputs) for ready in batch]

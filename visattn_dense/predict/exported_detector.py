@@ -15,6 +15,8 @@ class ExportedDetector(ExportedModel):
     """An exported detector: from inputs and content to [boxes, scores, labels], and masks of an
     instance segmentor; see `visattn_dense.openmmlab.detection_graph`."""
 
+    result = Detection
+
     def run(self, batch: Sequence[Ready]) -> list[Sequence[np.ndarray]]:
         """The model's outputs for each picture. The file takes one picture at a time."""
         return [self.compute(ready.inputs, np.array(ready.content, np.int64)) for ready in batch]

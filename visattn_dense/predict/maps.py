@@ -9,10 +9,18 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from visattn_dense.atomic import written_whole
 from visattn_dense.visualization.objects import draw_objects
 from visattn_dense.visualization.overlay import overlay
 
-from .rasters import Raster, label_features, object_features, write_geojson, write_label_map
+from .rasters import (
+    Raster,
+    check_geojson,
+    label_features,
+    object_features,
+    write_geojson,
+    write_label_map,
+)
 from .results import Detection
 from .stream import Options
 from .tiles import Window
@@ -64,6 +72,8 @@ def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, o
     """
     folder, name = Path(folder), name or Path(path).stem
     folder.mkdir(parents=True, exist_ok=True)
+    if geojson:
+        check_geojson()
     with Raster(path) as raster:
         preview = _Preview(raster)
         if hasattr(runtime, 'bands'):
@@ -87,7 +97,8 @@ def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, o
                                    found.scores, runtime.palette, runtime.classes)
             features = object_features(path, found.polygons(), runtime.classes) if geojson else ()
     written = [target, folder / f'{name}_overlay.png']
-    Image.fromarray(picture).save(written[1])
+    with written_whole(written[1]) as temporary:
+        Image.fromarray(picture).save(temporary, 'PNG')
     if geojson:
         written.append(folder / f'{name}.geojson')
         write_geojson(written[2], features)

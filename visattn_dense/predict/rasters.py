@@ -52,6 +52,11 @@ def _rasterio() -> Any:
     return rasterio
 
 
+def check_geojson() -> None:
+    """Raises UserError where the package for polygons in GeoJSON is missing."""
+    _rasterio()
+
+
 class Raster:
     """The first page of a TIFF file, window by window; a context manager.
 

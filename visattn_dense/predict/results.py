@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -33,8 +33,10 @@ class Result:
         size: (H, W) of the picture, in pixels.
         model_size: (H, W) at which the model saw the picture.
         classes, palette: name and RGB triple of each class.
+        end: `save_labels` writes NAME and this.
     """
 
+    end: ClassVar[str] = '.json'
     name: str
     path: str | None
     frame: int | None
@@ -117,6 +119,7 @@ class Segmentation(Result):
         scores: (C, H, W) float16 probabilities, where they were asked for.
     """
 
+    end: ClassVar[str] = '_label.png'
     labels: np.ndarray
     ignored: int = 255
     scores: np.ndarray | None = None
@@ -162,7 +165,7 @@ class Segmentation(Result):
 
     def save_labels(self, folder: str | Path) -> Path:
         """Write NAME_label.png: class indices from 0, in grey; returns its path."""
-        path = _ready(folder) / f'{self.name}_label.png'
+        path = _ready(folder) / f'{self.name}{self.end}'
         with written_whole(path) as temporary:
             write_label(temporary, self.labels)
         return path
@@ -242,7 +245,7 @@ class Detection(Result):
 
     def save_labels(self, folder: str | Path) -> Path:
         """Write NAME.json: `to_json`; returns its path."""
-        path = _ready(folder) / f'{self.name}.json'
+        path = _ready(folder) / f'{self.name}{self.end}'
         write_text_whole(path, json.dumps(self.to_json()) + '\n')
         return path
 

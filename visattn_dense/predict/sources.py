@@ -429,7 +429,8 @@ def _array_as_rgb(array: np.ndarray, channels: str) -> np.ndarray:
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
-    """An image of Pillow as (H, W, 3) uint8 RGB, as OpenCV reads a file in colour.
+    """An image of Pillow as (H, W, 3) uint8 RGB, as OpenCV reads a file in colour (of a TIFF file,
+    OpenCV also multiplies the colours by alpha).
 
     The EXIF orientation is applied. Grey becomes three equal channels, alpha is dropped, of 16 bits
     the upper 8 stay, CMYK is converted without its profile, of several pages the current one counts

@@ -72,9 +72,11 @@ class Runtime(Protocol):
     For pictures larger than memory see `visattn_dense.predict.maps.TiledRuntime`.
 
     Attributes:
+        result: the kind of its results.
         classes, palette: name and RGB triple of each class.
     """
 
+    result: type[Result]
     classes: Sequence[str]
     palette: Sequence[Sequence[int]]
 
