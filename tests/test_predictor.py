@@ -376,6 +376,14 @@ def test_the_command_says_that_pictures_are_shrunk(mask_rcnn, tmp_path, infer):
     assert 'saw 300x400 pixels shrunk to 192x256' in printed and '--native' in printed
 
 
+def test_tiles_are_said_to_keep_the_size(segmentor, tmp_path, infer):
+    Image.fromarray(np.zeros((200, 200, 3), np.uint8)).save(tmp_path / 'x.png')
+    printed = infer(segmentor, tmp_path / 'x.png', '--native', '--crop', '64', '64', '--out-dir',
+                    tmp_path / 'out')
+    assert 'in tiles of 64x64' in printed and 'at their own size, in tiles' in printed
+    assert 'shrunk' not in printed
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes()
             for path in folder.rglob('*') if path.is_file()}
@@ -443,6 +451,30 @@ def test_a_video_is_not_written_over_its_source(segmentor, tmp_path, infer):
     said = infer.refused(segmentor, tmp_path / 'mine.mp4', '--out-dir', tmp_path)
     assert 'mine_overlay.mp4 is there already' in said
     assert tree(tmp_path) == before | {'mine_overlay.mp4': before['mine.mp4']}
+
+
+@pytest.mark.parametrize('bad', ['cut', 'floats'])
+def test_a_damaged_picture_keeps_the_results_before_it(segmentor, tmp_path, infer, bad):
+    """What only a decoder notices: the head of the file is right."""
+    (tmp_path / 'in').mkdir()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8))
+    for name in 'abcdefg':
+        image.save(tmp_path / 'in' / f'{name}.jpg')
+    if bad == 'cut':
+        data = (tmp_path / 'in/g.jpg').read_bytes()
+        (tmp_path / 'in/g.jpg').write_bytes(data[:len(data) // 2])
+    else:
+        (tmp_path / 'in/g.jpg').unlink()
+        image.convert('F').save(tmp_path / 'in/g.tif')
+    said = infer.refused(segmentor, tmp_path / 'in', '--out-dir', tmp_path / 'out', '--save-json',
+                         tmp_path / 'all.json')
+    assert '/g.' in said and 'results of 6 images before are kept' in said
+    assert len(json.loads((tmp_path / 'all.json').read_text())['images']) == 6
+    assert len([*(tmp_path / 'out').glob('?_label.png')]) == 6
+    # An older file is no worse than one without pictures.
+    infer.refused(segmentor, tmp_path / f'in/g.{"jpg" if bad == "cut" else "tif"}', '--out-dir',
+                  tmp_path / 'out', '--save-json', tmp_path / 'all.json')
+    assert len(json.loads((tmp_path / 'all.json').read_text())['images']) == 6
 
 
 def test_the_command_takes_an_exported_model(segmentor, tmp_path, infer):

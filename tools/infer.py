@@ -10,7 +10,8 @@ SOURCES are image or video files, folders (their images, not those of folders in
 NAME.EXT it writes NAME_overlay.png into DIR, and NAME_label.png (segmentors) or NAME.json
 (detectors); for each video NAME_overlay.mp4. With --native, TIFF files may be larger than memory,
 and segmentors write NAME_label.tif. A file that this tool did not write is never replaced in DIR.
-Exit codes: 0 done; 2 bad input, said in one message before anything is written.
+Exit codes: 0 done; 2 bad input, said in one message. What can be known of it is said before
+anything is written; the results before a damaged picture are kept.
 """
 from __future__ import annotations
 
@@ -148,21 +149,32 @@ def predict(args: argparse.Namespace) -> None:
               f'{seconds:.1f} s, {height * width / seconds / 1e6:.2f} million a second')
     if maps and not pictures.parts:
         return
+    tiles = getattr(predictor.runtime, 'mode', None) == 'tiles'
     results = predictor(pictures, **wanted)
     begun, count, sizes = time.monotonic(), 0, set()
-    with Files(args, names) as files, tqdm(total=pictures.total, unit='image', disable=None) as bar:
-        for count, result in enumerate(results, 1):
-            files.write(result)
-            bar.update()
-            sizes.add((result.size, result.model_size))
-            if result.frame is None:
-                height, width = result.model_size
-                tqdm.write(f'[{count}/{pictures.total or "?"}] {result.title}: {result.summary()} '
-                           f'(computed at {height}x{width})', file=sys.stdout)
-                sys.stdout.flush()
+    files = Files(args, names)
+    try:
+        with files, tqdm(total=pictures.total, unit='image', disable=None) as bar:
+            for count, result in enumerate(results, 1):
+                files.write(result)
+                bar.update()
+                sizes.add((result.size, result.model_size))
+                if result.frame is None:
+                    height, width = result.model_size
+                    tqdm.write(f'[{count}/{pictures.total or "?"}] {result.title}: '
+                               f'{result.summary()} (computed {"in tiles of" if tiles else "at"} '
+                               f'{height}x{width})', file=sys.stdout)
+                    sys.stdout.flush()
+    except UserError as error:
+        if not files.done:
+            raise
+        raise UserError(f'{error}; the results of {files.done} images before are kept in '
+                        f'{args.out_dir}') from error
     seconds = time.monotonic() - begun
     print(f'{args.out_dir}: {files.written()}')
-    print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {_sizes(sizes)}')
+    seen = ('the model saw all of them at their own size, in tiles' if tiles else
+            _sizes(sizes, _is_exported(args.model)))
+    print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {seen}')
 
 
 def check_options(args: argparse.Namespace, maps: dict[str, str], sources: Sources) -> None:
@@ -259,14 +271,15 @@ def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
     return maps, Sources(others, total, sources.files)
 
 
-def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]]) -> str:
+def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]], exported: bool) -> str:
     """At which size the model saw the pictures."""
-    shrunk = [pair for pair in sizes if pair[1] < pair[0]]
+    shrunk = [(size, seen) for size, seen in sizes if any(map(int.__lt__, seen, size))]
     if not shrunk:
         return 'the model saw all of them at their own size or enlarged'
     size, seen = max(shrunk)
-    return (f'the model saw {size[0]}x{size[1]} pixels shrunk to {seen[0]}x{seen[1]}, as the '
-            'config says: --native keeps the size')
+    return (f'the model saw {size[0]}x{size[1]} pixels shrunk to {seen[0]}x{seen[1]}, '
+            + ('as it was exported' if exported else
+               'as the config says: --native keeps the size'))
 
 
 class Files:
@@ -276,6 +289,7 @@ class Files:
         self.args, self.names = args, names
         self.kinds: dict[str, None] = {}
         self.waiting: deque[Future] = deque()
+        self.done = 0
         self.video: VideoWriter | None = None
         self.stem = ''
 
@@ -289,21 +303,28 @@ class Files:
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         try:
-            if kind is None:
-                while self.waiting:
-                    self.waiting.popleft().result()
-            self.pool.shutdown(cancel_futures=True)
+            while self.waiting:
+                self._wait()
         # An error of the writing is also an error for the files that are still open.
         except BaseException:
+            self.pool.shutdown(cancel_futures=True)
             self.stack.__exit__(*sys.exc_info())
             raise
-        self.stack.__exit__(kind, *rest)
+        self.pool.shutdown()
+        # Where a later picture failed, the results before it are whole.
+        self.stack.__exit__(*(None, None, None) if self.done else (kind, *rest))
 
     def write(self, result: Result) -> None:
         """Have a result written; waits while four others are to be written first."""
         while len(self.waiting) > 4:
-            self.waiting.popleft().result()
+            self._wait()
         self.waiting.append(self.pool.submit(self._write, result))
+
+    def _wait(self) -> None:
+        # A failed one stays the first, and fails again at the end.
+        self.waiting[0].result()
+        self.waiting.popleft()
+        self.done += 1
 
     def written(self) -> str:
         """What there is to find in the folder."""
