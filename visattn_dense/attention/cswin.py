@@ -61,9 +61,9 @@ class StripeBranch(UsesOperators, nn.Module):
 
     def window_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of a stripe on a map of height × width."""
-        return {'vertical': (height, self.stripe_width),
-                'horizontal': (self.stripe_width, width),
-                'full': (height, width)}[self.direction]
+        if self.direction == 'vertical':
+            return height, self.stripe_width
+        return (self.stripe_width, width) if self.direction == 'horizontal' else (height, width)
 
     @staticmethod
     def cross(branches: Sequence['StripeBranch'], qkv: Tensor) -> Tensor:
@@ -120,12 +120,13 @@ class StripeAttention(StripeBranch):
 def _attend(branches: Sequence[StripeAttention], qkv: Tensor) -> Tensor:
     """The branches, which differ in their direction and in LePE alone, side by side."""
     first, size = branches[0], qkv.shape[1:3]
+    convolutions = [branch.get_v for branch in branches]
     return window_attention(
         qkv, [branch.window_size(*size) for branch in branches],
         num_heads=first.num_heads * len(branches), scale=first.scale,
         padding_counts=not first.mask_padding,
-        kernels=[branch.get_v.weight for branch in branches],
-        biases=[branch.get_v.bias for branch in branches], mode=first.mode)
+        kernels=[convolution.weight for convolution in convolutions],
+        biases=[convolution.bias for convolution in convolutions], mode=first.mode)
 
 
 class CrossShapedAttention(nn.Module):
@@ -165,7 +166,8 @@ class CrossShapedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         qkv = self.qkv(x).unflatten(-1, (3, -1))
-        return self.proj(self.attns[0].cross(self.attns, qkv))
+        branches = list(self.attns)
+        return self.proj(branches[0].cross(branches, qkv))
 
 
 class CrossShapedWindowAttention(CrossShapedAttention):

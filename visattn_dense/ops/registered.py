@@ -31,12 +31,14 @@ class Registered:
         name: 'visattn::...'.
         function: changes no argument, and no result is a part of an argument. Its arguments are
             tensors, lists of tensors, None and values.
-        schema: the arguments and results in torch's words; None to take them from the annotations.
+        schema: the arguments and results in torch's words; None to take them from the annotations,
+            if no argument is a list of tensors.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], schema: str | None) -> None:
         self._function = function
         self._registered = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+        self._takes_lists = schema is not None and 'Tensor[]' in schema.partition('->')[0]
         self._apply: Callable[..., Any] | None = None
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +53,7 @@ class Registered:
         an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors.
         """
         self._registered.register_autograd(backward, setup_context=setup_context)
-        self._apply = _gradient(self._function, backward, setup_context)
+        self._apply = _gradient(self._function, backward, setup_context, self._takes_lists)
 
     def __call__(self, *args: Any) -> Any:
         if is_traced() or not _are_plain(args):
@@ -88,15 +90,29 @@ def _need_gradient(args: Sequence[Any]) -> bool:
 
 
 def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
-              setup_context: Callable[..., None]) -> Callable[..., Any]:
-    """The function with its gradient, for autograd alone."""
+              setup_context: Callable[..., None], takes_lists: bool) -> Callable[..., Any]:
+    """The function with its gradient, for autograd alone.
+
+    `takes_lists`: whether an argument is a list of tensors.
+    """
 
     class Gradient(torch.autograd.Function):
-        # Autograd finds no tensors in lists. So lists of tensors come item by item. The last item
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = function(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+            return backward(ctx, *grads)
+
+    class GradientOfLists(torch.autograd.Function):
+        # Autograd finds no tensors in lists. So lists of tensors come item by item. The first item
         # holds the place of each list among the arguments, and its length.
         @staticmethod
-        def forward(ctx: Any, *items: Any) -> Any:
-            *args, lists = items
+        def forward(ctx: Any, lists: dict[int, int], *items: Any) -> Any:
+            args = list(items)
             for place, length in lists.items():
                 args[place:place + length] = [args[place:place + length]]
             ctx.lists = lists
@@ -106,18 +122,13 @@ def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            found = backward(ctx, *grads)
-            if not ctx.lists:
-                return *found, None
-            return *(item for place, grad in enumerate(found)
-                     for item in ((grad or ()) if place in ctx.lists else (grad,))), None
+            return None, *(item for place, grad in enumerate(backward(ctx, *grads))
+                           for item in ((grad or ()) if place in ctx.lists else (grad,)))
 
     def apply(*args: Any) -> Any:
         lists = {place: len(arg) for place, arg in enumerate(args)
                  if type(arg) is list and (not arg or isinstance(arg[0], Tensor))}
-        if not lists:
-            return Gradient.apply(*args, lists)
-        return Gradient.apply(*(item for place, arg in enumerate(args)
-                                for item in (arg if place in lists else (arg,))), lists)
+        return GradientOfLists.apply(lists, *(item for place, arg in enumerate(args)
+                                              for item in (arg if place in lists else (arg,))))
 
-    return apply
+    return apply if takes_lists else Gradient.apply
