@@ -99,14 +99,16 @@ def _grouped_pointwise(x: Shape, weight: Shape, *args, out_shape=None, **kwargs)
     return 2 * math.prod(out_shape) * weight[1]
 
 
-def _linear_attention(query: Shape, key: Shape | None, value: Shape | None, matrix: Shape | None,
-                      position: Shape | None, scale: Shape | None, onto: Shape | None,
-                      window: Sequence[int], *args, out_shape=None, **kwargs) -> int:
+def _linear_attention(query: Shape, key: Shape | None, value: Shape | None, second: Shape | None,
+                      matrix: Shape | None, position: Shape | None, scale: Shape | None,
+                      onto: Shape | None, window: Sequence[int], *args, out_shape=None, **kwargs
+                      ) -> int:
     """Sums over the keys, then products with them; random features of q and of k before.
 
-    q is (B, H, W, h, d), or (B, H, W, 3, h, d) with k and v. The padding of windows is counted.
+    q is (B, H, W, h, d), or (B, H, W, 3, h, d) with k and v; `second` is of as many heads more. The
+    padding of windows is counted.
     """
-    batch, rows, columns, *_, heads, dim = query
+    batch, rows, columns, heads, dim = out_shape[0]
     height, width = window[:2]
     tokens = batch * -(-rows // height) * height * -(-columns // width) * width * heads
     features = dim if matrix is None else matrix[0]

@@ -226,11 +226,11 @@ def grouped_pointwise(dtype: torch.dtype, head_dim: int) -> Tensor:
 
 
 def relu_linear(dtype: torch.dtype, head_dim: int) -> Tensor:
-    """Six heads, as in EfficientViT-B2's third stage."""
+    """Two sets of six heads, as in EfficientViT-B2's third stage."""
     from visattn_dense.ops.linear_attention import triton_form
-    qkv = torch.empty(2, 16 * 16, 6, 3, head_dim, dtype=dtype)
+    sets = [torch.empty(2, 16 * 16, 6, 3, head_dim, dtype=dtype) for _ in range(2)]
     return triton_form.relu_attention(
-        qkv.permute(0, 2, 3, 4, 1).requires_grad_(), epsilon=1e-6)
+        *(qkv.permute(0, 2, 3, 4, 1).requires_grad_() for qkv in sets), epsilon=1e-6)
 
 
 def performer(dtype: torch.dtype, head_dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import ConvNormAct, Handover, TransformerBlock
-from visattn_dense.ops import use_implementation
+from visattn_dense.ops import launching, use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
 from visattn_dense.ops.depthwise import depthwise
@@ -272,6 +272,22 @@ def test_relu_attention(case, dtype, channels_last):
     check(relu_attention, [qkv], dict(epsilon=1e-4), slack=LINEAR_SLACK)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('layouts', ['cc', 'll', 'lc', 'lll'])
+def test_relu_attention_of_several_sets(layouts, dtype):
+    """Two sets in one layout are one launch; others are computed one after another. c: contiguous;
+    l: channels last."""
+    sets = []
+    for layout in layouts:
+        qkv = random(2, 3, 3, 5, 21, dtype=dtype)
+        sets.append(qkv if layout == 'c' else
+                    inside_nan(qkv.permute(0, 4, 1, 2, 3), dims=(0,)).permute(0, 2, 3, 4, 1))
+    check(relu_attention, sets, dict(epsilon=1e-4), slack=LINEAR_SLACK)
+    with launching.recorded() as launches, use_implementation('triton'):
+        relu_attention(*sets, epsilon=1e-4)
+    assert len(launches) == (2 if layouts in ('cc', 'll') else 2 * len(layouts))
+
+
 @pytest.mark.parametrize('case, dtype', LINEAR_CASES)
 def test_performer_attention(case, dtype):
     batch, _, d, tokens = LINEAR[case]
@@ -318,6 +334,7 @@ def test_focused_attention(case, dtype):
 def test_linear_attention_is_sound(kind):
     if kind == 'relu':
         sound(relu_attention, random(1, 2, 3, 4, 9), epsilon=1e-4)
+        sound(relu_attention, random(1, 2, 3, 4, 9), random(1, 2, 3, 4, 9), epsilon=1e-4)
     elif kind == 'performer':
         sound(performer_attention, *(random(2, 7, 4) for _ in range(3)), w=random(3, 4),
               epsilon=1e-8)

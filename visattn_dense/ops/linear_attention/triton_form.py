@@ -50,7 +50,7 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
     inverse_scale = 1 / F.softplus(scale.flatten().float())
     cut = [*window, *window_corner(qkv.shape[1:3], window)]
     out = _forward(
-        qkv.unflatten(-1, (num_heads, -1)), None, None, None, position[0], inverse_scale,
+        qkv.unflatten(-1, (num_heads, -1)), None, None, None, None, position[0], inverse_scale,
         local.unflatten(-1, (num_heads, -1)), cut, float(power), epsilon, 'focused')[0]
     return out.flatten(3)
 
@@ -60,13 +60,22 @@ def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
     return launching.why_not(*qkv) or _why_not_sizes(qkv[0], qkv[0].shape[3])
 
 
-@of_each_set
-def relu_attention(qkv: Tensor, *, epsilon: float) -> Tensor:
-    joint = qkv.permute(0, 4, 2, 1, 3)[:, None]                      # (B, 1, N, 3, h, d)
+def relu_attention(*qkv: Tensor, epsilon: float) -> Tensor:
+    first, *others = qkv
+    if len(others) == 1 and (first.shape, first.stride(), first.dtype) == (
+            others[0].shape, others[0].stride(), others[0].dtype):
+        return _relu_attention(first, others[0], epsilon=epsilon)
+    return of_each_set(_relu_attention)(*qkv, epsilon=epsilon)
+
+
+def _relu_attention(qkv: Tensor, second: Tensor | None = None, *, epsilon: float) -> Tensor:
+    """The heads of one set, or of two, (B, h, 3, d, N) each."""
+    first, second = (None if t is None else t.permute(0, 4, 2, 1, 3)[:, None]
+                     for t in (qkv, second))                         # (B, 1, N, 3, h, d)
     out = _forward(
-        joint, None, None, None, None, None, None, [1, qkv.shape[-1], 0, 0], 1., epsilon,
+        first, None, None, second, None, None, None, None, [1, qkv.shape[-1], 0, 0], 1., epsilon,
         'relu')[0]
-    return out[:, 0].permute(0, 2, 3, 1)                             # (B, h, d, N)
+    return out[:, 0].permute(0, 2, 3, 1)                             # (B, S·h, d, N)
 
 
 def why_not_performer(q: Tensor, k: Tensor, v: Tensor, w: Tensor, **_: object) -> str | None:
@@ -82,7 +91,7 @@ def why_not_performer(q: Tensor, k: Tensor, v: Tensor, w: Tensor, **_: object) -
 def performer_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, *, epsilon: float) -> Tensor:
     q, k, v = (t[:, None, :, None] for t in (q, k, v))               # (B, 1, N, 1, d)
     out = _forward(
-        q, k, v, w, None, None, None, [1, q.shape[2], 0, 0], 1., epsilon, 'performer')[0]
+        q, k, v, None, w, None, None, None, [1, q.shape[2], 0, 0], 1., epsilon, 'performer')[0]
     return out[:, 0, :, 0]
 
 
@@ -106,19 +115,23 @@ class _Layout(NamedTuple):
         return cls((*others, channel), last, unit)
 
 
-def _alike(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v with the same strides. Without k and v, q holds all three."""
-    q, k, v = q.unbind(3) if k is None else (q, k, v)
-    if q.stride() == k.stride() == v.stride():
-        return q, k, v
-    return q.contiguous(), k.contiguous(), v.contiguous()
+def _sets(q: Tensor, k: Tensor | None, v: Tensor | None, second: Tensor | None
+          ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """q, k and v with the same strides, then those of `second`. Without k and v, q holds all three.
+    """
+    if k is None:
+        return q.unbind(3), (None,) * 3 if second is None else second.unbind(3)
+    if not q.stride() == k.stride() == v.stride():
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    return (q, k, v), (None,) * 3
 
 
 class _Plan:
     """What the kernels of one geometry share: sizes, constants, and the launches.
 
     Args:
-        shape, strides, dtype: of q, of k and of v.
+        shape, strides, dtype: of q, of k and of v, in each set of heads.
+        sets: how many sets of heads there are, 1 or 2.
         features: F.
         window: h, w and the corner of the first window.
         power, epsilon: numbers of the equation.
@@ -126,17 +139,19 @@ class _Plan:
         forward: whether for forward or for backward.
     """
 
-    def __init__(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
+    def __init__(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, sets: int,
                  features: int, window: tuple[int, ...], power: float, epsilon: float, kind: str,
                  forward: bool) -> None:
-        batch, height, width, self.heads, self.dim = shape
+        batch, height, width, own, self.dim = shape
+        self.heads = sets * own
         self.features, self.kind, self.power, self.epsilon = features, kind, power, float(epsilon)
         self.tokens = window[0] * window[1]
         cut = -(-height // window[0]), -(-width // window[1])
         self.groups = batch * math.prod(cut)
         self.pairs = self.groups * self.heads
-        # From H to left.
-        self.sizes = height, width, *window[:2], *cut, *window[2:]
+        # From H to left, from H to OWN, and from H to x_d.
+        self.places = height, width, *window[:2], *cut, *window[2:]
+        self.sizes = *self.places, self.heads, own
         self.layout = _Layout.of(strides)
         half = dtype != torch.float32
         # The largest tiles whose sums stay in registers by the compiler's report. They were not
@@ -174,19 +189,19 @@ class _Plan:
         from .triton_kernels import statistics_kernel
         options, block = self.rows()
         return Launch(statistics_kernel, (self.groups * self.tiles(block),), self.epsilon,
-                      *self.sizes, *self.layout.strides[:3], **options)
+                      *self.places, *self.layout.strides[:3], **options)
 
     @cached_property
     def summary(self) -> Launch:
         from .triton_kernels import summary_kernel
         return Launch(summary_kernel, (self.pairs, self.chunks), self.epsilon, *self.sizes,
-                      self.heads, *self.layout.strides, **self.options)
+                      *self.layout.strides, **self.options)
 
     @cached_property
     def output(self) -> Launch:
         from .triton_kernels import output_kernel
         return Launch(output_kernel, (self.pairs * self.tiles(self.block),), self.epsilon,
-                      *self.sizes, self.heads, *self.layout.strides, **self.options)
+                      *self.sizes, *self.layout.strides, **self.options)
 
 
 _plan = once_for_a_size(_Plan)
@@ -194,34 +209,37 @@ _plan = once_for_a_size(_Plan)
 
 @registered(
     'visattn::linear_attention_triton',
-    '(Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, Tensor? scale, '
-    'Tensor? onto, SymInt[] window, float power, float epsilon, str kind) '
+    '(Tensor q, Tensor? k, Tensor? v, Tensor? second, Tensor? matrix, Tensor? position, '
+    'Tensor? scale, Tensor? onto, SymInt[] window, float power, float epsilon, str kind) '
     '-> (Tensor, Tensor, Tensor)')
-def _forward(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind):
-    """out (B, H, W, h, d), the sums S and z of each window and head, and the norms of each token.
+def _forward(q, k, v, second, matrix, position, scale, onto, window, power, epsilon, kind):
+    """out (B, H, W, S·h, d), the sums S and z of each window and head, and the norms of each token.
 
-    q, k and v are (B, H, W, h, d) each, or q is all three, (B, H, W, 3, h, d).
+    q, k and v are (B, H, W, h, d) each, or q is all three, (B, H, W, 3, h, d). `second` holds all
+    three of as many heads more, and has the strides of q.
     """
-    out, sums, statistics = _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon,
-                                   kind)
-    q, k, v = _alike(q, k, v)
-    plan = _plan(q.shape, q.stride(), q.dtype, q.shape[-1] if matrix is None else len(matrix),
-                 tuple(window), power, epsilon, kind, True)
+    out, sums, statistics = _empty(q, k, v, second, matrix, position, scale, onto, window, power,
+                                   epsilon, kind)
+    (q, k, v), (q_2, k_2, v_2) = _sets(q, k, v, second)
+    plan = _plan(q.shape, q.stride(), q.dtype, 1 if second is None else 2,
+                 q.shape[-1] if matrix is None else len(matrix), tuple(window), power, epsilon,
+                 kind, True)
     matrix, position, scale, onto = (None if t is None else t.contiguous()
                                      for t in (matrix, position, scale, onto))
     if kind == 'focused':
         plan.statistics(q, k, position, scale, statistics)
     shares = plan.shares(q)
     of_q, of_k = statistics.unbind()
-    plan.summary(k, v, matrix, position, scale, of_k, shares)
+    plan.summary(k, v, k_2, v_2, matrix, position, scale, of_k, shares)
     torch.sum(shares, 1, out=sums)
-    plan.output(q, matrix, scale, of_q, sums, onto, out)
+    plan.output(q, q_2, matrix, scale, of_q, sums, onto, out)
     return out, sums, statistics
 
 
 @_forward.register_fake
-def _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind):
+def _empty(q, k, v, second, matrix, position, scale, onto, window, power, epsilon, kind):
     batch, height, width, *_, heads, dim = q.shape
+    heads *= 1 if second is None else 2
     pairs = batch * -(-height // window[0]) * -(-width // window[1]) * heads
     features = dim if matrix is None else matrix.shape[0]
     tokens = batch * height * width if kind == 'focused' else 0
@@ -232,18 +250,20 @@ def _empty(q, k, v, matrix, position, scale, onto, window, power, epsilon, kind)
 
 @registered(
     'visattn::linear_attention_triton_backward',
-    '(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? matrix, Tensor? position, '
-    'Tensor? scale, Tensor sums, Tensor statistics, SymInt[] window, float power, '
-    'float epsilon, str kind) -> Tensor[]')
-def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, window, power, epsilon,
-                 kind):
-    """Gradients of q, k and v (or of the tensor of all three), then of position and scale."""
-    grads = _empty_gradients(grad, q, k, v, matrix, position, scale, sums, statistics, window,
-                             power, epsilon, kind)
+    '(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor? second, Tensor? matrix, '
+    'Tensor? position, Tensor? scale, Tensor sums, Tensor statistics, SymInt[] window, '
+    'float power, float epsilon, str kind) -> Tensor[]')
+def _backward_op(grad, q, k, v, second, matrix, position, scale, sums, statistics, window, power,
+                 epsilon, kind):
+    """Gradients of q, k and v (or of the tensors of all three), then of position and scale."""
+    grads = _empty_gradients(grad, q, k, v, second, matrix, position, scale, sums, statistics,
+                             window, power, epsilon, kind)
     grad_q, grad_k, grad_v = grads[0].unbind(3) if k is None else grads[:3]
-    q, k, v = _alike(q, k, v)
-    plan = _plan(q.shape, q.stride(), q.dtype, q.shape[-1] if matrix is None else len(matrix),
-                 tuple(window), power, epsilon, kind, False)
+    to_q_2, to_k_2, grad_v_2 = (None,) * 3 if second is None else grads[1].unbind(3)
+    (q, k, v), (q_2, k_2, v_2) = _sets(q, k, v, second)
+    plan = _plan(q.shape, q.stride(), q.dtype, 1 if second is None else 2,
+                 q.shape[-1] if matrix is None else len(matrix), tuple(window), power, epsilon,
+                 kind, False)
     matrix, position, scale = (None if t is None else t.contiguous()
                                for t in (matrix, position, scale))
     grad = grad.contiguous()
@@ -254,9 +274,11 @@ def _backward_op(grad, q, k, v, matrix, position, scale, sums, statistics, windo
     to_q, to_k = (grad_q, grad_k) if phi is None else phi.unbind()
     of_q, of_k = statistics.unbind()
     shares = plan.shares(q)
-    _query_gradient_launch(plan, to_q.stride())(q, matrix, scale, of_q, sums, grad, to_q, shares)
+    _query_gradient_launch(plan, to_q.stride())(q, q_2, matrix, scale, of_q, sums, grad, to_q,
+                                                to_q_2, shares)
     _key_gradient_launch(plan, to_k.stride(), grad_v.stride())(
-        k, v, matrix, position, scale, of_k, shares.sum(1), to_k, grad_v)
+        k, v, k_2, v_2, matrix, position, scale, of_k, shares.sum(1), to_k, grad_v, to_k_2,
+        grad_v_2)
     if phi is not None:
         launch = _focus_gradient_launch(plan, grad_q.stride())
         tiles, chunks = launch.grid
@@ -272,7 +294,7 @@ def _query_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...]) -> Launch
     from .triton_kernels import query_gradient_kernel
     layout = _Layout.of(grad_strides)
     return Launch(query_gradient_kernel, (plan.pairs, plan.chunks), plan.epsilon, *plan.sizes,
-                  plan.heads, *plan.layout.strides, *layout.strides, GRAD_LAST=layout.last,
+                  *plan.layout.strides, *layout.strides, GRAD_LAST=layout.last,
                   GRAD_UNIT=layout.unit, **plan.options)
 
 
@@ -282,7 +304,7 @@ def _key_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...],
     from .triton_kernels import key_gradient_kernel
     layout, values = _Layout.of(grad_strides), _Layout.of(value_strides)
     return Launch(key_gradient_kernel, (plan.pairs * plan.tiles(plan.block),), plan.epsilon,
-                  *plan.sizes, plan.heads, *plan.layout.strides, *layout.strides, *values.strides,
+                  *plan.sizes, *plan.layout.strides, *layout.strides, *values.strides,
                   GRAD_LAST=layout.last, GRAD_UNIT=layout.unit, VALUE_LAST=values.last,
                   VALUE_UNIT=values.unit, **plan.options)
 
@@ -293,15 +315,17 @@ def _focus_gradient_launch(plan: _Plan, grad_strides: tuple[int, ...]) -> Launch
     options, block = plan.rows()
     tiles, layout = plan.tiles(block), _Layout.of(grad_strides)
     chunks = max(1, min(plan.groups, 1024 // tiles))
-    return Launch(focus_gradient_kernel, (tiles, chunks), plan.epsilon, plan.groups, *plan.sizes,
+    return Launch(focus_gradient_kernel, (tiles, chunks), plan.epsilon, plan.groups, *plan.places,
                   *plan.layout.strides[:3], *layout.strides[:3], GRAD_UNIT=layout.unit, **options)
 
 
 @_backward_op.register_fake
-def _empty_gradients(grad, q, k, v, matrix, position, scale, sums, statistics, window, power,
-                     epsilon, kind):
+def _empty_gradients(grad, q, k, v, second, matrix, position, scale, sums, statistics, window,
+                     power, epsilon, kind):
     # The gradient of q, k and v lies in memory as they do, so that nothing is copied.
     inputs = [torch.empty_like(q)] if k is None else [q.new_empty(q.shape) for _ in range(3)]
+    if second is not None:
+        inputs.append(torch.empty_like(second))
     return [*inputs, *(t.new_empty(t.shape) for t in (position, scale) if t is not None)]
 
 
@@ -314,11 +338,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, *_):
-    q, k, v, matrix, position, scale, sums, statistics = ctx.saved_tensors
+    q, k, v, second, matrix, position, scale, sums, statistics = ctx.saved_tensors
     grads = _backward_op(
-        grad, q, k, v, matrix, position, scale, sums, statistics, ctx.window, ctx.power,
+        grad, q, k, v, second, matrix, position, scale, sums, statistics, ctx.window, ctx.power,
         ctx.epsilon, ctx.kind)
-    of_inputs = [grads.pop(0), None, None] if k is None else [grads.pop(0) for _ in range(3)]
+    of_inputs = [None if t is None else grads.pop(0) for t in (q, k, v, second)]
     of_rest = grads if grads else [None, None]
     grad_onto = None if ctx.onto_dtype is None else grad.to(ctx.onto_dtype)
     return *of_inputs, None, *of_rest, grad_onto, None, None, None, None

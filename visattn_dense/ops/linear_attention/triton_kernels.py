@@ -25,12 +25,15 @@ numbers) and x_d (by channel). Their gradients have g_b to g_d. `out`, `onto` an
 contiguous, (tokens, HEADS, D). D channels of a head, F features. S and z lie side by side, (F, D)
 and (F, 1). All arithmetic is float32. EXACT is the precision of products of two numbers that were
 read, PRECISION that of all other products.
+
+There may be two sets of heads: the first OWN heads are read from q, k and v, the others from q_2,
+k_2 and v_2, with the same strides; so are their gradients.
 """
 import triton
 import triton.language as tl
 
-_SIZES = ['H', 'W', 'h', 'w', 'WY', 'WX', 'top', 'left', 'HEADS', 'x_b', 'x_y', 'x_x', 'x_h', 'x_d',
-          'g_b', 'g_y', 'g_x', 'g_h', 'g_d']
+_SIZES = ['H', 'W', 'h', 'w', 'WY', 'WX', 'top', 'left', 'HEADS', 'OWN',
+          'x_b', 'x_y', 'x_x', 'x_h', 'x_d', 'g_b', 'g_y', 'g_x', 'g_h', 'g_d']
 
 
 @triton.jit
@@ -56,6 +59,15 @@ def _tokens(n, group, H, W, h, w, WY, WX, top, left):
 def _offset(image, y, x, x_b, x_y, x_x, UNIT: tl.constexpr):
     # Offsets in a large batch are larger than 2³¹.
     return (image.to(tl.int64) * x_b + y.to(tl.int64) * x_y + x * x_x) * UNIT
+
+
+@triton.jit
+def _head(first, second, head, OWN, head_stride, UNIT: tl.constexpr):
+    """The pointer to a head, in its set of heads."""
+    if second is not None:
+        first = tl.where(head < OWN, first, second)
+        head %= OWN
+    return first + head.to(tl.int64) * head_stride * UNIT
 
 
 @triton.jit
@@ -164,16 +176,16 @@ def _add_position(t, position, n, valid, head, HEADS, D: tl.constexpr, BLOCK_D: 
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def summary_kernel(k, v, matrix, position, scale, statistics, shares, epsilon, H, W, h, w, WY, WX,
-                   top, left, HEADS, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
+def summary_kernel(k, v, k_2, v_2, matrix, position, scale, statistics, shares, epsilon, H, W, h, w,
+                   WY, WX, top, left, HEADS, OWN, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
                    POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                    D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                    BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """The shares of a chunk of tokens in S and z."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     group, head = pair // HEADS, pair % HEADS
-    k += head.to(tl.int64) * x_h * UNIT
-    v += head.to(tl.int64) * x_h * UNIT
+    k = _head(k, k_2, head, OWN, x_h, UNIT)
+    v = _head(v, v_2, head, OWN, x_h, UNIT)
     total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     total_z = tl.zeros((BLOCK_F,), tl.float32)
     for tile in range(chunk, tl.cdiv(h * w, BLOCK), chunks):
@@ -193,8 +205,8 @@ def summary_kernel(k, v, matrix, position, scale, statistics, shares, epsilon, H
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, h, w, WY, WX,
-                  top, left, HEADS, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
+def output_kernel(q, q_2, matrix, scale, statistics, sums, onto, out, epsilon, H, W, h, w, WY, WX,
+                  top, left, HEADS, OWN, x_b, x_y, x_x, x_h, x_d, KIND: tl.constexpr,
                   POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                   D: tl.constexpr, F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
                   BLOCK: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
@@ -205,7 +217,7 @@ def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, 
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
     places = _places(_offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
-    queries = tl.load(q + head.to(tl.int64) * x_h * UNIT + places, mask=inside, other=0.)
+    queries = tl.load(_head(q, q_2, head, OWN, x_h, UNIT) + places, mask=inside, other=0.)
     phi = _feature(queries.to(tl.float32), valid, head, matrix, scale, statistics, token, epsilon,
                    KIND, POWER, D, F, BLOCK_D, BLOCK_F, PRECISION)
     s, z = _sums(sums, pair, D, F, BLOCK_D, BLOCK_F)
@@ -218,8 +230,9 @@ def output_kernel(q, matrix, scale, statistics, sums, onto, out, epsilon, H, W, 
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shares, epsilon,
-                          H, W, h, w, WY, WX, top, left, HEADS, x_b, x_y, x_x, x_h, x_d,
+def query_gradient_kernel(q, q_2, matrix, scale, statistics, sums, grad, grad_q, grad_q_2, shares,
+                          epsilon, H, W, h, w, WY, WX, top, left, HEADS, OWN,
+                          x_b, x_y, x_x, x_h, x_d,
                           g_b, g_y, g_x, g_h, g_d, KIND: tl.constexpr, POWER: tl.constexpr,
                           CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                           GRAD_LAST: tl.constexpr, GRAD_UNIT: tl.constexpr, D: tl.constexpr,
@@ -228,8 +241,8 @@ def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shar
     """grad_q of a chunk of tokens (dφ for 'focused'), and the chunk's shares in dS and dz."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     group, head = pair // HEADS, pair % HEADS
-    q += head.to(tl.int64) * x_h * UNIT
-    grad_q += head.to(tl.int64) * g_h * GRAD_UNIT
+    q = _head(q, q_2, head, OWN, x_h, UNIT)
+    grad_q = _head(grad_q, grad_q_2, head, OWN, g_h, GRAD_UNIT)
     s, z = _sums(sums, pair, D, F, BLOCK_D, BLOCK_F)
     total = tl.zeros((BLOCK_F, BLOCK_D), tl.float32)
     total_z = tl.zeros((BLOCK_F,), tl.float32)
@@ -259,8 +272,9 @@ def query_gradient_kernel(q, matrix, scale, statistics, sums, grad, grad_q, shar
 
 
 @triton.jit(do_not_specialize=[*_SIZES, 'v_b', 'v_y', 'v_x', 'v_h', 'v_d'])
-def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, grad_k, grad_v,
-                        epsilon, H, W, h, w, WY, WX, top, left, HEADS, x_b, x_y, x_x, x_h, x_d,
+def key_gradient_kernel(k, v, k_2, v_2, matrix, position, scale, statistics, grad_sums,
+                        grad_k, grad_v, grad_k_2, grad_v_2, epsilon, H, W, h, w, WY, WX, top, left,
+                        HEADS, OWN, x_b, x_y, x_x, x_h, x_d,
                         g_b, g_y, g_x, g_h, g_d, v_b, v_y, v_x, v_h, v_d, KIND: tl.constexpr,
                         POWER: tl.constexpr, CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr,
                         GRAD_LAST: tl.constexpr, GRAD_UNIT: tl.constexpr,
@@ -273,8 +287,9 @@ def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, gr
     image, y, x, valid = _tokens(n, group, H, W, h, w, WY, WX, top, left)
     token = (image.to(tl.int64) * H + y) * W + x
     inside = _mask(valid, D, BLOCK_D)
-    places = head.to(tl.int64) * x_h * UNIT + _places(
-        _offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
+    places = _places(_offset(image, y, x, x_b, x_y, x_x, UNIT), x_d, CHANNELS_LAST, BLOCK_D)
+    k = _head(k, k_2, head, OWN, x_h, UNIT)
+    v = _head(v, v_2, head, OWN, x_h, UNIT)
     keys = tl.load(k + places, mask=inside, other=0.).to(tl.float32)
     values = tl.load(v + places, mask=inside, other=0.).to(tl.float32)
     keys = _add_position(keys, position, n, valid, head, HEADS, D, BLOCK_D)
@@ -283,11 +298,11 @@ def key_gradient_kernel(k, v, matrix, position, scale, statistics, grad_sums, gr
     s, z = _sums(grad_sums, pair, D, F, BLOCK_D, BLOCK_F)
     grad_phi = tl.dot(values, tl.trans(s), input_precision=PRECISION) + z[None, :]
     found = _feature_gradient(keys, phi, grad_phi, matrix, KIND, D, F, BLOCK_D, BLOCK_F, PRECISION)
-    places = head.to(tl.int64) * g_h * GRAD_UNIT + _places(
-        _offset(image, y, x, g_b, g_y, g_x, GRAD_UNIT), g_d, GRAD_LAST, BLOCK_D)
+    places = _places(_offset(image, y, x, g_b, g_y, g_x, GRAD_UNIT), g_d, GRAD_LAST, BLOCK_D)
+    grad_k = _head(grad_k, grad_k_2, head, OWN, g_h, GRAD_UNIT)
     tl.store(grad_k + places, found.to(grad_k.dtype.element_ty), mask=inside)
-    places = head.to(tl.int64) * v_h * VALUE_UNIT + _places(
-        _offset(image, y, x, v_b, v_y, v_x, VALUE_UNIT), v_d, VALUE_LAST, BLOCK_D)
+    places = _places(_offset(image, y, x, v_b, v_y, v_x, VALUE_UNIT), v_d, VALUE_LAST, BLOCK_D)
+    grad_v = _head(grad_v, grad_v_2, head, OWN, v_h, VALUE_UNIT)
     found = tl.dot(phi, s, input_precision=PRECISION)
     tl.store(grad_v + places, found.to(grad_v.dtype.element_ty), mask=inside)
 

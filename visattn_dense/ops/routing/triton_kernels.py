@@ -37,7 +37,8 @@ def top_regions_kernel(q, k, logits, index, scale, R, q_b, q_r, k_b, k_r, Q: tl.
                     other=0.).to(tl.float32)
         total += tl.dot(a, b, input_precision=PRECISION)
     total *= scale
-    left = tl.where((other < R)[None, :], tl.maximum(total, _SMALLEST), float('-inf'))
+    left = tl.where((other < R)[None, :], tl.where(total > _SMALLEST, total, _SMALLEST),
+                    float('-inf'))
     place = (image * R + row) * COUNT
     for nth in range(COUNT):
         _, at = tl.max(left, 1, return_indices=True)
