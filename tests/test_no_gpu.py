@@ -1,4 +1,5 @@
 """benchmarks --host: passes on a GPU whose kernels do nothing."""
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ from visattn_dense.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Launches of a forward pass that the project aims at. GiB above the weights, forward and training,
-# at commit 130a67d, before the Triton kernels of today; measured in the same way.
-AIMS = {'CSWin:small': (600, .438, 8.166), 'BiFormer:small': (500, .406, 7.223),
-        'FLattenCSWin:tiny': (500, .500, 6.938), 'EfficientViT:b2': (350, .422, 6.144),
-        'EfficientViT:l2': (350, .563, 7.401), 'T2TViT:14': (250, .524, 4.827)}
+# Launches of a forward pass that the project aims at. GiB above the weights for each kind of pass at
+# commit 130a67d, before the Triton kernels of today; measured in the same way.
+AIMS = {'CSWin:small': (600, .438, 8.166, 1.400), 'BiFormer:small': (500, .406, 7.223, 1.195),
+        'FLattenCSWin:tiny': (500, .500, 6.938, 1.458),
+        'EfficientViT:b2': (350, .422, 6.144, .960), 'EfficientViT:l2': (350, .563, 7.401, 1.345),
+        'T2TViT:14': (250, .524, 4.827, 1.560)}
 
 
 @pytest.fixture
@@ -48,26 +50,27 @@ def test_few_launches_and_no_more_memory_than_before(suited):
     for name, size in ((tuple(n for n in AIMS if 'FLatten' not in n), 1024),
                        (('FLattenCSWin:tiny',), 896)):
         rows = list(passes.table(list(name), {Size(size, size): 4}))[2:]
-        assert len(rows) == 2 * len(name)
-        for i, row in enumerate(rows):
+        of_rows = list(itertools.product(name, passes.KINDS))
+        for (backbone, kind), row in zip(of_rows, rows, strict=True):
             cells = [cell.strip() for cell in row.strip('|').split('|')]
-            assert cells[3] == ('training' if i % 2 else 'forward')
-            found[name[i // 2], cells[3]] = int(cells[4]), float(cells[7])
-    for name, (launches, forward_gib, training_gib) in AIMS.items():
-        counted, peak = found[name, 'forward']
+            assert cells[3] == kind
+            found[backbone, kind] = int(cells[4]), float(cells[7])
+    for name, (launches, *peaks) in AIMS.items():
+        counted = found[name, 'forward'][0]
         assert counted <= launches, name
         size = Size(896, 896) if 'FLatten' in name else Size(1024, 1024)
         planned = plan.cost(subjects.backbone(name).make, 4, size).launches
         assert planned <= counted <= 1.1 * planned, (name, planned, counted)
-        assert peak <= forward_gib + .005, name
-        assert found[name, 'training'][1] <= training_gib + .005, name
+        for kind, peak in zip(passes.KINDS, peaks, strict=True):
+            # The allocator rounds sizes.
+            assert found[name, kind][1] <= peak + .002, (name, kind)
 
 
 def test_the_command(suited, capsys):
     assert cli.main(['--host', '--backbones', 'EfficientViT:b0', '--sizes', '64x96']) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith('| backbone | size | batch | pass | launches | host, ms |')
-    assert [row.split(' | ')[3] for row in rows] == ['forward', 'training']
+    assert [row.split(' | ')[3] for row in rows] == list(passes.KINDS)
 
 
 def test_an_unknown_backbone_is_named(capsys):

@@ -25,6 +25,9 @@ LAUNCH_NS = 2000
 """Nanoseconds that a driver takes for a launch, about."""
 ROUNDS = 15
 
+KINDS = 'forward', 'training', 'with_cp'
+"""Forward alone; a training step; a training step that computes activations again."""
+
 
 class Pass(NamedTuple):
     """What the host did for a pass.
@@ -66,23 +69,24 @@ def rows(names: list[str], sizes: dict[Size, int]) -> Iterator[str]:
     for name in names:
         subject = subjects.backbone(name)
         for size, batch in sizes.items():
-            for training in (False, True):
-                found = measured(subject.make().cuda(), batch, size, training=training)
-                yield (f'| {subject.name} | {size} | {batch} | '
-                       f'{"training" if training else "forward"} | {found.launches} | '
+            for kind in KINDS:
+                found = measured(subject.make().cuda(), batch, size, kind)
+                yield (f'| {subject.name} | {size} | {batch} | {kind} | {found.launches} | '
                        f'{found.host_ms:.1f} | {1e3 * found.host_ms / found.launches:.0f} | '
-                       f'{found.peak_gib:.2f} |')
+                       f'{found.peak_gib:.3f} |')
 
 
-def measured(model: nn.Module, batch: int, size: Size, *, training: bool) -> Pass:
+def measured(model: nn.Module, batch: int, size: Size, kind: str) -> Pass:
     """Forward in inference mode, or forward and backward, inside autocast to bfloat16.
 
     Args:
         model: on the device.
         batch, size: of the images.
+        kind: one of `KINDS`.
     """
     x = torch.empty(batch, 3, *size, device='cuda')
-    run = _training_step(model.train(), x) if training else _forward(model.eval(), x)
+    model.with_cp = kind == 'with_cp'
+    run = _forward(model.eval(), x) if kind == 'forward' else _training_step(model.train(), x)
     for _ in range(3):
         run()
     counter = ctypes.CDLL(None).visattn_launches

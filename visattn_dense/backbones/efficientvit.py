@@ -136,7 +136,7 @@ class EfficientViT(DenseBackbone):
         common = dict(act=dims['act'], norm_eps=dims['norm_eps'] if norm_eps is None else norm_eps)
         width = dims['stem_dim']
         self.stem = nn.ModuleList([
-            ConvNormAct(in_channels, width, 3, stride=2, **common),
+            _FirstConv(in_channels, width, 3, stride=2, **common),
             Residual(_STEMS[dims['stem']](width, width, **common))])
         self.stages = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, [1 + depth for depth in dims['depths']])
@@ -170,9 +170,6 @@ class EfficientViT(DenseBackbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to one (B, out_channels[i], ⌈H/s⌉, ⌈W/s⌉) for each of `out_indices`."""
         check_image(x)
-        # On a CPU, oneDNN copies less with channels_last (docs/attention/efficientvit.md has the
-        # gain). On a GPU, the depthwise convolutions and linear attention read channels_last.
-        x = x.contiguous(memory_format=torch.channels_last)
         x = self.run_blocks(self.stem, x)
         outs = {}
         for i, stage in enumerate(self.stages):
@@ -184,5 +181,17 @@ class EfficientViT(DenseBackbone):
         return tuple(outs[i] for i in self.out_indices)
 
 
-def _channels_last(grad: Tensor) -> Tensor:
-    return grad.contiguous(memory_format=torch.channels_last)
+class _FirstConv(ConvNormAct):
+    """Puts the image in channels_last, and so all maps after it.
+
+    On a CPU, oneDNN copies less with channels_last (docs/attention/efficientvit.md has the gain).
+    On a GPU, the depthwise convolutions and linear attention read channels_last. `with_cp` keeps
+    what a block is given, so this copy is made inside a block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_channels_last(x))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -301,9 +301,10 @@ def _context(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad: Tensor, _):
-    found = _backward(grad, *ctx.saved_tensors, *ctx.options)
-    grad_weight = None if ctx.saved_tensors[4] is None else found[3]
-    return *found[:3], None, grad_weight, *(None,) * 6
+    # Read once: activation checkpointing computes them again.
+    saved = ctx.saved_tensors
+    found = _backward(grad, *saved, *ctx.options)
+    return *found[:3], None, None if saved[4] is None else found[3], *(None,) * 6
 
 
 _forward.register_autograd(_gradient, setup_context=_context)
