@@ -14,8 +14,8 @@ from visattn_dense.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Launches of a forward pass that the project aims at. GiB above the weights for each kind of pass at
-# commit 130a67d, before the Triton kernels of today; measured in the same way.
+# Launches of a forward pass that the project aims at. GiB above the weights for each kind of pass,
+# at commit 130a67d, before the Triton kernels of today; measured in the same way.
 AIMS = {'CSWin:small': (600, .438, 8.166, 1.400), 'BiFormer:small': (500, .406, 7.223, 1.195),
         'FLattenCSWin:tiny': (500, .500, 6.938, 1.458),
         'EfficientViT:b2': (350, .422, 6.144, .960), 'EfficientViT:l2': (350, .563, 7.401, 1.345),

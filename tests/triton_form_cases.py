@@ -1,6 +1,7 @@
 """Cases of tests/test_triton_forms.py, which runs them in a process of their own: on the GPU where
 there is one, else in Triton's interpreter, which has to be chosen before Triton is imported."""
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ from torch import Tensor
 
 from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
 from visattn_dense.attention.naive import as_naive
-from visattn_dense.layers import ConvNormAct, Handover, TransformerBlock
+from visattn_dense.layers import (
+    ConvNormAct,
+    ConvPair,
+    DepthwiseSeparableConv,
+    FusedMBConv,
+    Handover,
+    MBConv,
+    Residual,
+    TransformerBlock,
+)
 from visattn_dense.ops import launching, use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
@@ -357,17 +367,20 @@ def test_linear_attention_of_nothing_is_left_to_torch(operator, shape, options):
 @pytest.mark.parametrize('shape', [(2, 5, 7, 3), (1, 3, 11, 64), (1, 9, 13, 200), (0, 4, 4, 8)])
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('activation', ['none', 'relu', 'hardswish', 'gelu_tanh'])
-@pytest.mark.parametrize('parts', ['norm', 'norm without bias', 'bias', 'nothing'])
+@pytest.mark.parametrize('parts', ['norm', 'norm without bias', 'norm, sum', 'bias', 'bias, sum',
+                                   'nothing'])
 def test_norm_and_activation(shape, dtype, activation, parts):
     x, channels = 3 * random(*shape, dtype=dtype), shape[-1]
     norm = Norm(random(channels), random(channels).abs(), random(channels), 1e-3)
     norm = norm if parts.startswith('norm') else None
-    bias = random(channels) if parts in ('norm', 'bias') else None
+    bias = random(channels) if parts in ('norm', 'bias', 'bias, sum') else None
+    onto = random(*shape, dtype=dtype) if 'sum' in parts else None
     with use_implementation('triton', operator='norm_act'):
-        found = norm_act(x, bias, norm, activation=activation)
+        found = norm_act(x, bias, norm, activation=activation, onto=onto)
     exact = norm and Norm(*(t.double() for t in norm[:3]), norm.eps)
     expected = norm_act(x.double(), None if bias is None else bias.double(), exact,
-                        activation=activation, mode='reference')
+                        activation=activation, mode='reference',
+                        onto=None if onto is None else onto.double())
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype],
                                atol=TOLERANCE[dtype])
@@ -421,6 +434,34 @@ CONVOLUTIONS = {
     'depthwise, bias': dict(kernel_size=3, stride=2, groups=8, norm_eps=None, act='hardswish'),
     'depthwise, bias, GELU': dict(kernel_size=5, groups=8, norm_eps=None, act='gelu_tanh'),
 }
+
+
+BRANCHES = {
+    'mobile': partial(MBConv, 8, 8), 'mobile, biases': partial(MBConv, 8, 8, inner_norm=False),
+    'fused': partial(FusedMBConv, 8, 8), 'pair': partial(ConvPair, 8, 8),
+    'separable': partial(DepthwiseSeparableConv, 8, 8),
+    'attention': partial(LiteMLA, 8, 1, head_dim=8)}
+
+
+@pytest.mark.parametrize('name', BRANCHES)
+@pytest.mark.parametrize('autocast', [False, True])
+def test_the_last_layer_of_a_branch_adds_the_shortcut(name, autocast):
+    """For inference, and where nothing watches what the branch returns."""
+    block = Residual(BRANCHES[name](), drop_path=.5).to(DEVICE).eval()
+    x = random(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
+    seen = []
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        with launching.recorded() as launches:
+            block(x)
+        assert any(launch.kernel.__name__ == 'norm_act_kernel' and launch.args[5] is not None
+                   for launch in launches)
+        found = block(x)
+        for part in (block.main, block.main.last()):
+            with part.register_forward_hook(lambda module, args, out: seen.append(out)):
+                expected = block(x)
+            torch.testing.assert_close(x + seen[-1], expected)
+    tolerance = TOLERANCE[torch.bfloat16 if autocast else torch.float32]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('name', CONVOLUTIONS)

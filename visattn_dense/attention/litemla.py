@@ -36,7 +36,7 @@ from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.linear_attention import relu_attention
 
 
-class LiteMLA(EndsInProjection, UsesOperators, nn.Module):
+class LiteMLA(UsesOperators, EndsInProjection):
     """Multi-scale ReLU linear attention on a map, NCHW in and out.
 
     Args:
@@ -76,10 +76,11 @@ class LiteMLA(EndsInProjection, UsesOperators, nn.Module):
             for scale in scales)
         self.proj = ConvNormAct((1 + len(scales)) * width, out_dim or dim, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, out_dim, H, W)."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to (B, out_dim, H, W), plus `onto`, like the result, unless it is None."""
         qkv = self.qkv(x)
-        return self.proj(self.attend(qkv, *(scale(qkv) for scale in self.aggreg)))
+        x = self.attend(qkv, *(scale(qkv) for scale in self.aggreg))
+        return self.proj(x) if onto is None else self.proj(x, onto)
 
     def attend(self, *qkv: Tensor) -> Tensor:
         """Attend with the heads of S scales.

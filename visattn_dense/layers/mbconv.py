@@ -92,17 +92,20 @@ class ConvNormAct(UsesOperators, nn.Module):
         self.norm = nn.Identity() if norm_eps is None else nn.BatchNorm2d(dim, eps=norm_eps)
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W'), plus `onto`, like the result, unless it is None."""
         conv, norm, act = self.conv, self.norm, self.act
         if x.device.type in DEVICES and _suit_operators(conv, norm, act):
-            return self._by_operators(x, conv, norm, activation_name(act))
-        return act(norm(conv(x)))
+            return self._by_operators(x, conv, norm, activation_name(act), onto)
+        x = act(norm(conv(x)))
+        return x if onto is None else onto + x
 
-    def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str) -> Tensor:
+    def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
+                      onto: Tensor | None) -> Tensor:
         """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks
         for the square roots of the variances in another."""
         normalises, bias = type(norm) is nn.BatchNorm2d, conv.bias
-        if (not normalises and type(conv) is DepthwiseConv2d
+        if (not normalises and onto is None and type(conv) is DepthwiseConv2d
                 and activation in DEPTHWISE_ACTIVATIONS):
             return conv(x, activation)
         x = conv._conv_forward(x, conv.weight, None)
@@ -111,11 +114,12 @@ class ConvNormAct(UsesOperators, nn.Module):
             mean = norm.running_mean if bias is None else norm.running_mean - bias
             statistics = Norm(mean, norm.running_var, norm.weight, norm.eps)
             bias = norm.bias
-        elif bias is None and activation == 'none':
+        elif bias is None and onto is None and activation == 'none':
             return x
         else:
             statistics = None
-        return norm_act(x.permute(0, 2, 3, 1), bias, statistics, activation=activation,
+        onto = None if onto is None else onto.permute(0, 2, 3, 1)
+        return norm_act(x.permute(0, 2, 3, 1), bias, statistics, activation=activation, onto=onto,
                         mode=self.mode).permute(0, 3, 1, 2)
 
 
@@ -134,7 +138,26 @@ def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
             and is_called_plainly(conv) and is_called_plainly(norm) and is_called_plainly(act))
 
 
-class DepthwiseSeparableConv(nn.Module):
+class Branch(nn.Module):
+    """A branch of a `Residual`: the layers of a subclass, one after another, each a `ConvNormAct`.
+
+    The last layer can add the shortcut.
+    """
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to (B, C', ⌈H/s⌉, ⌈W/s⌉), plus `onto`, like the result, if given."""
+        *layers, last = self.children()
+        for layer in layers:
+            x = layer(x)
+        return last(x) if onto is None else last(x, onto)
+
+    def last(self) -> ConvNormAct:
+        """The layer whose result is that of the branch."""
+        *_, last = self.children()
+        return last
+
+
+class DepthwiseSeparableConv(Branch):
     """Depthwise 3×3, then 1×1: an inverted residual that does not expand.
 
     Args:
@@ -150,11 +173,8 @@ class DepthwiseSeparableConv(nn.Module):
                                       norm_eps=norm_eps)
         self.point_conv = ConvNormAct(in_dim, dim, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.point_conv(self.depth_conv(x))
 
-
-class MBConv(nn.Module):
+class MBConv(Branch):
     """1×1 expansion, depthwise 3×3, 1×1 projection.
 
     Args:
@@ -175,11 +195,8 @@ class MBConv(nn.Module):
                                       norm_eps=inner_eps)
         self.point_conv = ConvNormAct(hidden, dim, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.point_conv(self.depth_conv(self.inverted_conv(x)))
 
-
-class FusedMBConv(nn.Module):
+class FusedMBConv(Branch):
     """A full 3×3 convolution that expands, then a 1×1 projection.
 
     Args:
@@ -199,11 +216,8 @@ class FusedMBConv(nn.Module):
                                         norm_eps=norm_eps if inner_norm else None)
         self.point_conv = ConvNormAct(hidden, dim, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.point_conv(self.spatial_conv(x))
 
-
-class ConvPair(nn.Module):
+class ConvPair(Branch):
     """Two 3×3 convolutions, each with a norm, and an activation between: ResNet's basic branch.
 
     Args:
@@ -218,16 +232,16 @@ class ConvPair(nn.Module):
         self.conv1 = ConvNormAct(in_dim, dim, 3, stride=stride, act=act, norm_eps=norm_eps)
         self.conv2 = ConvNormAct(dim, dim, 3, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))
 
-
-class EndsInProjection:
-    """A second base class, beside nn.Module, of a branch whose result is that of `proj`.
+class EndsInProjection(Branch):
+    """A branch whose result is that of `proj`, with a forward of its own.
 
     Attributes:
         proj: a ConvNormAct.
     """
+
+    def last(self) -> ConvNormAct:
+        return self.proj
 
 
 class Residual(nn.Module):
@@ -246,7 +260,19 @@ class Residual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.add(x, self.main(x)) if self.shortcut else self.main(x)
+        main = self.main
+        if self.shortcut and x.device.type in DEVICES and self._adds_inside(main):
+            return main(x, x)
+        return self.add(x, main(x)) if self.shortcut else main(x)
+
+    def _adds_inside(self, main: nn.Module) -> bool:
+        """Whether the last layer of the branch can add x: for inference, where nothing watches the
+        result of the branch."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(main, Branch):
+            return False
+        last = main.last()
+        return (type(last) is ConvNormAct and not self.drop_path.training
+                and is_called_plainly(main) and is_called_plainly(last))
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """x + DropPath(update), (B, C, H, W) each."""

@@ -1,6 +1,6 @@
-"""What follows a convolution in evaluation mode, in one pass: BatchNorm or a bias, and activation.
+"""What follows a convolution in evaluation mode, in one pass: BatchNorm or a bias, activation, sum.
 
-    out = act((x − μ) · w / √(σ² + eps) + b),   or   out = act(x + b)
+    out = act((x − μ) · w / √(σ² + eps) + b) + onto,   or   out = act(x + b) + onto
 
 The arguments are those of `reference.norm_act`, and `mode` (see `visattn_dense.ops.choose`).
 

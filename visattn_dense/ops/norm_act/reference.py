@@ -6,21 +6,24 @@ from .torch_form import ACTIVATIONS, Norm
 
 
 def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,
-             activation: str = 'none') -> Tensor:
-    """act((x − μ) · w / √(σ² + eps) + b), over the last dimension.
+             activation: str = 'none', onto: Tensor | None = None) -> Tensor:
+    """act((x − μ) · w / √(σ² + eps) + b) + onto, over the last dimension.
 
     Args:
         x: (B, H, W, C).
         bias: (C,): b; None adds nothing.
         norm: None normalises nothing.
         activation: 'none', 'relu', 'hardswish' or 'gelu_tanh'.
+        onto: (B, H, W, C), what the result is added to; or None.
 
     Returns:
-        Like x.
+        Like x, in the wider dtype of x and `onto`.
     """
     out = x.to(torch.promote_types(x.dtype, torch.float32))
     if norm is not None:
         out = (out - norm.mean) / (norm.variance + norm.eps).sqrt() * norm.weight
     if bias is not None:
         out = out + bias
-    return ACTIVATIONS[activation](out).to(x.dtype)
+    out = ACTIVATIONS[activation](out)
+    return out.to(x.dtype) if onto is None else (out + onto).to(
+        torch.promote_types(x.dtype, onto.dtype))

@@ -26,11 +26,12 @@ class Norm(NamedTuple):
 
 
 def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,
-             activation: str = 'none') -> Tensor:
+             activation: str = 'none', onto: Tensor | None = None) -> Tensor:
     if norm is not None:
         mean, variance, weight, eps = norm
         x = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, weight, bias,
                          eps=eps).permute(0, 2, 3, 1)
     elif bias is not None:
         x = x + bias.to(x.dtype)
-    return ACTIVATIONS[activation](x)
+    x = ACTIVATIONS[activation](x)
+    return x if onto is None else onto + x

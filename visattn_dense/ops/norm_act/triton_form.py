@@ -11,41 +11,42 @@ from ..registered import registered
 from .torch_form import ACTIVATIONS, Norm
 
 
-def why_not(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *, activation: str = 'none'
-            ) -> str | None:
+def why_not(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *, activation: str = 'none',
+            onto: Tensor | None = None) -> str | None:
     """Why the kernel cannot take these tensors, or None."""
-    tensors = x, bias, *(() if norm is None else norm[:3])
+    tensors = x, bias, onto, *(() if norm is None else norm[:3])
     reason = launching.why_not(*tensors)
     if reason is None and torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors):
         reason = 'a gradient is needed'
-    if reason is None and not x.is_contiguous():
-        reason = 'the map is not contiguous (channels_last)'
+    if reason is None and not (x.is_contiguous() and (onto is None or onto.is_contiguous())):
+        reason = 'a map is not contiguous (channels_last)'
     if reason is None and activation not in ACTIVATIONS:
         reason = f'the activation {activation!r} has no kernel'
     return reason
 
 
 def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,
-             activation: str = 'none') -> Tensor:
+             activation: str = 'none', onto: Tensor | None = None) -> Tensor:
     mean, variance, weight, eps = norm or (None, None, None, 0.)
-    return _forward(x, mean, variance, weight, bias, eps, activation)
+    return _forward(x, mean, variance, weight, bias, onto, eps, activation)
 
 
 @registered(
     'visattn::norm_act_triton',
-    '(Tensor x, Tensor? mean, Tensor? variance, Tensor? weight, Tensor? bias, float eps, '
-    'str activation) -> Tensor')
-def _forward(x, mean, variance, weight, bias, eps, activation):
-    out = torch.empty_like(x)
+    '(Tensor x, Tensor? mean, Tensor? variance, Tensor? weight, Tensor? bias, Tensor? onto, '
+    'float eps, str activation) -> Tensor')
+def _forward(x, mean, variance, weight, bias, onto, eps, activation):
+    out = _empty(x, mean, variance, weight, bias, onto, eps, activation)
     if x.numel() > 0:
-        _launch(x.shape, eps, activation)(x, mean, variance, weight, bias, out)
+        _launch(x.shape, eps, activation)(x, mean, variance, weight, bias, onto, out)
     return out
 
 
 @_forward.register_fake
-def _(x, mean, variance, weight, bias, eps, activation):
-    return torch.empty_like(x)
+def _empty(x, mean, variance, weight, bias, onto, eps, activation):
+    return torch.empty_like(x, dtype=x.dtype if onto is None else
+                            torch.promote_types(x.dtype, onto.dtype))
 
 
 @once_for_a_size

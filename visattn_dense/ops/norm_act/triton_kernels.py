@@ -1,9 +1,10 @@
 """The Triton kernel of a BatchNorm by running statistics, or a bias, and an activation.
 
-    out = act((x − μ) · w / √(σ² + eps) + b)
+    out = act((x − μ) · w / √(σ² + eps) + b) + onto
 
-x is NHWC and contiguous: P positions of C channels. A program computes BLOCK positions and BLOCK_C
-channels. All arithmetic is float32. Without μ there is no norm; b may be None.
+x and `onto` are NHWC and contiguous: P positions of C channels. A program computes BLOCK positions
+and BLOCK_C channels. All arithmetic is float32. Without μ there is no norm; b and `onto` may be
+None.
 """
 import triton
 import triton.language as tl
@@ -12,7 +13,7 @@ from ..triton_activations import activate
 
 
 @triton.jit(do_not_specialize=['P'])
-def norm_act_kernel(x, mean, variance, weight, bias, out, eps, P, C: tl.constexpr,
+def norm_act_kernel(x, mean, variance, weight, bias, onto, out, eps, P, C: tl.constexpr,
                     ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -28,4 +29,6 @@ def norm_act_kernel(x, mean, variance, weight, bias, out, eps, P, C: tl.constexp
     if bias is not None:
         value += tl.load(bias + channel, mask=real, other=0.).to(tl.float32)[None, :]
     value = activate(value, ACTIVATION)
+    if onto is not None:
+        value += tl.load(onto + place, mask=inside, other=0.).to(tl.float32)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
