@@ -21,6 +21,11 @@ def test_cases():
 
 
 @needs_triton
+def test_backbones():
+    run_cases('backbone_triton_cases.py')
+
+
+@needs_triton
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
 @pytest.mark.parametrize('case, head_dim, capability', [
     ('residual norm', 64, 80), ('depthwise 3x3 in windows', 32, 90), ('grouped pointwise', 32, 80),

@@ -13,7 +13,10 @@ BACKBONES = {
     'BiFormer': lambda: BiFormer(
         dict(embed_dims=(16, 24, 32, 48), depths=(1, 1, 2, 1), mlp_ratio=3., overlapping=True),
         n_win=3, head_dim=8, topks=(1, 2, 4, -2)),
-    'EfficientViT': lambda: EfficientViT('b0'),
+    'EfficientViT': lambda: EfficientViT(dict(
+        stem_dim=8, dims=(8, 16, 24, 40), depths=(1, 1, 2, 2), head_dim=8, stem='separable',
+        stages=('mbconv', 'fused', 'attention', 'attention'), strided_ratios=(4, 4, 4, 4),
+        expand_ratios=(4, 4, 4, 4), act='hardswish', norm_eps=1e-5)),
     'T2TViT': lambda: T2TViT(dict(embed_dim=32, depth=4, num_heads=2, mlp_ratio=2.,
                                   tokens='performer', se=False), img_size=64),
     'T2TViT, transformer tokens': lambda: T2TViT(
