@@ -68,9 +68,10 @@ def rows(names: list[str], sizes: dict[Size, int]) -> Iterator[str]:
     yield '| --- | --- | --- | --- | --- | --- | --- | --- |'
     for name in names:
         subject = subjects.backbone(name)
+        model = subject.make().cuda()
         for size, batch in sizes.items():
             for kind in KINDS:
-                found = measured(subject.make().cuda(), batch, size, kind)
+                found = measured(model, batch, size, kind)
                 yield (f'| {subject.name} | {size} | {batch} | {kind} | {found.launches} | '
                        f'{found.host_ms:.1f} | {1e3 * found.host_ms / found.launches:.0f} | '
                        f'{found.peak_gib:.3f} |')
