@@ -133,6 +133,17 @@ def test_other_windows_are_left_to_torch(windows, sides, reason):
                                    window_attention(qkv, mode='reference', **arguments))
 
 
+def test_biases_in_half_precision():
+    """One beside none is computed; two of several dtypes are left to torch."""
+    qkv, half = torch.randn(1, 3, 4, 3, 6, device=DEVICE), torch.randn(3, device=DEVICE).bfloat16()
+    arguments = dict(windows=[(3, 1), (1, 4)], num_heads=2,
+                     kernels=[torch.randn(3, 1, 3, 3, device=DEVICE) for _ in range(2)])
+    torch.testing.assert_close(
+        window_attention(qkv, biases=[None, half], **arguments),
+        window_attention(qkv, biases=[None, half.float()], mode='reference', **arguments))
+    assert 'biases' in gpu.why_not_windows(qkv, biases=[half, half.float()], **arguments)
+
+
 def test_padding_beside_very_low_and_very_high_logits():
     """A key of the padding has logit 0: nearly all of the softmax, or nothing."""
     for sign in (-1, 1):

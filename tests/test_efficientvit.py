@@ -12,7 +12,7 @@ from visattn_dense.attention.naive import as_naive
 from visattn_dense.backbones import EfficientViT
 from visattn_dense.checkpoints import load_pretrained
 from visattn_dense.errors import UserError
-from visattn_dense.layers import fold_batch_norm
+from visattn_dense.layers import ConvPair, fold_batch_norm
 
 SMALL = dict(stem_dim=8, dims=(8, 16, 24, 40), depths=(1, 1, 2, 2), head_dim=8, stem='separable',
              stages=('mbconv', 'mbconv', 'attention', 'attention'), strided_ratios=(4, 4, 4, 4),
@@ -212,3 +212,30 @@ def test_gradients_are_channels_last_whatever_the_head_gives():
     outs = model(torch.randn(2, 3, 96, 64))
     torch.autograd.backward(outs, [torch.randn(out.shape) for out in outs])     # NCHW
     assert layouts == [True] * len(norms)
+
+
+def test_gradients_of_many_results_at_once():
+    model, x = EfficientViT('b0').eval(), torch.randn(1, 3, 32, 32, requires_grad=True)
+
+    def numbers(x: torch.Tensor) -> torch.Tensor:
+        return model(x)[-1].mean((2, 3))[0, :3]
+
+    expected = torch.stack([torch.autograd.grad(each, x, retain_graph=True)[0]
+                            for each in numbers(x)])
+    batched, = torch.autograd.grad(numbers(x), x, torch.eye(3), is_grads_batched=True)
+    torch.testing.assert_close(batched, expected)
+    torch.testing.assert_close(torch.func.jacrev(numbers)(x), expected)
+
+
+def test_a_trace_with_gradients_is_the_model():
+    model, x = EfficientViT('b0').eval(), torch.randn(1, 3, 32, 32)
+    for a, b in zip(torch.jit.trace(model, x)(x), model(x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_layer_more_or_one_layer_twice_changes_no_branch():
+    x, branch = torch.randn(1, 8, 5, 5), ConvPair(8, 8).eval()
+    branch.probe = nn.Conv2d(8, 1, 1)
+    torch.testing.assert_close(branch(x), branch.conv2(branch.conv1(x)))
+    branch.conv2 = branch.conv1
+    torch.testing.assert_close(branch(x), branch.conv1(branch.conv1(x)))

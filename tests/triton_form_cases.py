@@ -464,6 +464,26 @@ def test_the_last_layer_of_a_branch_adds_the_shortcut(name, autocast):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_what_a_user_changes_about_a_shortcut_counts():
+    class Scaled(Residual):
+        def add(self, x: Tensor, update: Tensor) -> Tensor:
+            return x + 0 * update
+
+    class Doubled(MBConv):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    x = random(2, 8, 7, 9)
+    hooked, replaced = Residual(MBConv(8, 8)), Residual(MBConv(8, 8))
+    hooked.drop_path.register_forward_pre_hook(lambda module, args: (0 * args[0],))
+    replaced.drop_path = torch.nn.Threshold(float('inf'), 0.)
+    doubled = Residual(Doubled(8, 8)).to(DEVICE).eval()
+    with torch.no_grad():
+        for block in (hooked, replaced, Scaled(MBConv(8, 8))):
+            torch.testing.assert_close(block.to(DEVICE).eval()(x), x)
+        torch.testing.assert_close(doubled(x), x + doubled.main(x))
+
+
 @pytest.mark.parametrize('name', CONVOLUTIONS)
 @pytest.mark.parametrize('autocast', [False, True])
 def test_convolution_norm_activation_for_inference(name, autocast):

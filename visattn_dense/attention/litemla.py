@@ -76,8 +76,8 @@ class LiteMLA(UsesOperators, EndsInProjection):
             for scale in scales)
         self.proj = ConvNormAct((1 + len(scales)) * width, out_dim or dim, norm_eps=norm_eps)
 
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, out_dim, H, W), plus `onto`, like the result, unless it is None."""
+    def added(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to (B, out_dim, H, W), plus `onto`, like the result, if given."""
         qkv = self.qkv(x)
         x = self.attend(qkv, *(scale(qkv) for scale in self.aggreg))
         return self.proj(x) if onto is None else self.proj(x, onto)

@@ -34,6 +34,7 @@ from visattn_dense.layers import (
     Residual,
     drop_path_rates,
 )
+from visattn_dense.ops.registered import is_batched
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image
@@ -177,7 +178,7 @@ class EfficientViT(DenseBackbone):
             if x.requires_grad and not torch.compiler.is_compiling():
                 # A head may give a gradient in another layout. The shortcuts would hand this layout
                 # on to every norm of the backbone.
-                x.register_hook(_channels_last)
+                x.register_hook(lambda grad: grad if is_batched(grad) else _channels_last(grad))
         return tuple(outs[i] for i in self.out_indices)
 
 

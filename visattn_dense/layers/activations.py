@@ -11,12 +11,14 @@ class Hardswish(nn.Hardswish):
     """hardswish(x), in place where no gradient is needed.
 
     For an input that a layer has just written and no other code holds. With a gradient, torch would
-    copy the input first; if the input is a view, torch would copy the gradient as well.
+    copy the input first; if the input is a view, torch would copy the gradient as well. A trace has
+    one graph for both.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Like x."""
-        return F.hardswish(x, inplace=not (torch.is_grad_enabled() and x.requires_grad))
+        needs_gradient = torch.is_grad_enabled() and x.requires_grad
+        return F.hardswish(x, inplace=torch.jit.is_tracing() or not needs_gradient)
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

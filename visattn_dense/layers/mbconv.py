@@ -139,22 +139,25 @@ def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
 
 
 class Branch(nn.Module):
-    """A branch of a `Residual`: the layers of a subclass, one after another, each a `ConvNormAct`.
+    """A branch of a `Residual`: `ConvNormAct`s, one after another. The last can add the shortcut.
 
-    The last layer can add the shortcut.
+    Attributes:
+        layers: their names, in order.
     """
+    layers: tuple[str, ...]
 
-    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C', ⌈H/s⌉, ⌈W/s⌉), plus `onto`, like the result, if given."""
-        *layers, last = self.children()
-        for layer in layers:
-            x = layer(x)
-        return last(x) if onto is None else last(x, onto)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.added(x)
+
+    def added(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """The result of x, plus `onto`, like the result, if given."""
+        for name in self.layers[:-1]:
+            x = getattr(self, name)(x)
+        return self.last()(x) if onto is None else self.last()(x, onto)
 
     def last(self) -> ConvNormAct:
         """The layer whose result is that of the branch."""
-        *_, last = self.children()
-        return last
+        return getattr(self, self.layers[-1])
 
 
 class DepthwiseSeparableConv(Branch):
@@ -165,6 +168,7 @@ class DepthwiseSeparableConv(Branch):
         act: activation between the two.
         norm_eps: eps of both BatchNorms.
     """
+    layers = 'depth_conv', 'point_conv'
 
     def __init__(self, in_dim: int, dim: int, *, stride: int = 1, act: str = 'hardswish',
                  norm_eps: float = 1e-5) -> None:
@@ -185,6 +189,7 @@ class MBConv(Branch):
         act: activation after the two hidden convolutions.
         norm_eps: eps of the BatchNorms.
     """
+    layers = 'inverted_conv', 'depth_conv', 'point_conv'
 
     def __init__(self, in_dim: int, dim: int, *, stride: int = 1, expand_ratio: float = 4.,
                  inner_norm: bool = True, act: str = 'hardswish', norm_eps: float = 1e-5) -> None:
@@ -207,6 +212,7 @@ class FusedMBConv(Branch):
         act: activation after the 3×3 convolution.
         norm_eps: eps of the BatchNorms.
     """
+    layers = 'spatial_conv', 'point_conv'
 
     def __init__(self, in_dim: int, dim: int, *, stride: int = 1, expand_ratio: float = 4.,
                  inner_norm: bool = True, act: str = 'gelu_tanh', norm_eps: float = 1e-7) -> None:
@@ -225,6 +231,7 @@ class ConvPair(Branch):
         act: activation after the first.
         norm_eps: eps of both BatchNorms.
     """
+    layers = 'conv1', 'conv2'
 
     def __init__(self, in_dim: int, dim: int, *, stride: int = 1, act: str = 'gelu_tanh',
                  norm_eps: float = 1e-7) -> None:
@@ -234,14 +241,12 @@ class ConvPair(Branch):
 
 
 class EndsInProjection(Branch):
-    """A branch whose result is that of `proj`, with a forward of its own.
+    """A branch whose result is that of `proj`, with an `added` of its own.
 
     Attributes:
         proj: a ConvNormAct.
     """
-
-    def last(self) -> ConvNormAct:
-        return self.proj
+    layers = 'proj',
 
 
 class Residual(nn.Module):
@@ -262,7 +267,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         main = self.main
         if self.shortcut and x.device.type in DEVICES and self._adds_inside(main):
-            return main(x, x)
+            return main.added(x, x)
         return self.add(x, main(x)) if self.shortcut else main(x)
 
     def _adds_inside(self, main: nn.Module) -> bool:
@@ -270,9 +275,11 @@ class Residual(nn.Module):
         result of the branch."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(main, Branch):
             return False
-        last = main.last()
-        return (type(last) is ConvNormAct and not self.drop_path.training
-                and is_called_plainly(main) and is_called_plainly(last))
+        last, drop_path = main.last(), self.drop_path
+        return (type(self).add is Residual.add and type(main).forward is Branch.forward
+                and type(last) is ConvNormAct and type(drop_path) is DropPath
+                and not drop_path.training
+                and all(map(is_called_plainly, (main, last, drop_path))))
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """x + DropPath(update), (B, C, H, W) each."""

@@ -297,7 +297,7 @@ def _fused_branch(branch: nn.Module, shortcut: bool) -> list[_Form]:
     """The forms of one layer in place of a mobile block."""
     if type(branch) not in (FusedMBConv, MBConv):
         return []
-    parts = list(branch.children())              # in the order of the class
+    parts = [getattr(branch, name) for name in branch.layers]
     convs = [part.conv for part in parts]
     activations = {activation_name(part.act) for part in parts[:-1]}
     if (any(type(part.norm) is not nn.Identity for part in parts) or len(activations) > 1

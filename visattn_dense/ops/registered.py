@@ -24,6 +24,13 @@ def is_traced() -> bool:
             or torch._C._are_functorch_transforms_active())
 
 
+def is_batched(t: Tensor) -> bool:
+    """Whether a transform of torch computes with many such tensors at once, or autograd batches
+    gradients with them (is_grads_batched): the tensor then has no layout of its own."""
+    return (torch._C._are_functorch_transforms_active()
+            or torch._C._functorch.is_legacy_batchedtensor(t))
+
+
 class Registered:
     """A function as an operator of torch.
 

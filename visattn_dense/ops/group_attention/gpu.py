@@ -51,10 +51,12 @@ def _why_not(num_heads: int, scale: float | None, counts: Iterable[int], *maps: 
 # Windows and stripes.
 
 def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
-                    kernels: Sequence[Tensor], scale: float | None = None,
-                    **_: object) -> str | None:
+                    kernels: Sequence[Tensor], biases: Sequence[Tensor | None] = (),
+                    scale: float | None = None, **_: object) -> str | None:
     if len(windows) > 2:
         return 'there are more than two kinds of windows'
+    if len({bias.dtype for bias in biases if bias is not None}) > 1:
+        return 'the biases differ in their dtypes'
     if (kernels[0].shape[-1], kernels[0].dtype) != (kernels[-1].shape[-1], kernels[-1].dtype):
         return 'the convolutions differ in their sides or dtypes'
     if kernels[0].shape[-1] not in depthwise_form.SIDES:
@@ -73,7 +75,8 @@ def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
     if all([bias is None for bias in biases]):
         biases = []
     else:
-        biases = [kernel.new_zeros(len(kernel)) if bias is None else bias
+        dtype = next(bias.dtype for bias in biases if bias is not None)
+        biases = [kernel.new_zeros(len(kernel), dtype=dtype) if bias is None else bias
                   for kernel, bias in zip(kernels, biases, strict=True)]
     keep = torch.is_grad_enabled() and any([t.requires_grad for t in (qkv, *kernels, *biases)])
     sides = [side for window in windows for side in window]
