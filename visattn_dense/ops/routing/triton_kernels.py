@@ -59,7 +59,8 @@ def asker_count_kernel(index, counts, R, K, BLOCK_R: tl.constexpr, BLOCK: tl.con
     for start in range(0, R * K, BLOCK):
         nth = start + tl.arange(0, BLOCK)
         named = tl.load(index + nth, mask=nth < R * K, other=-1)
-        total += tl.sum((named[:, None] == region[None, :]).to(tl.int32), 0)
+        # The interpreter of Triton 3.2 gives sums of integers 64 bits, and would store as many.
+        total += tl.sum((named[:, None] == region[None, :]).to(tl.float32), 0).to(tl.int32)
     tl.store(counts + image * R + region, total, mask=region < R)
 
 
