@@ -266,9 +266,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.main
-        if self.shortcut and x.device.type in DEVICES and self._adds_inside(main):
+        if not self.shortcut:
+            return main(x)
+        if x.device.type in DEVICES and self._adds_inside(main):
             return main.added(x, x)
-        return self.add(x, main(x)) if self.shortcut else main(x)
+        return self.add(x, main(x))
 
     def _adds_inside(self, main: nn.Module) -> bool:
         """Whether the last layer of the branch can add x: for inference, where nothing watches the

@@ -123,9 +123,7 @@ def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
             for place, length in lists.items():
                 args[place:place + length] = [args[place:place + length]]
             ctx.lists = lists
-            output = function(*args)
-            setup_context(ctx, args, output)
-            return output
+            return Gradient.forward(ctx, *args)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
