@@ -31,6 +31,7 @@ from visattn_dense.ops.linear_attention import (
 from visattn_dense.ops.norm_act import Norm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import top_regions
+from visattn_dense.ops.sums import sum_rows
 
 from .interpreting import DEVICE, TOLERANCE, poisoned_memory
 
@@ -95,6 +96,24 @@ def check(operator: Operator, inputs: list[Tensor | None], options: dict, *, sla
         assert a.shape == b.shape, i
         error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-20)
         assert error < slack * TOLERANCE[dtype or a.dtype], (i, float(error))      # false for NaN
+
+
+@pytest.mark.parametrize('dtype', launching.DTYPES)
+@pytest.mark.parametrize('shape, dim', [
+    ((1, 5), 0), ((0, 5), 0), ((7, 33), 0), ((1024, 2, 40), 0), ((3, 130, 200), 1),
+    ((1025, 64), 0), ((2, 3001, 3, 11), 1), ((4, 0), 0)])
+def test_sum_rows(shape, dim, dtype):
+    x = inside_nan(random(*shape, dtype=dtype), dims=(0,))
+    for other in (None, torch.float32):
+        found = sum_rows(x, dim, other)
+        expected = x.double().sum(dim)
+        assert found.dtype == (other or dtype) and found.shape == expected.shape
+        torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[found.dtype],
+                                   atol=TOLERANCE[found.dtype] * max(1, shape[dim]) ** .5)
+        torch.testing.assert_close(sum_rows(x, dim, other), found, rtol=0, atol=0)
+    out = torch.empty_like(expected, dtype=torch.float32)
+    assert sum_rows(x, dim, out=out) is out
+    torch.testing.assert_close(out, sum_rows(x, dim, torch.float32), rtol=0, atol=0)
 
 
 def sound(operator: Operator, *inputs: Tensor, **options) -> None:

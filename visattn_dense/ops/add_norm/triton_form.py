@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import registered
+from ..sums import sum_rows
 
 MAX_CHANNELS = 8192
 
@@ -98,7 +99,7 @@ def _backward_op(grad_total, grad_normed, total, scale, weight, statistics, upda
     given = (None if t is None else t.contiguous()
              for t in (grad_total, grad_normed, total, scale, weight))
     launch(*given, statistics, grads[0], grads[2] if len(grads) > 2 else None, shares)
-    return [grads[0], shares.sum(0).to(weight.dtype), *grads[2:]]
+    return [grads[0], sum_rows(shares, 0, weight.dtype), *grads[2:]]
 
 
 @once_for_a_size

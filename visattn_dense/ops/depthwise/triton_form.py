@@ -14,6 +14,7 @@ from .. import launching
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two, readable
 from ..precision import product_dtype
 from ..registered import registered
+from ..sums import sum_rows
 from ..windows import window_corner
 from .torch_form import ACTIVATIONS
 
@@ -135,7 +136,7 @@ def weight_gradients(grads: Sequence[Tensor], inputs: Sequence[Tensor], side: in
         if each.swapped:
             x, grad = x.transpose(1, 2), grad.transpose(1, 2)
         each.launch(x, grad, own)
-    return shares.sum(1)
+    return sum_rows(shares, 1)
 
 
 def kernel_and_bias(gradients: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from .. import launching
 from ..depthwise import triton_form as depthwise_form
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two
 from ..registered import registered
+from ..sums import sum_rows
 from ..windows import window_corner
 from .torch_form import of_each_set
 
@@ -228,10 +229,11 @@ def _forward(q, k, v, second, matrix, position, scale, onto, window, power, epsi
                                      for t in (matrix, position, scale, onto))
     if kind == 'focused':
         plan.statistics(q, k, position, scale, statistics)
-    shares = plan.shares(q)
+    shares = sums if plan.chunks == 1 else plan.shares(q)
     of_q, of_k = statistics.unbind()
     plan.summary(k, v, k_2, v_2, matrix, position, scale, of_k, shares)
-    torch.sum(shares, 1, out=sums)
+    if plan.chunks > 1:
+        sum_rows(shares, 1, out=sums)
     plan.output(q, q_2, matrix, scale, of_q, sums, onto, out)
     return out, sums, statistics
 
@@ -277,15 +279,15 @@ def _backward_op(grad, q, k, v, second, matrix, position, scale, sums, statistic
     _query_gradient_launch(plan, to_q.stride())(q, q_2, matrix, scale, of_q, sums, grad, to_q,
                                                 to_q_2, shares)
     _key_gradient_launch(plan, to_k.stride(), grad_v.stride())(
-        k, v, k_2, v_2, matrix, position, scale, of_k, shares.sum(1), to_k, grad_v, to_k_2,
-        grad_v_2)
+        k, v, k_2, v_2, matrix, position, scale, of_k,
+        shares if plan.chunks == 1 else sum_rows(shares, 1), to_k, grad_v, to_k_2, grad_v_2)
     if phi is not None:
         launch = _focus_gradient_launch(plan, grad_q.stride())
         tiles, chunks = launch.grid
         position_shares = empty((chunks, *position.shape), phi)
         scale_shares = empty((tiles * chunks, len(scale)), phi)
         launch(q, k, position, scale, phi, grad_q, grad_k, position_shares, scale_shares)
-        grads[-2:] = position_shares.sum(0).to(position.dtype), scale_shares.sum(0)
+        grads[-2:] = sum_rows(position_shares, 0, position.dtype), sum_rows(scale_shares, 0)
     return grads
 
 

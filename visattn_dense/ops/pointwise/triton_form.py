@@ -10,6 +10,7 @@ from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..precision import product_dtype
 from ..registered import registered
+from ..sums import sum_rows
 
 MAX_WIDTH = 128
 
@@ -90,7 +91,7 @@ def _weight_gradient(grad, x, weight, groups):
     launch = _weight_launch(x.shape, grad.shape[-1], groups, grad.dtype)
     shares = empty((launch.grid[0], *weight.shape), x, torch.float32)
     launch(x.contiguous(), grad.contiguous(), shares)
-    return shares.sum(0).to(weight.dtype)
+    return sum_rows(shares, 0, weight.dtype)
 
 
 @once_for_a_size
