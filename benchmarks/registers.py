@@ -205,6 +205,15 @@ def residual_norm(dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Tensor]:
                                 scale=torch.empty(2, 1, 1, dtype=dtype))
 
 
+def perceptron(dtype: torch.dtype, head_dim: int) -> Tensor:
+    """Six heads and four times as many channels between the layers, as in CSWin."""
+    from visattn_dense.ops.linear import triton_form
+    inside, between = 6 * head_dim, 24 * head_dim
+    shapes = (2, 40, inside), (between, inside), (between,), (inside, between), (inside,)
+    return triton_form.mlp(*(torch.empty(*shape, dtype=dtype, requires_grad=True)
+                             for shape in shapes))
+
+
 def depthwise(dtype: torch.dtype, head_dim: int, *, side: int, stride: int = 1,
               windowed: bool = False) -> Tensor:
     """Four heads; inside windows, of the values in q, k and v and added to a map, as LePE."""
@@ -274,6 +283,7 @@ CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
     'windows': windows, 'whole maps': whole_maps, 'regions': regions,
     'small regions': partial(regions, side=32, listed=16),
     'weighted regions': partial(regions, weighted=True), 'residual norm': residual_norm,
+    'perceptron': perceptron,
     'depthwise 3x3 in windows': partial(depthwise, side=3, windowed=True),
     'depthwise 3x3, stride 2': partial(depthwise, side=3, stride=2),
     'depthwise 5x5': partial(depthwise, side=5), 'grouped pointwise': grouped_pointwise,

@@ -23,6 +23,7 @@ from visattn_dense.ops.group_attention import (
 )
 from visattn_dense.ops.group_attention.fused import without_plans
 from visattn_dense.ops.kept import kept
+from visattn_dense.ops.linear import linear, mlp
 from visattn_dense.ops.linear_attention import (
     focused_attention,
     performer_attention,
@@ -114,6 +115,11 @@ CALLS = {
                             lambda: dict(activation='hardswish')),
     'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],
                  lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),
+    'add_norm, bias': (add_norm, lambda: [random(2, 5, 7), random(2, 5, 7), random(7), random(7)],
+                       lambda: dict(eps=1e-3, scale=random(2, 1, 1), update_bias=random(7))),
+    'linear': (linear, lambda: [random(2, 5, 7), random(3, 7), random(3)], dict),
+    'perceptron': (mlp, lambda: [random(2, 5, 7), random(9, 7), random(9), random(3, 9), random(3)],
+                   dict),
     'norm alone': (partial(add_norm, update=None), lambda: [random(2, 5, 7)],
                    lambda: dict(eps=1e-3, weight=random(7), bias=random(7))),
 }

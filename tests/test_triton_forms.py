@@ -6,10 +6,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.registers import compile_launch, launches
 from visattn_dense.ops import launching
 from visattn_dense.ops.add_norm import add_norm
+from visattn_dense.ops.add_norm import triton_form as add_norm_form
 from visattn_dense.ops.depthwise import triton_form as depthwise_form
+from visattn_dense.ops.linear import triton_form as linear_layers
 from visattn_dense.ops.linear_attention import triton_form as linear_form
 
-from .interpreting import MOST_SPILLS, compiled_kinds, fake_gpu, run_cases
+from .interpreting import MOST_SPILLS, check_kinds, fake_gpu, run_cases
 
 needs_triton = pytest.mark.skipif(not launching.HAS_TRITON, reason='needs Triton')
 
@@ -29,7 +31,7 @@ def test_backbones():
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
 @pytest.mark.parametrize('case, head_dim, capability', [
     ('residual norm', 64, 80), ('depthwise 3x3 in windows', 32, 90), ('grouped pointwise', 32, 80),
-    ('focused attention', 32, 90)])
+    ('focused attention', 32, 90), ('perceptron', 32, 90)])
 def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU.
 
@@ -47,7 +49,7 @@ def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monke
         # In focused attention, all but the convolution and what is done channel by channel.
         assert case != 'focused attention' or usage.matrix_units or launch.kernel.__name__ in (
             'statistics_kernel', 'focus_gradient_kernel', 'convolve_kernel',
-            'weight_gradient_kernel')
+            'weight_gradient_kernel', 'sum_rows_kernel')
     assert len(found) > 1
 
 
@@ -66,13 +68,23 @@ def test_plans_need_no_gpu():
 
 @needs_triton
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('operator', ['depthwise', 'depthwise in windows', 'focused', 'ReLU'])
+@pytest.mark.parametrize('operator', [
+    'depthwise', 'depthwise in windows', 'focused', 'ReLU', 'linear layers', 'add_norm'])
 def test_a_new_size_compiles_nothing(operator):
     """Launches at other sizes, also of 1 or of multiples of 16, differ in no constant."""
     def run(height: int, width: int, batch: int) -> None:
         x = torch.empty(batch, height, width, 32, requires_grad=True)
         kernel = torch.empty(32, 1, 3, 3, requires_grad=True)
-        if operator == 'ReLU':
+        if operator == 'linear layers':
+            weight, bias = torch.empty(32, 32), torch.empty(32, requires_grad=True)
+            out = linear_layers.mlp(linear_layers.linear(x, weight, bias), weight, bias, weight,
+                                    bias)
+        elif operator == 'add_norm':
+            bias = torch.empty(32, requires_grad=True)
+            out, normed = add_norm_form.add_norm(x, x, bias, bias, eps=1e-5, update_bias=bias)
+            out.backward(torch.empty_like(out), retain_graph=True)
+            out = normed
+        elif operator == 'ReLU':
             qkv = torch.empty(batch, height * width, 1, 3, 32).permute(0, 2, 3, 4, 1)
             out = linear_form.relu_attention(qkv.requires_grad_(), epsilon=1e-6)
         elif operator == 'focused':
@@ -85,6 +97,4 @@ def test_a_new_size_compiles_nothing(operator):
             out = depthwise_form.depthwise(x, kernel, window=window)
         out.backward(torch.empty_like(out))
 
-    kinds = compiled_kinds(run)
-    # The gradient of a map is a convolution too.
-    assert len(kinds) == len(set(kinds)) + ('convolve_kernel' in kinds)
+    check_kinds(run)

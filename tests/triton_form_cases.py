@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from visattn_dense.attention import FocusedLinearAttention, LiteMLA, TokenPerformer
+from visattn_dense.attention import (
+    FocusedLinearAttention,
+    LiteMLA,
+    SelfAttention,
+    TokenPerformer,
+)
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import (
     ConvNormAct,
@@ -19,10 +24,13 @@ from visattn_dense.layers import (
     Residual,
     TransformerBlock,
 )
-from visattn_dense.ops import launching, use_implementation
+from visattn_dense.layers.half_weights import half_weights
+from visattn_dense.layers.linear import linear as layers_linear
+from visattn_dense.ops import decisions, launching, use_implementation
 from visattn_dense.ops.add_norm import add_norm
 from visattn_dense.ops.choose import Operator
 from visattn_dense.ops.depthwise import depthwise
+from visattn_dense.ops.linear import linear, mlp
 from visattn_dense.ops.linear_attention import (
     focused_attention,
     performer_attention,
@@ -98,22 +106,23 @@ def check(operator: Operator, inputs: list[Tensor | None], options: dict, *, sla
         assert error < slack * TOLERANCE[dtype or a.dtype], (i, float(error))      # false for NaN
 
 
+@pytest.mark.parametrize('many', [False, True])
 @pytest.mark.parametrize('dtype', launching.DTYPES)
 @pytest.mark.parametrize('shape, dim', [
     ((1, 5), 0), ((0, 5), 0), ((7, 33), 0), ((1024, 2, 40), 0), ((3, 130, 200), 1),
     ((1025, 64), 0), ((2, 3001, 3, 11), 1), ((4, 0), 0)])
-def test_sum_rows(shape, dim, dtype):
+def test_sum_rows(shape, dim, dtype, many):
     x = inside_nan(random(*shape, dtype=dtype), dims=(0,))
     for other in (None, torch.float32):
-        found = sum_rows(x, dim, other)
+        found = sum_rows(x, dim, other, many=many)
         expected = x.double().sum(dim)
         assert found.dtype == (other or dtype) and found.shape == expected.shape
         torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[found.dtype],
                                    atol=TOLERANCE[found.dtype] * max(1, shape[dim]) ** .5)
-        torch.testing.assert_close(sum_rows(x, dim, other), found, rtol=0, atol=0)
+        torch.testing.assert_close(sum_rows(x, dim, other, many=many), found, rtol=0, atol=0)
     out = torch.empty_like(expected, dtype=torch.float32)
-    assert sum_rows(x, dim, out=out) is out
-    torch.testing.assert_close(out, sum_rows(x, dim, torch.float32), rtol=0, atol=0)
+    assert sum_rows(x, dim, many=many, out=out) is out
+    torch.testing.assert_close(out, found, rtol=0, atol=0)
 
 
 def sound(operator: Operator, *inputs: Tensor, **options) -> None:
@@ -139,8 +148,10 @@ def test_sum_and_norm(shape, dtypes, dropped):
     """The stream and the branch, alike or not; a factor for each sample, or none."""
     x, update = (inside_nan(random(*shape, dtype=dtype)) for dtype in dtypes)
     scale = random(shape[0], *(1 for _ in shape[1:]), dtype=dtypes[1]) if dropped else None
-    check(add_norm, [x, update, random(shape[-1]), random(shape[-1])],
-          dict(eps=1e-3, scale=scale, dtype=dtypes[1]), dtype=dtypes[1])
+    options = dict(eps=1e-3, scale=scale, dtype=dtypes[1])
+    check(add_norm, [x, update, random(shape[-1]), random(shape[-1])], options, dtype=dtypes[1])
+    check(add_norm, [x, update, random(shape[-1]), random(shape[-1]), random(shape[-1])], options,
+          dtype=dtypes[1], call=lambda *ts, **more: add_norm(*ts[:4], update_bias=ts[4], **more))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -163,18 +174,20 @@ def test_sum_and_norm_of_nothing():
 def test_sum_and_norm_are_sound():
     sound(add_norm, random(2, 5, 6), random(2, 5, 6), random(6), random(6), eps=1e-5,
           scale=random(2, 1, 1))
+    sound(add_norm, random(2, 5, 6), random(2, 5, 6), random(6), random(6), eps=1e-5,
+          update_bias=random(6))
 
 
 @pytest.mark.parametrize('unused', ['total', 'normed'])
 def test_one_result_without_a_gradient(unused):
-    inputs = [random(2, 3, 5), random(2, 3, 5, dtype=torch.bfloat16)]
+    inputs = [random(2, 3, 5), random(2, 3, 5, dtype=torch.bfloat16), random(5)]
     weight, bias, scale = random(5), random(5), random(2, 1, 1)
     found = []
     for form in ('triton', 'torch'):
         with use_implementation(form, operator='add_norm'):
             found.append(results(
-                lambda *ts: add_norm(*ts, weight, bias, eps=1e-5, scale=scale)[unused == 'total'],
-                inputs))
+                lambda *ts: add_norm(*ts[:2], weight, bias, eps=1e-5, scale=scale,
+                                     update_bias=ts[2])[unused == 'total'], inputs))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
@@ -200,6 +213,144 @@ def test_blocks_with_stochastic_depth(training, dtype):
         found.append([out, *torch.autograd.grad(out.square().sum(), [x, *blocks.parameters()])])
     for a, b in zip(*found, strict=True):
         assert (a - b).norm() < TOLERANCE[dtype] * b.norm()
+
+
+@pytest.mark.parametrize('dtype', launching.DTYPES)
+@pytest.mark.parametrize('shape, width', [
+    ((5, 7), 3), ((2, 3, 11, 64), 100), ((1, 1), 1), ((2, 1111, 9), 130)])
+def test_linear_layers(shape, width, dtype):
+    """Gradients of the input, the weights and the biases; numbers that are small enough for halves.
+    """
+    x, inside = random(*shape, dtype=dtype), shape[-1]
+    weight, back = (random(*size, dtype=dtype) / size[1] ** .5 for size in (
+        (width, inside), (inside, width)))
+    bias, last = random(width, dtype=dtype), random(inside, dtype=dtype)
+    check(linear, [x, weight, bias], {})
+    # The values between the layers are rounded.
+    check(mlp, [x, weight, bias, back, last], {}, slack=2.)
+    check(mlp, [x, weight, bias, back, None], {}, slack=2.)
+    check(mlp, [x.transpose(0, -2), weight, bias, back, last], {}, slack=2.)
+
+
+@pytest.mark.parametrize('frozen', ['x', 'first', 'second', 'biases', 'weights'])
+def test_frozen_parts_of_a_perceptron(frozen):
+    inputs = dict(x=random(3, 5, 4), weight1=random(8, 4), bias1=random(8), weight2=random(6, 8),
+                  bias2=random(6))
+    cold = dict(x=('x',), first=('x', 'weight1', 'bias1'), second=('weight2', 'bias2'),
+                biases=('bias1', 'bias2'), weights=('weight1', 'weight2'))[frozen]
+    found = []
+    for form in ('triton', 'torch'):
+        given = {name: t.clone().requires_grad_(name not in cold) for name, t in inputs.items()}
+        with use_implementation(form, operator='mlp'):
+            mlp(*given.values()).square().sum().backward()
+        assert all((t.grad is None) == (name in cold) for name, t in given.items())
+        found.append([t.grad for t in given.values() if t.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('layer', ['linear', 'mlp'])
+def test_further_gradients_of_linear_layers(layer):
+    """A gradient of the gradient, a batch of gradients, and an input that has changed."""
+    inputs = [random(2, 3, 4), random(6, 4), random(6)]
+    if layer == 'mlp':
+        inputs += [random(5, 6), random(5)]
+    operator, found = dict(linear=linear, mlp=mlp)[layer], []
+    for form in ('triton', 'torch'):
+        given = [t.clone().requires_grad_() for t in inputs]
+        with use_implementation(form, operator=layer):
+            out = operator(*given)
+        torch.manual_seed(2)
+        batch = torch.autograd.grad(out, given, random(3, *out.shape), is_grads_batched=True,
+                                    retain_graph=True)
+        first = torch.autograd.grad(out.sin().sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), given)
+        found.append([*batch, *first, *second])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    x = random(3, 4).requires_grad_()
+    with use_implementation('triton', operator=layer):
+        changed = x * 1
+        out = operator(changed, *(t.requires_grad_() for t in inputs[1:]))
+    changed.zero_()
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        out.sum().backward()
+
+
+def test_linear_layers_inside_autocast_and_without_gradients():
+    layer = torch.nn.Linear(6, 4).to(DEVICE)
+    x = random(5, 6)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        # autocast would cast x and the weight inside the operator, where nothing remembers it.
+        assert 'autocast' in linear.forms['triton'].why_not(x, layer.weight, layer.bias)
+        out = layers_linear(layer, x)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(torch.autograd.grad(out.float().sum(), layer.bias)[0],
+                                   torch.full((4,), 5., device=DEVICE))
+    with torch.no_grad():
+        assert 'no gradient' in linear.forms['triton'].why_not(x, layer.weight, layer.bias)
+
+
+class _OwnForward(SelfAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class _Adapted(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x
+
+
+CHANGES = {
+    'nothing': lambda block: None,
+    'a hook of the projection': lambda block: block.attn.proj.register_forward_hook(
+        lambda _module, _inputs, out: out * 3),
+    'a hook of the attention': lambda block: block.attn.register_forward_hook(
+        lambda _module, _inputs, out: out * 3),
+    'a hook before fc1': lambda block: block.mlp.fc1.register_forward_pre_hook(
+        lambda _module, inputs: (inputs[0] * 3,)),
+    'a forward set by hand': lambda block: setattr(block.mlp, 'forward', lambda x: x * 3),
+    'another projection': lambda block: setattr(block.attn, 'proj', _Adapted(block.attn.proj)),
+    'another activation': lambda block: setattr(block.mlp, 'act', torch.nn.ReLU()),
+    'no bias': lambda block: setattr(block.mlp.fc2, 'bias', None),
+    'a frozen bias': lambda block: block.attn.proj.bias.requires_grad_(False),
+    'a subclass': lambda block: setattr(block.attn, '__class__', _OwnForward),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_what_a_user_changes_about_linear_layers_counts(change, dtype):
+    """The same results and gradients as by the modules alone, one after another."""
+    blocks = torch.nn.ModuleList(TransformerBlock(8, SelfAttention(8, 2, qkv_bias=True))
+                                 for _ in range(2)).to(DEVICE)
+    for block in blocks:
+        for parameter in block.parameters():
+            parameter.data = random(*parameter.shape) / 3
+        CHANGES[change](block)
+    trained = [p for p in blocks.parameters() if p.requires_grad]
+    x, found = random(2, 3, 5, 8).requires_grad_(), []
+    for by_operators in (True, False):
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32), half_weights(blocks, x):
+            if by_operators:
+                out = blocks[1](blocks[0](x, Handover(blocks[1].norm1)))
+            else:
+                out = x
+                for block in blocks:
+                    out = out + block.attn(block.norm1(out))
+                    out = out + block.mlp(block.norm2(out))
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *trained],
+                                                allow_unused=True)])
+    assert ({'linear', 'mlp'} <= {each.operator for each in decisions() if each.reason is None}
+            or change != 'nothing')
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a - b).norm() <= TOLERANCE[dtype] * b.norm()
 
 
 MAPS = {

@@ -25,6 +25,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, crop, pad_to_multiple
+from visattn_dense.layers.linear import EndsInLinear, linear
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import region_attention
 from visattn_dense.ops.routing import region_means, top_regions
@@ -70,7 +71,7 @@ class TopkRouting(UsesOperators, nn.Module):
         return logits.softmax(-1) if weights else None, index
 
 
-class BiLevelRoutingAttention(UsesOperators, nn.Module):
+class BiLevelRoutingAttention(UsesOperators, EndsInLinear):
     """Bi-level routing attention on a map.
 
     Args:
@@ -96,6 +97,8 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         ValueError: num_heads does not divide dim or qk_dim, or a mode is unknown; the message names
             the choices.
     """
+
+    last = 'wo'
 
     def __init__(self, dim: int, num_heads: int, *, n_win: int = 7, topk: int = 4,
                  qk_dim: int | None = None, scale: float | None = None, side_dwconv: int = 5,
@@ -128,13 +131,13 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv else None
         self.wo = nn.Linear(dim, dim) if param_attention == 'qkvo' else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+    def before_last(self, x: Tensor) -> Tensor:
+        """The attention without the output projection: (B, H, W, C) to (B, H, W, C)."""
         if not self.auto_pad and (x.shape[1] % self.n_win or x.shape[2] % self.n_win):
             raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
                              f'{x.shape[2]}; resize it or set auto_pad=True')
         x, pads = pad_to_multiple(x, (self.n_win, self.n_win))
-        qkv = self.qkv['qkv'](x)
+        qkv = linear(self.qkv['qkv'], x)
         q, k, v = qkv.split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
         means = region_means(qkv[..., :2 * self.qk_dim], self.n_win, mode=self.mode)
         weight, index = self.router(*means.chunk(2, -1),
@@ -144,7 +147,7 @@ class BiLevelRoutingAttention(UsesOperators, nn.Module):
             weight=self._factor(weight), pool=self.pool, mode=self.mode)
         if self.lepe is not None:
             out = self.lepe(v, onto=out)
-        return crop(self.wo(out), pads)
+        return crop(out, pads)
 
     @property
     def pool(self) -> nn.Module | None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, is_called_plainly
+from visattn_dense.layers.linear import EndsInLinear, linear
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import window_attention
 
@@ -129,7 +130,7 @@ def _attend(branches: Sequence[StripeAttention], qkv: Tensor) -> Tensor:
         biases=[convolution.bias for convolution in convolutions], mode=first.mode)
 
 
-class CrossShapedAttention(nn.Module):
+class CrossShapedAttention(EndsInLinear):
     """The cross on a map: project, attend in both directions, project. `branch` is the attention.
 
     The first half of the heads (and of the channels) attend in vertical stripes, the second half in
@@ -145,6 +146,8 @@ class CrossShapedAttention(nn.Module):
     Raises:
         ValueError: heads cannot be halved or do not divide the channels.
     """
+
+    last = 'proj'
 
     def __init__(self, dim: int, num_heads: int, *, stripe_width: int | None, qkv_bias: bool,
                  branch: Callable[..., StripeBranch]) -> None:
@@ -163,11 +166,11 @@ class CrossShapedAttention(nn.Module):
             for direction in self.directions)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        qkv = self.qkv(x).unflatten(-1, (3, -1))
+    def before_last(self, x: Tensor) -> Tensor:
+        """The attention without the last projection: (B, H, W, C) to (B, H, W, C)."""
+        qkv = linear(self.qkv, x).unflatten(-1, (3, -1))
         branches = list(self.attns)
-        return self.proj(branches[0].cross(branches, qkv))
+        return branches[0].cross(branches, qkv)
 
 
 class CrossShapedWindowAttention(CrossShapedAttention):

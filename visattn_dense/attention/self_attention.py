@@ -8,11 +8,12 @@ Shapes: x (B, ..., C); all dimensions between the first and the last are positio
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv
+from visattn_dense.layers.linear import EndsInLinear, linear
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import full_attention
 
 
-class SelfAttention(UsesOperators, nn.Module):
+class SelfAttention(UsesOperators, EndsInLinear):
     """proj(softmax(q kᵀ · scale) v) over all positions.
 
     Args:
@@ -26,6 +27,8 @@ class SelfAttention(UsesOperators, nn.Module):
         ValueError: heads do not divide channels.
     """
 
+    last = 'proj'
+
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = False,
                  scale: float | None = None) -> None:
         super().__init__()
@@ -36,15 +39,11 @@ class SelfAttention(UsesOperators, nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def before_last(self, x: Tensor) -> Tensor:
         """The attention without the last projection: (B, ..., C) to (B, ..., C)."""
-        q, k, v = self.qkv(x).flatten(1, -2).chunk(3, dim=-1)            # each (B, N, C)
+        q, k, v = linear(self.qkv, x).flatten(1, -2).chunk(3, dim=-1)     # each (B, N, C)
         out = full_attention(q, k, v, num_heads=self.num_heads, scale=self.scale, mode=self.mode)
         return out.view(x.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., C) to the same shape."""
-        return self.proj(self.attend(x))
 
 
 class LePESelfAttention(SelfAttention):
@@ -63,6 +62,6 @@ class LePESelfAttention(SelfAttention):
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, scale=scale)
         self.lepe = DepthwiseConv(dim, lepe_kernel_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.lepe(x, onto=self.attend(x)))
+    def before_last(self, x: Tensor) -> Tensor:
+        """The attention and LePE without the last projection: (B, H, W, C) to (B, H, W, C)."""
+        return self.lepe(x, onto=super().before_last(x))

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn_dense.layers import Mlp, PreNorm, ProjectsSplit, SoftSplit
+from visattn_dense.layers.linear import linear
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import full_attention
 from visattn_dense.ops.linear_attention import performer_attention
@@ -72,13 +73,13 @@ class TokenPerformer(ProjectsSplit, UsesOperators, nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` takes to k, q and v, (B, ..., D) each."""
-        return self.kqv(self.norm1(self.split(x))).chunk(3, dim=-1)
+        return linear(self.kqv, self.norm1(self.split(x))).chunk(3, dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D); with a split, from (B, C', H, W) to (B, H', W', D)."""
         k, q, v = self.project(x)
         y = self.attend(k.flatten(1, -2), q.flatten(1, -2), v.flatten(1, -2)).view(v.shape)
-        x, normed = self.norm2(v, self.dropout(self.proj(y)))
+        x, normed = self.norm2(v, self.dropout(linear(self.proj, y)))
         return x + self.dropout(self.mlp(normed))
 
 
@@ -99,10 +100,10 @@ class WideSelfAttention(UsesOperators, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to (B, ..., D)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = linear(self.qkv, x).chunk(3, dim=-1)
         tokens = (t.flatten(1, -2) for t in (q, k, v))           # each (B, N, D)
         out = full_attention(*tokens, num_heads=1, scale=self.scale, mode=self.mode)
-        return v + self.proj(out).view(v.shape)
+        return v + linear(self.proj, out).view(v.shape)
 
 
 class TokenTransformer(ProjectsSplit, nn.Module):
@@ -163,7 +164,7 @@ class TokensToToken(ProjectsSplit, nn.Module):
         """
         fine = run_block(self.attention1, image)
         middle = run_block(self.attention2, fine.permute(0, 3, 1, 2))
-        return fine, middle, self.project(self.split(middle.permute(0, 3, 1, 2)))
+        return fine, middle, linear(self.project, self.split(middle.permute(0, 3, 1, 2)))
 
 
 class ConvolutionTokens(nn.Module):

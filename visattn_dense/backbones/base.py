@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from visattn_dense.checkpoints import Layout, MatchReport, load_pretrained
 from visattn_dense.errors import UnknownArgumentError, UserError, did_you_mean
-from visattn_dense.layers.block import Handover, accepts_handover, is_called_plainly
+from visattn_dense.layers.block import Handover, accepts_handover
 from visattn_dense.layers.graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
+from visattn_dense.layers.plain import is_called_plainly
 
 _CAST_TOGETHER = 8
 """Blocks whose weights are cast together inside autocast: one launch takes 64 tensors."""

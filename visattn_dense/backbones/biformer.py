@@ -24,6 +24,7 @@ from visattn_dense.layers import (
     drop_path_rates,
     init_vit_weights,
 )
+from visattn_dense.layers.linear import bias_apart
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
@@ -68,7 +69,8 @@ class BiFormerBlock(TransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         # `finish` takes the only reference to this map, and frees it before the MLP.
         stream = list(self.pos_embed.add_to_and_norm(x, self.norm1))
-        return self.finish(update=self.attn(stream.pop()), x=stream.pop(), handover=Handover())
+        update, bias = bias_apart(self.attn, stream.pop())
+        return self.finish(stream.pop(), update, Handover(), bias)
 
 
 @BACKBONES.register_module()

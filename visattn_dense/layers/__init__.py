@@ -10,7 +10,9 @@ mbconv     convolution + BatchNorm + activation, mobile blocks, folding of Batch
 mlp        the two-layer perceptron of a transformer block
 drop       stochastic depth
 block      the pre-norm transformer block, and what it hands to the next block
+linear     a linear layer, in training with the bias gradient of this project
 norm       LayerNorm of tokens, alone or with the residual sum, and of an NCHW map
+plain      whether an operator may take the place of a call of a module
 init       the initialisation that the families share
 split      patches of a map as tokens
 half_weights  inside autocast: casts all weights of a block in one launch
@@ -22,7 +24,7 @@ from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast
 from visattn_dense.ops.windows import merge_windows, partition_windows
 
-from .block import Handover, TransformerBlock, is_called_plainly
+from .block import Handover, TransformerBlock
 from .drop import DropPath, drop_path_rates
 from .init import init_vit_weights
 from .lepe import DepthwiseConv
@@ -42,6 +44,7 @@ from .mlp import Mlp
 from .norm import LayerNorm2d, PreNorm
 from .optimize import optimize_for_inference
 from .packed import PackedConv2d, PackedLinear
+from .plain import is_called_plainly
 from .position import resize_position_grid, sinusoid_table
 from .split import ProjectsSplit, SoftSplit
 

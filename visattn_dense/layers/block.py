@@ -2,11 +2,12 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules import module as _all
 
 from .drop import DropPath
+from .linear import bias_apart
 from .mlp import Mlp
 from .norm import PreNorm
+from .plain import is_called_plainly
 
 
 @dataclass
@@ -56,25 +57,28 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, handover: Handover | None = None) -> Tensor:
         """(B, ..., C) to the same shape. A `handover` is for a block that `accepts_handover`."""
         handover = handover or Handover()
-        return self.finish(x, self.attn(handover.take(self.norm1, x)), handover)
+        update, bias = bias_apart(self.attn, handover.take(self.norm1, x))
+        return self.finish(x, update, handover, bias)
 
-    def finish(self, x: Tensor, update: Tensor, handover: Handover) -> Tensor:
+    def finish(self, x: Tensor, update: Tensor, handover: Handover,
+               bias: Tensor | None = None) -> Tensor:
         """The block after its attention.
 
         Args:
             x: (B, ..., C), the block's input.
             update: like x, the result of the attention.
             handover: gets `normed` if there is a `following` norm.
+            bias: (C,), added to `update` first; or None.
 
         Returns:
             The block's result, like x.
         """
-        x, normed = self.norm2(x, update, self.drop_path.factor(update))
+        x, normed = self.norm2(x, update, self.drop_path.factor(update), bias)
         del update                               # The MLP can have its memory.
-        update = self.mlp(normed)
         if handover.following is None:
-            return x + self.drop_path(update)
-        x, handover.normed = handover.following(x, update, self.drop_path.factor(update))
+            return x + self.drop_path(self.mlp(normed))
+        update, bias = bias_apart(self.mlp, normed)
+        x, handover.normed = handover.following(x, update, self.drop_path.factor(update), bias)
         return x
 
 
@@ -87,19 +91,3 @@ def accepts_handover(block: nn.Module) -> bool:
     """
     return (type(block).forward is TransformerBlock.forward and isinstance(block.norm1, PreNorm)
             and is_called_plainly(block) and is_called_plainly(block.norm1))
-
-
-def is_called_plainly(module: nn.Module) -> bool:
-    """Whether a call is the forward of the module's class: no hook, no other forward set by hand.
-
-    False too if torch.compile has compiled the module.
-    """
-    return not (any(_HOOKS_OF_ALL) or module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks
-                or module._compiled_call_impl is not None
-                or 'forward' in module.__dict__)      # vars() breaks a graph of torch 2.6
-
-
-# The hooks of all modules, such as `register_module_forward_hook` adds.
-_HOOKS_OF_ALL = (_all._global_forward_hooks, _all._global_forward_pre_hooks,
-                 _all._global_backward_hooks, _all._global_backward_pre_hooks)

@@ -5,8 +5,8 @@ from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.depthwise import depthwise, depthwise_norm
 from visattn_dense.ops.precision import product_dtype
 
-from .block import is_called_plainly
 from .norm import PreNorm
+from .plain import is_called_plainly
 
 
 class DepthwiseConv(UsesOperators, nn.Conv2d):

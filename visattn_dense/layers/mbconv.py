@@ -20,8 +20,8 @@ from visattn_dense.ops.norm_act import Norm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .activations import ACTIVATIONS, activation_name
-from .block import is_called_plainly
 from .drop import DropPath
+from .plain import is_called_plainly
 
 
 class DepthwiseConv2d(UsesOperators, nn.Conv2d):

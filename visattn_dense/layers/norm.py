@@ -13,19 +13,21 @@ class PreNorm(UsesOperators, nn.LayerNorm):
     """
 
     def forward(self, x: Tensor, update: Tensor | None = None,
-                scale: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+                scale: Tensor | None = None, update_bias: Tensor | None = None
+                ) -> Tensor | tuple[Tensor, Tensor]:
         """Normalise x, or add and normalise.
 
         Args:
             x: (B, ..., C), the residual stream.
             update: like x, the result of a branch; None adds nothing.
             scale: (B, 1, ..., 1), the factor of `update` for each sample; None for 1.
+            update_bias: (C,), added to `update` first; or None.
 
         Returns:
             The norm of x, like x. With `update`: x + scale · update, and the norm of this sum.
         """
         total, normed = add_norm(x, update, self.weight, self.bias, eps=self.eps, scale=scale,
-                                 dtype=product_dtype(x), mode=self.mode)
+                                 dtype=product_dtype(x), update_bias=update_bias, mode=self.mode)
         return normed if update is None else (total, normed)
 
 

@@ -332,8 +332,9 @@ class NativeFeedForward(Native):
             native.Layer.of(fc2.weight, fc2.bias, in_tiles=in_tiles)], fc1.weight.dtype, activation)
         self.eps = norm.eps
 
-    def forward(self, x: Tensor, update: Tensor, handover: Handover | None = None) -> Tensor:
-        """Two (..., C) to (..., C); see `TransformerBlock.finish`."""
+    def forward(self, x: Tensor, update: Tensor, handover: Handover | None = None,
+                bias: None = None) -> Tensor:
+        """Two (..., C) to (..., C); see `TransformerBlock.finish`. No bias is apart on a CPU."""
         following = handover.following if handover else None
         out = native.chain(x.float(), *self.layers, update=update.float(),
                            epsilon=self.eps, activation=self.activation,

@@ -1,6 +1,6 @@
 """Add a branch to the residual stream, and normalise the sum: one pass over the tokens.
 
-    total = x + scale · update,   normed = LayerNorm(total)
+    total = x + scale · (update + update_bias),   normed = LayerNorm(total)
 
 The arguments are those of `reference.add_norm`, and `mode` (see `visattn_dense.ops.choose`).
 

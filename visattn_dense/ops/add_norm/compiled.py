@@ -6,9 +6,12 @@ from .. import native
 
 
 def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
-            scale: Tensor | None = None, dtype: torch.dtype | None = None) -> str | None:
+            scale: Tensor | None = None, dtype: torch.dtype | None = None,
+            update_bias: Tensor | None = None) -> str | None:
     if scale is not None:
         return 'the branch has a factor'
+    if update_bias is not None:
+        return 'the branch has a bias'
     if dtype not in (None, x.dtype) or (update is not None and update.dtype != x.dtype):
         return 'the tensors have several dtypes'
     return native.why_not(x) or (None if update is None else native.why_not(update))

@@ -4,8 +4,8 @@ from torch import Tensor
 
 
 def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
-             scale: Tensor | None = None, dtype: torch.dtype | None = None
-             ) -> tuple[Tensor, Tensor]:
+             scale: Tensor | None = None, dtype: torch.dtype | None = None,
+             update_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """normed = (total − mean) / √(variance + eps) · weight + bias, over the last dimension.
 
     Args:
@@ -15,10 +15,13 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
         eps: added to the variance.
         scale: the factor of `update` for each sample, (B, 1, ..., 1); None for 1.
         dtype: of `normed`; None for the dtype of LayerNorm.
+        update_bias: (C,), added to `update`; or None.
 
     Returns:
         total, normed: like x. `total` has the wider dtype of x and `update`.
     """
+    if update_bias is not None:
+        update = update + update_bias.to(update.dtype)
     total = x if update is None else x + (update if scale is None else scale * update)
     centred = total - total.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)

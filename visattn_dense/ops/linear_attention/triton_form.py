@@ -287,7 +287,9 @@ def _backward_op(grad, q, k, v, second, matrix, position, scale, sums, statistic
         position_shares = empty((chunks, *position.shape), phi)
         scale_shares = empty((tiles * chunks, len(scale)), phi)
         launch(q, k, position, scale, phi, grad_q, grad_k, position_shares, scale_shares)
-        grads[-2:] = sum_rows(position_shares, 0, position.dtype), sum_rows(scale_shares, 0)
+        # `sum_rows` would compile a kernel for each size of the tables.
+        grads[-2:] = (position_shares.sum(0).to(position.dtype),
+                      sum_rows(scale_shares, 0, many=True))
     return grads
 
 
