@@ -39,9 +39,11 @@ def test_prepared_launches_are_those_of_triton(suited):
     assert int(many) > 1000
     assert kernels == [
         'asker_count_kernel', 'asker_list_kernel', 'backward_kernel', 'convolve_kernel',
-        'focus_gradient_kernel', 'forward_kernel', 'key_gradient_kernel', 'norm_act_kernel',
-        'output_kernel', 'part_sum_kernel', 'product_kernel', 'query_gradient_kernel',
-        'statistics_kernel', 'summary_kernel', 'top_regions_kernel', 'weight_gradient_kernel']
+        'focus_gradient_kernel', 'forward_kernel', 'gelu_backward_kernel', 'key_gradient_kernel',
+        'norm_act_kernel', 'output_kernel', 'part_sum_kernel', 'product_kernel',
+        'query_gradient_kernel', 'statistics_kernel', 'sum_rows_kernel', 'summary_kernel',
+        'top_regions_kernel', 'weight_gradient_kernel']
+    assert 'UserWarning' not in run.stderr       # Triton warns of options that nobody has chosen
 
 
 def test_few_launches_and_no_more_memory_than_before(suited):

@@ -75,12 +75,15 @@ class Launch:
         kernel: takes tensors first, then `numbers`, then constants.
         grid: the numbers of programs.
         numbers: the arguments after the tensors, for which Triton specialises nothing.
-        constants: what the kernel is compiled for, and options of Triton.
+        constants: what the kernel is compiled for, and options of Triton. Products and sums are
+            always fused.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: int | float,
                  **constants: Any) -> None:
-        self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
+        self.kernel, self.grid, self.numbers = kernel, grid, numbers
+        # New versions of Triton ask for a choice.
+        self.constants = constants | dict(enable_fp_fusion=True)
         # Triton compiles another kernel for numbers of 64 bits, and for AMD looks at the sizes of
         # tensors too.
         self._is_found_by_tensors = torch.version.hip is None and max(numbers) < 2**31

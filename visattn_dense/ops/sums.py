@@ -81,5 +81,4 @@ def _launch(groups: int, rows: int, columns: int, programs: int, block: int, blo
     from .triton_sums import sum_rows_kernel
     block_c = min(block_c, power_of_two(columns))
     return Launch(sum_rows_kernel, (-(-columns // block_c) * groups * programs,), rows, programs,
-                  C=columns, BLOCK_C=block_c, BLOCK=block, num_warps=num_warps,
-                  enable_fp_fusion=True)
+                  C=columns, BLOCK_C=block_c, BLOCK=block, num_warps=num_warps)

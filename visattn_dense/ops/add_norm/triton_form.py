@@ -50,7 +50,7 @@ def _launch_options(channels: int, elements: int) -> dict[str, int]:
     """The tile of a program, of about `elements`."""
     block_c = power_of_two(channels)
     return dict(C=channels, BLOCK_C=block_c, BLOCK=max(1, elements // block_c),
-                num_warps=4 if block_c <= 2048 else 8, enable_fp_fusion=True)
+                num_warps=4 if block_c <= 2048 else 8)
 
 
 @registered(

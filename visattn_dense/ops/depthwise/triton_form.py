@@ -106,7 +106,7 @@ def _convolve_launch(shape: torch.Size, strides: tuple[int, ...], size: torch.Si
     # The other axes of a GPU's grid end at 65535.
     return Launch(convolve_kernel, (found.tiles, -(-shape[3] // found.block_c)), *found.sizes,
                   *strides, C=shape[3], K=side, WINDOWED=bool(window), UNIT=unit,
-                  BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True,
+                  BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4,
                   STRIDE=stride, TRANSPOSED=transposed, PLUS_INPUT=plus_input,
                   ACTIVATION=activation)
 
@@ -175,7 +175,7 @@ def _weight_launches(shape: torch.Size, strides: tuple[int, ...], size: torch.Si
         launches.append(_WeightLaunch(Launch(
             weight_gradient_kernel, (programs, blocks, side), *found.sizes, *of_maps, C=shape[3],
             K=side, STRIDE=stride, WINDOWED=bool(window), UNIT=unit, SWAPPED=swapped,
-            BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4, enable_fp_fusion=True), swapped))
+            BLOCK=found.block, BLOCK_C=found.block_c, num_warps=4), swapped))
     return launches
 
 

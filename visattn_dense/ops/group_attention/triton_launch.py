@@ -209,7 +209,7 @@ class _Call:
                     CLIPPED=self.groups.clipped, KINDS=self.groups.kinds,
                     WEIGHTED=self.groups.weighted, PRECISION='ieee', BLOCK=tile.block,
                     SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
-                    enable_fp_fusion=True, **limit)
+                    **limit)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: Tensor, lse: Tensor,
@@ -313,7 +313,7 @@ def _part_sum_launch(groups: Groups, maps: Maps) -> Launch:
     return Launch(part_sum_kernel, (call.rows * groups.heads * -(-keys.tokens // tile.block),),
                   groups.heads, keys.count, groups.listed, keys.columns, keys.height, keys.width,
                   **{name: constants[name] for name in ('D', 'E', 'BLOCK_D', 'BLOCK_E', 'BLOCK',
-                                                        'num_warps', 'enable_fp_fusion')})
+                                                        'num_warps')})
 
 
 def _side(taps: Sequence[Tensor]) -> int:

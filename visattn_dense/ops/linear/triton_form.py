@@ -122,4 +122,4 @@ def _gelu_launch(shape: torch.Size) -> Launch:
     block = 2048 // block_c
     programs = shares_of(tokens, channels, block=block, block_c=block_c)
     return Launch(gelu_backward_kernel, (-(-channels // block_c) * programs,), tokens, programs,
-                  C=channels, BLOCK_C=block_c, BLOCK=block, num_warps=4, enable_fp_fusion=True)
+                  C=channels, BLOCK_C=block_c, BLOCK=block, num_warps=4)

@@ -168,7 +168,7 @@ class _Plan:
             D=self.dim, F=features, BLOCK_D=max(16, power_of_two(self.dim)),
             BLOCK_F=max(16, power_of_two(features)), BLOCK=self.block,
             EXACT=exact if half else 'ieee', PRECISION='tf32x3' if half else 'ieee', num_warps=4,
-            num_stages=2, enable_fp_fusion=True)
+            num_stages=2)
 
     def tiles(self, block: int) -> int:
         return -(-self.tokens // block)
@@ -183,7 +183,7 @@ class _Plan:
         block_c = power_of_two(channels)
         block = max(1, 1024 // block_c)
         return dict(POWER=self.power, UNIT=self.layout.unit, C=channels, BLOCK_C=block_c,
-                    BLOCK=block, num_warps=4, enable_fp_fusion=True), block
+                    BLOCK=block, num_warps=4), block
 
     @cached_property
     def statistics(self) -> Launch:

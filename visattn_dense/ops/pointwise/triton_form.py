@@ -37,7 +37,7 @@ def _launch_options(dtype: torch.dtype, inside: int, outside: int) -> dict:
     return dict(IN=inside, OUT=outside, KIND=kinds[dtype],
                 BLOCK=64 if half or max(widths) <= 32 else 32, BLOCK_I=widths[0],
                 BLOCK_O=widths[1], PRECISION='tf32' if half else 'ieee', num_warps=4,
-                num_stages=2, enable_fp_fusion=True)
+                num_stages=2)
 
 
 def _product(x: Tensor, weight: Tensor, out: Tensor, groups: int, dtype: torch.dtype, *,

@@ -52,4 +52,4 @@ def _launch(shape: torch.Size, dtype: torch.dtype, count: int, scale: float,
     return Launch(top_regions_kernel, (-(-regions // 16), batch), float(scale), regions, *strides,
                   Q=channels, COUNT=count, PRECISION='ieee' if dtype == torch.float32 else 'tf32',
                   UNIT=unit, BLOCK=16, BLOCK_R=block_r, BLOCK_Q=32 if block_r > 64 else 64,
-                  num_warps=4, num_stages=2, enable_fp_fusion=True)
+                  num_warps=4, num_stages=2)
