@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import DropPath
 
-from .interpreting import DEVICE, interpret_quickly, poisoned_memory
+from .interpreting import DEVICE, forbid_races, interpret_quickly, poisoned_memory
 from .tiny_backbones import BACKBONES
 
+forbid_races()
 interpret_quickly()
 
 

@@ -20,8 +20,9 @@ from visattn_dense.ops.group_attention import (
 )
 from visattn_dense.ops.group_attention.fused import fused_attention
 
-from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
+from .interpreting import DEVICE, TOLERANCE, forbid_races, interpret_quickly, poisoned_memory
 
+forbid_races()
 interpret_quickly()
 
 

@@ -1,5 +1,5 @@
-"""What the cases of the Triton forms share: a process of their own, poisoned memory, and Triton's
-interpreter without what it does again and again.
+"""What the cases of the Triton forms share: a process of their own, poisoned memory, no races, and
+Triton's interpreter without what it does again and again.
 
 For every call of one jit function by another, Triton's interpreter replaces the members of
 triton.language, and never puts them back. The replacement takes milliseconds, many times as long as
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +92,55 @@ def interpret_quickly() -> None:
 
     interpreter.InterpretedFunction.__call__ = call
     object.__setattr__(interpreter.interpreter_builder.options, 'sanitize_overflow', False)
+
+class Race(AssertionError):
+    """Two programs of a launch use one address, and one of them writes to it."""
+
+
+def forbid_races() -> None:
+    """For the rest of this process, a launch in the interpreter raises a `Race` if there is one.
+
+    The interpreter runs programs one after another, so a race gives the right numbers there. On a
+    GPU it does not.
+    """
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+    builder, executor = type(interpreter.interpreter_builder), interpreter.GridExecutor
+    uses: dict[bool, list[np.ndarray]] = {}
+    program = 0
+
+    def note(ptrs, mask, writes: bool) -> None:
+        places = ptrs.data[mask.data].astype(np.int64).ravel()
+        uses[writes].append(np.stack([places, np.full_like(places, program)]))
+
+    def start(self, *index: int) -> None:
+        nonlocal program
+        program = np.ravel_multi_index(index, self.grid_dim)
+        _start(self, *index)
+
+    def load(self, ptrs, mask, *rest):
+        note(ptrs, mask, False)
+        return _load(self, ptrs, mask, *rest)
+
+    def store(self, ptrs, value, mask, *rest):
+        note(ptrs, mask, True)
+        return _store(self, ptrs, value, mask, *rest)
+
+    def launch(self, *args, **kwargs) -> None:
+        uses.update({False: [], True: []})
+        _launch(self, *args, **kwargs)
+        written = np.concatenate(uses[True] or [np.empty((2, 0), np.int64)], 1)
+        written = np.unique(written, axis=1)                         # each place and its writer
+        places = written[0]
+        if (places[1:] == places[:-1]).any():
+            raise Race(f'{self.fn.__name__}: two programs write to one address')
+        read = np.concatenate(uses[False] or [np.empty((2, 0), np.int64)], 1)
+        at = np.searchsorted(places, read[0]).clip(max=max(0, len(places) - 1))
+        if len(places) and ((places[at] == read[0]) & (written[1][at] != read[1])).any():
+            raise Race(f'{self.fn.__name__}: a program reads what another one writes')
+
+    _start, _load = builder.set_grid_idx, builder.create_masked_load
+    _store, _launch = builder.create_masked_store, executor.__call__
+    builder.set_grid_idx, builder.create_masked_load = start, load
+    builder.create_masked_store, executor.__call__ = store, launch

@@ -9,8 +9,9 @@ from visattn_dense.attention.naive import as_naive
 from visattn_dense.ops.launching import INTERPRETED
 from visattn_dense.ops.routing.transposed import transpose_routing
 
-from .interpreting import DEVICE, TOLERANCE, interpret_quickly, poisoned_memory
+from .interpreting import DEVICE, TOLERANCE, forbid_races, interpret_quickly, poisoned_memory
 
+forbid_races()
 interpret_quickly()
 
 

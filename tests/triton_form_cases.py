@@ -41,7 +41,10 @@ from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import top_regions
 from visattn_dense.ops.sums import sum_rows
 
-from .interpreting import DEVICE, TOLERANCE, poisoned_memory
+from . import race_kernels
+from .interpreting import DEVICE, TOLERANCE, Race, forbid_races, poisoned_memory
+
+forbid_races()
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +107,16 @@ def check(operator: Operator, inputs: list[Tensor | None], options: dict, *, sla
         assert a.shape == b.shape, i
         error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-20)
         assert error < slack * TOLERANCE[dtype or a.dtype], (i, float(error))      # false for NaN
+
+
+@pytest.mark.skipif(not launching.INTERPRETED, reason='the interpreter alone sees races')
+@pytest.mark.parametrize('kernel, fault', [
+    (race_kernels.write_twice, 'two programs write'),
+    (race_kernels.read_next, 'another one writes')])
+def test_a_race_is_an_error(kernel, fault):
+    kernel[(1,)](torch.zeros(3))
+    with pytest.raises(Race, match=fault):
+        kernel[(2,)](torch.zeros(3))
 
 
 @pytest.mark.parametrize('many', [False, True])
