@@ -96,7 +96,10 @@ class Launch:
             _record.append(RecordedLaunch(self.kernel, self.grid, (*tensors, *self.numbers),
                                           self.constants))
             return
-        device = next(t for t in tensors if t is not None).get_device()
+        some = tensors[0]
+        if some is None:
+            some = next(t for t in tensors if t is not None)
+        device = some.get_device()
         if device < 0 or device == torch.cuda.current_device():
             self._launch(device, tensors)
         else:
