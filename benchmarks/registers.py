@@ -263,13 +263,17 @@ def focused(dtype: torch.dtype, head_dim: int) -> Tensor:
         kernel=kernel, bias=bias)
 
 
-def norm_and_activation(dtype: torch.dtype, head_dim: int) -> Tensor:
+def norm_and_activation(dtype: torch.dtype, head_dim: int, *, trains: bool = False,
+                        norm: bool = True) -> Tensor:
     """After the expansion of a mobile block."""
-    from visattn_dense.ops.norm_act import Norm, triton_form
+    from visattn_dense.ops.norm_act import Norm, TrainingNorm, triton_form
     channels = 6 * head_dim
-    norm = Norm(*(torch.empty(channels) for _ in range(3)), 1e-5)
-    return triton_form.norm_act(torch.empty(2, 16, 16, channels, dtype=dtype),
-                                torch.empty(channels), norm, activation='hardswish')
+    x = torch.empty(2, channels, 16, 16, dtype=dtype, requires_grad=trains).contiguous(
+        memory_format=torch.channels_last)
+    mean, variance, weight, bias = (torch.empty(channels) for _ in range(4))
+    known = TrainingNorm(mean, variance, weight, torch.zeros((), dtype=torch.int64), .1, 1e-5) if (
+        trains) else Norm(mean, variance, weight, 1e-5)
+    return triton_form.norm_act(x, bias, known if norm else None, activation='hardswish')
 
 
 def routing(dtype: torch.dtype, head_dim: int) -> Tensor:
@@ -288,7 +292,10 @@ CASES: dict[str, Callable[[torch.dtype, int], Tensor | tuple[Tensor, ...]]] = {
     'depthwise 3x3, stride 2': partial(depthwise, side=3, stride=2),
     'depthwise 5x5': partial(depthwise, side=5), 'grouped pointwise': grouped_pointwise,
     'ReLU attention': relu_linear, 'performer': performer, 'focused attention': focused,
-    'norm and activation': norm_and_activation, 'routing': routing}
+    'norm and activation': norm_and_activation,
+    'norm and activation, training': partial(norm_and_activation, trains=True),
+    'bias and activation, training': partial(norm_and_activation, trains=True, norm=False),
+    'routing': routing}
 """Name -> function of a dtype and a head dim that gives the results of an operator. The tensors are
 on the CPU. Results with a gradient are differentiated, and the launches of all passes are
 compiled."""

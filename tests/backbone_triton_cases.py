@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import DropPath
+from visattn_dense.ops.launching import recorded
 
 from .interpreting import DEVICE, forbid_races, interpret_quickly, poisoned_memory
 from .tiny_backbones import BACKBONES
@@ -42,3 +43,25 @@ def test_backbones_train_as_by_their_equations(name):
         most = max(each.abs().max() for each in expected[part])
         for a, b, c in zip(found[part], again[part], expected[part], strict=True):
             assert (a - c).abs().max() <= 2e-5 * most and (b - c).abs().max() <= 2e-5 * most
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_efficientvit_trains_by_the_statistics_of_the_batch(with_cp):
+    """Its norms count each batch once."""
+    torch.manual_seed(0)
+    model = BACKBONES['EfficientViT']().to(DEVICE)
+    exact = as_naive(copy.deepcopy(model).double())
+    model.with_cp = with_cp
+    x = torch.randn(2, 3, 64, 72, device=DEVICE)
+    expected = [*results(exact, x.double()), *exact.buffers()]
+    with poisoned_memory():
+        found = [*results(model, x), *model.buffers()]
+    outs, buffers = len(model.out_indices), len(list(model.buffers()))
+    for part in slice(outs), slice(outs, -buffers), slice(-buffers, None):
+        most = max(each.abs().max() for each in expected[part])
+        for a, b in zip(found[part], expected[part], strict=True):
+            assert (a - b).abs().max() <= 5e-5 * most
+    with recorded() as launches:
+        results(model, x)
+    assert {'batch_statistics_kernel', 'norm_act_gradient_kernel'} <= {
+        each.kernel.__name__ for each in launches}

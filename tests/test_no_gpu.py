@@ -38,11 +38,12 @@ def test_prepared_launches_are_those_of_triton(suited):
     many, *kernels = run.stdout.split()
     assert int(many) > 1000
     assert kernels == [
-        'asker_count_kernel', 'asker_list_kernel', 'backward_kernel', 'convolve_kernel',
-        'focus_gradient_kernel', 'forward_kernel', 'gelu_backward_kernel', 'key_gradient_kernel',
-        'norm_act_kernel', 'output_kernel', 'part_sum_kernel', 'product_kernel',
-        'query_gradient_kernel', 'statistics_kernel', 'sum_rows_kernel', 'summary_kernel',
-        'top_regions_kernel', 'weight_gradient_kernel']
+        'asker_count_kernel', 'asker_list_kernel', 'backward_kernel', 'batch_statistics_kernel',
+        'convolve_kernel', 'focus_gradient_kernel', 'forward_kernel', 'gelu_backward_kernel',
+        'key_gradient_kernel', 'merge_statistics_kernel', 'norm_act_gradient_kernel',
+        'norm_act_kernel', 'norm_act_sums_kernel', 'output_kernel', 'part_sum_kernel',
+        'product_kernel', 'query_gradient_kernel', 'statistics_kernel', 'sum_rows_kernel',
+        'summary_kernel', 'top_regions_kernel', 'weight_gradient_kernel']
     assert 'UserWarning' not in run.stderr       # Triton warns of options that nobody has chosen
 
 

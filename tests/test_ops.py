@@ -29,7 +29,7 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
-from visattn_dense.ops.norm_act import Norm, norm_act
+from visattn_dense.ops.norm_act import Norm, TrainingNorm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import region_means, top_regions
 
@@ -108,10 +108,14 @@ CALLS = {
     'grouped pointwise': (grouped_pointwise, lambda: [random(2, 3, 5, 8), random(6, 4, 1, 1)],
                           lambda: dict(groups=2)),
     'norm and activation': (
-        norm_act, lambda: [random(2, 3, 5, 7), random(7)],
+        norm_act, lambda: [random(2, 7, 3, 5), random(7)],
         lambda: dict(norm=Norm(random(7), random(7).square(), random(7), 1e-3),
                      activation='gelu_tanh')),
-    'bias and activation': (norm_act, lambda: [random(2, 3, 5, 7), random(7)],
+    'norm by the batch and activation': (
+        norm_act, lambda: [random(2, 7, 3, 5), random(7)],
+        lambda: dict(norm=TrainingNorm(random(7), random(7), random(7), torch.tensor(4), .1, 1e-3),
+                     activation='hardswish', onto=random(2, 7, 3, 5))),
+    'bias and activation': (norm_act, lambda: [random(2, 7, 3, 5), random(7)],
                             lambda: dict(activation='hardswish')),
     'add_norm': (add_norm, lambda: [random(2, 5, 3, 7), random(2, 5, 3, 7), random(7), random(7)],
                  lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),

@@ -10,6 +10,8 @@ from visattn_dense.ops.add_norm import triton_form as add_norm_form
 from visattn_dense.ops.depthwise import triton_form as depthwise_form
 from visattn_dense.ops.linear import triton_form as linear_layers
 from visattn_dense.ops.linear_attention import triton_form as linear_form
+from visattn_dense.ops.norm_act import TrainingNorm
+from visattn_dense.ops.norm_act import triton_form as norm_act_form
 
 from .interpreting import MOST_SPILLS, check_kinds, fake_gpu, run_cases
 
@@ -31,7 +33,8 @@ def test_backbones():
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
 @pytest.mark.parametrize('case, head_dim, capability', [
     ('residual norm', 64, 80), ('depthwise 3x3 in windows', 32, 90), ('grouped pointwise', 32, 80),
-    ('focused attention', 32, 90), ('perceptron', 32, 90)])
+    ('focused attention', 32, 90), ('perceptron', 32, 90),
+    ('norm and activation, training', 64, 90)])
 def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU.
 
@@ -69,7 +72,8 @@ def test_plans_need_no_gpu():
 @needs_triton
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
 @pytest.mark.parametrize('operator', [
-    'depthwise', 'depthwise in windows', 'focused', 'ReLU', 'linear layers', 'add_norm'])
+    'depthwise', 'depthwise in windows', 'focused', 'ReLU', 'linear layers', 'add_norm', 'norm',
+    'bias'])
 def test_a_new_size_compiles_nothing(operator):
     """Launches at other sizes, also of 1 or of multiples of 16, differ in no constant."""
     def run(height: int, width: int, batch: int) -> None:
@@ -84,6 +88,11 @@ def test_a_new_size_compiles_nothing(operator):
             out, normed = add_norm_form.add_norm(x, x, bias, bias, eps=1e-5, update_bias=bias)
             out.backward(torch.empty_like(out), retain_graph=True)
             out = normed
+        elif operator in ('norm', 'bias'):
+            vector, batches = torch.empty(32, requires_grad=True), torch.zeros((), dtype=torch.long)
+            norm = TrainingNorm(torch.empty(32), torch.empty(32), vector, batches, .1, 1e-5)
+            out = norm_act_form.norm_act(x.permute(0, 3, 1, 2), vector,
+                                         norm if operator == 'norm' else None)
         elif operator == 'ReLU':
             qkv = torch.empty(batch, height * width, 1, 3, 32).permute(0, 2, 3, 4, 1)
             out = linear_form.relu_attention(qkv.requires_grad_(), epsilon=1e-6)

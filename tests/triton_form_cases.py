@@ -1,5 +1,6 @@
 """Cases of tests/test_triton_forms.py, which runs them in a process of their own: on the GPU where
 there is one, else in Triton's interpreter, which has to be chosen before Triton is imported."""
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -36,7 +37,7 @@ from visattn_dense.ops.linear_attention import (
     performer_attention,
     relu_attention,
 )
-from visattn_dense.ops.norm_act import Norm, norm_act
+from visattn_dense.ops.norm_act import Norm, TrainingNorm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 from visattn_dense.ops.routing import top_regions
 from visattn_dense.ops.sums import sum_rows
@@ -547,17 +548,26 @@ def test_linear_attention_of_nothing_is_left_to_torch(operator, shape, options):
             operator(*inputs, epsilon=1e-8, **options)
 
 
-@pytest.mark.parametrize('shape', [(2, 5, 7, 3), (1, 3, 11, 64), (1, 9, 13, 200), (0, 4, 4, 8)])
+def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, C, H, W)."""
+    return random(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu_tanh'
+AFTER_CONVOLUTION = [(2, 3, 5, 7), (1, 64, 3, 11), (1, 200, 9, 13), (0, 8, 4, 4)]
+
+
+@pytest.mark.parametrize('shape', AFTER_CONVOLUTION)
 @pytest.mark.parametrize('dtype', TOLERANCE)
-@pytest.mark.parametrize('activation', ['none', 'relu', 'hardswish', 'gelu_tanh'])
+@pytest.mark.parametrize('activation', ACTIVATIONS)
 @pytest.mark.parametrize('parts', ['norm', 'norm without bias', 'norm, sum', 'bias', 'bias, sum',
                                    'nothing'])
 def test_norm_and_activation(shape, dtype, activation, parts):
-    x, channels = 3 * random(*shape, dtype=dtype), shape[-1]
+    x, channels = 3 * channels_last(*shape, dtype=dtype), shape[1]
     norm = Norm(random(channels), random(channels).abs(), random(channels), 1e-3)
     norm = norm if parts.startswith('norm') else None
     bias = random(channels) if parts in ('norm', 'bias', 'bias, sum') else None
-    onto = random(*shape, dtype=dtype) if 'sum' in parts else None
+    onto = channels_last(*shape, dtype=dtype) if 'sum' in parts else None
     with use_implementation('triton', operator='norm_act'):
         found = norm_act(x, bias, norm, activation=activation, onto=onto)
     exact = norm and Norm(*(t.double() for t in norm[:3]), norm.eps)
@@ -569,13 +579,148 @@ def test_norm_and_activation(shape, dtype, activation, parts):
                                atol=TOLERANCE[dtype])
 
 
-def test_a_gradient_of_norm_and_activation_is_left_to_torch():
-    x = random(1, 3, 4, 5)
+@pytest.mark.parametrize('shape', AFTER_CONVOLUTION)
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_gradients_of_bias_and_activation(shape, dtype, activation):
+    x = 3 * channels_last(*shape, dtype=dtype)
+    if len(x):
+        # With a bias of 16 bits, sums would be ±3, where torch 2.6 has other slopes of hardswish.
+        check(norm_act, [x, random(shape[1])], dict(activation=activation))
+    found = results(lambda x, bias, onto: norm_act(x, bias, activation=activation, onto=onto),
+                    [x, random(shape[1], dtype=dtype), channels_last(*shape)])
+    assert [t.dtype for t in found] == [torch.float32, dtype, dtype, torch.float32]
+
+
+def batch_norm(channels: int, momentum: float | None = .1) -> torch.nn.BatchNorm2d:
+    """A norm that has seen batches."""
+    norm = torch.nn.BatchNorm2d(channels, eps=1e-3, momentum=momentum).to(DEVICE)
+    with torch.no_grad():
+        for t in (norm.weight, norm.bias, norm.running_mean):
+            t.copy_(random(channels))
+        norm.running_var.uniform_(.5, 2)
+        norm.num_batches_tracked += 4
+    return norm
+
+
+def in_training(norm: torch.nn.BatchNorm2d) -> TrainingNorm:
+    return TrainingNorm(norm.running_mean, norm.running_var, norm.weight,
+                        norm.num_batches_tracked, norm.momentum, norm.eps)
+
+
+@pytest.mark.parametrize('shape', [
+    (2, 3, 5, 7), (1, 64, 3, 11), (5, 200, 9, 13), (37, 33, 1, 1), (1, 1, 53, 67), (2, 1, 1, 1)])
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('activation, momentum, onto', [
+    ('none', .1, True), ('relu', 0., False), ('hardswish', None, True), ('gelu_tanh', .3, False)])
+def test_norm_in_training(shape, dtype, activation, momentum, onto):
+    """Against the equation, and against torch's own norm."""
+    x = 3 * channels_last(*shape, dtype=dtype)
+    maps = [x, channels_last(*shape, dtype=dtype)] if onto else [x]
+    norm = batch_norm(shape[1], momentum)
+    exact, equation = copy.deepcopy(norm).double(), copy.deepcopy(norm).double()
+
+    def call(form, norm, maps):
+        def run(x, weight, bias, onto=None):
+            return norm_act(x, bias, in_training(norm)._replace(weight=weight),
+                            activation=activation, onto=onto)
+        with use_implementation(form, operator='norm_act'):
+            found = results(run, [maps[0], norm.weight, norm.bias, *maps[1:]])
+        return [*found, norm.running_mean, norm.running_var]
+
+    found = call('triton', norm, maps)
+    assert found[0].dtype == found[1].dtype == dtype
+    wide = [t.double() for t in maps]
+    for form, other in (('torch', exact), ('reference', equation)):
+        for i, (a, b) in enumerate(zip(found, call(form, other, wide), strict=True)):
+            error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1e-2)
+            # The gradient of x is a difference of larger terms.
+            assert error < 10 * TOLERANCE[a.dtype], (form, i, float(error))
+        assert norm.num_batches_tracked == other.num_batches_tracked == 5
+
+
+def test_the_variance_of_a_large_mean():
+    """The difference of two sums of squares would have no right digit."""
+    x = channels_last(3, 5, 41, 37)
+    for moved in (x + 1000, x + 1000 * random(1, 5, 1, 1), torch.where(x > 2, x + 1000, x)):
+        norm = batch_norm(5, None)
+        norm.reset_running_stats()
+        exact = copy.deepcopy(norm).double()
+        with use_implementation('triton', operator='norm_act'):
+            found = norm_act(moved, norm.bias, in_training(norm))
+        expected = exact(moved.double())
+        # A mean of 1000 in float32 is known to 1e-4.
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(norm.running_mean.double(), exact.running_mean, rtol=1e-6,
+                                   atol=1e-4)
+        torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-4, atol=0)
+
+
+def test_a_norm_in_training_is_sound():
+    """The same numbers at every run; autograd sees what changes in place."""
+    x = channels_last(3, 40, 31, 29).requires_grad_()
+    norm, twin = batch_norm(40), batch_norm(40)
+    twin.load_state_dict(norm.state_dict())
+    runs = []
+    for each in (norm, twin):
+        versions = [t._version for t in each.buffers()]
+        with use_implementation('triton', operator='norm_act'):
+            out = norm_act(x, each.bias, in_training(each), activation='hardswish')
+        runs.append([out, *torch.autograd.grad(out.square().sum(), [x, *each.parameters()]),
+                     *each.buffers()])
+        assert all(t._version > before for t, before in zip(each.buffers(), versions, strict=True))
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+    def forward():
+        with use_implementation('triton', operator='norm_act'):
+            map = x * 1
+            return map, norm_act(map, norm.bias, in_training(norm), activation='relu')
+
+    map, out = forward()
+    map.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'):
+        out.sum().backward()
+    _, out = forward()
+    grad, = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='no autograd formula'):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+def test_what_is_no_number_stays_so(activation):
+    """A scaler of gradients looks for it."""
+    x, bias = channels_last(1, 3, 4, 5), random(3).requires_grad_()
+    x[0, 1, 2, 3] = float('nan')
     with use_implementation('triton', operator='norm_act'):
-        with pytest.raises(ValueError, match='gradient'):
-            norm_act(x, random(5).requires_grad_())
-        with pytest.raises(ValueError, match='channels_last'):
-            norm_act(x.permute(0, 2, 1, 3), random(5))
+        out = norm_act(x, bias, activation=activation)
+        assert out.isnan().sum() == 1
+        assert torch.autograd.grad(out.sum(), bias)[0].isnan().sum() == (
+            activation in ('hardswish', 'gelu_tanh'))
+        assert norm_act(x, bias, in_training(batch_norm(3)), activation=activation
+                        )[:, 1].isnan().all()
+
+
+def test_what_is_left_to_torch_after_a_convolution():
+    x, norm = channels_last(1, 5, 3, 4), batch_norm(5)
+    running = Norm(norm.running_mean, norm.running_var, norm.weight, norm.eps)
+    with use_implementation('triton', operator='norm_act'):
+        for match, call in {
+            'a gradient of a norm by running': lambda: norm_act(x, norm.bias, running),
+            'channels_last': lambda: norm_act(x.mT, random(5)),
+            'not float32': lambda: norm_act(x, norm.bias, in_training(
+                norm)._replace(weight=norm.weight.half())),
+            'vector of the norm': lambda: norm_act(x, None, in_training(norm)),
+            'int64': lambda: norm_act(x, norm.bias, in_training(norm)._replace(
+                batches=torch.zeros((), device=DEVICE))),
+            'two positions': lambda: norm_act(x[:, :, :1, :1], norm.bias, in_training(norm)),
+            'tracer': lambda: torch.vmap(lambda x: norm_act(x, norm.bias, in_training(norm)))(
+                x.expand(2, 1, 5, 3, 4)),
+        }.items():
+            with pytest.raises(ValueError, match=match):
+                call()
+    with pytest.raises(ValueError, match='more than 1 value'):
+        norm_act(x[:, :, :1, :1], norm.bias, in_training(norm))
 
 
 @pytest.mark.parametrize('shape', [(2, 9, 24), (1, 64, 100), (3, 49, 64), (2, 1, 16), (0, 4, 16)])
@@ -669,26 +814,98 @@ def test_what_a_user_changes_about_a_shortcut_counts():
 
 @pytest.mark.parametrize('name', CONVOLUTIONS)
 @pytest.mark.parametrize('autocast', [False, True])
-def test_convolution_norm_activation_for_inference(name, autocast):
+@pytest.mark.parametrize('training', [False, True])
+def test_convolution_norm_activation(name, autocast, training):
     """The same values as by the modules one after the other, which a hook on one of them forces."""
-    layer = ConvNormAct(8, 8, **CONVOLUTIONS[name]).to(DEVICE).eval()
+    layer = ConvNormAct(8, 8, **CONVOLUTIONS[name]).to(DEVICE).train(training)
     if type(layer.norm) is torch.nn.BatchNorm2d:
-        layer.norm.running_mean.normal_()
-        layer.norm.running_var.uniform_(.5, 2)
-        layer.norm.weight.data.normal_()
-        layer.norm.bias.data.normal_()
-    x = random(2, 8, 7, 9).contiguous(memory_format=torch.channels_last)
+        layer.norm = batch_norm(8)
+        layer.train(training)
+    twin = copy.deepcopy(layer)
+    x = channels_last(2, 8, 7, 9)
     called = []
-    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-        found = layer(x)
-        for part in (layer.conv, layer.norm, layer.act):
-            hook = part.register_forward_hook(lambda *_: called.append(1))
-            expected = layer(x)
-            hook.remove()
+
+    def run(layer):
+        if training:
+            return [*results(lambda x, *_: layer(x), [x]), *layer.buffers()]
+        return [layer(x)]
+
+    with torch.set_grad_enabled(training), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        with launching.recorded() as launches:
+            copy.deepcopy(layer)(x)
+        names = {launch.kernel.__name__ for launch in launches}
+        assert ('norm_act_kernel' in names) != ('nothing' in name or 'depthwise, bias' == name
+                                                or (training and 'depthwise, bias' in name))
+        assert ('batch_statistics_kernel' in names) == (training and 'norm' in name)
+        found = run(layer)
+        for part in ('conv', 'norm', 'act'):
+            other = copy.deepcopy(twin)
+            getattr(other, part).register_forward_hook(lambda *_: called.append(1))
+            expected = run(other)
+            tolerance = TOLERANCE[torch.bfloat16 if autocast else torch.float32]
+            for a, b in zip(found, expected, strict=True):
+                assert a.dtype == b.dtype
+                assert (a - b).abs().max() <= 3 * tolerance * b.abs().max()
     assert len(called) == 3
-    tolerance = TOLERANCE[torch.bfloat16 if autocast else torch.float32]
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert layer(x).requires_grad
+
+
+def test_torch_trains_what_the_kernels_do_not():
+    """Each with the results of torch's modules."""
+    x = channels_last(2, 8, 7, 9)
+
+    def unlike(change):
+        layer = ConvNormAct(8, 8, act='hardswish').to(DEVICE)
+        change(layer)
+        twin = copy.deepcopy(layer)
+        with launching.recorded() as launches:
+            copy.deepcopy(layer)(x)
+        assert not [each for each in launches if each.kernel.__name__ == 'batch_statistics_kernel']
+        torch.testing.assert_close(layer(x), twin.act(twin.norm(twin.conv(x))))
+        for a, b in zip(layer.buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
+
+    unlike(lambda layer: layer.norm.eval())
+    unlike(lambda layer: setattr(layer.norm, 'track_running_stats', False))
+    unlike(lambda layer: setattr(layer, 'norm', torch.nn.BatchNorm2d(8, affine=False).to(DEVICE)))
+    unlike(lambda layer: setattr(layer, 'norm', torch.nn.BatchNorm2d(
+        8, track_running_stats=False).to(DEVICE)))
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(norm_eps=None)])
+def test_transforms_and_batched_gradients_of_a_training_layer(kwargs):
+    """By torch's own operators, or with the right numbers."""
+    layer = ConvNormAct(3, 4, act='hardswish', **kwargs).to(DEVICE)
+    x = channels_last(2, 3, 5, 4)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        # The norm may change the statistics in place, if they are not those of the module.
+        buffers = {key: value.clone() for key, value in layer.named_buffers()}
+        return torch.func.functional_call(layer, parameters | buffers, (x,)).square().sum()
+
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    found = torch.func.grad(loss)({key: value.detach() for key, value in parameters.items()}, x)
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    out = layer(x)
+    rows = torch.stack([random(*out.shape) for _ in range(3)])
+    singly = [torch.autograd.grad(out, layer.conv.weight, row, retain_graph=True)[0]
+              for row in rows]
+    together, = torch.autograd.grad(out, layer.conv.weight, rows, is_grads_batched=True)
+    torch.testing.assert_close(together, torch.stack(singly), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_in_training_under_a_profiler():
+    layer, x = ConvNormAct(3, 4, act='hardswish').to(DEVICE), channels_last(2, 3, 5, 4)
+    twin = copy.deepcopy(layer)
+    expected = layer(x)
+    with torch.profiler.profile() as seen:
+        found = twin(x)
+        found.sum().backward()
+    assert torch.equal(found, expected)
+    assert {'visattn::norm_act_triton', 'visattn::norm_act_triton_backward'} <= {
+        event.name for event in seen.events()}
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE)

@@ -16,7 +16,7 @@ from visattn_dense.ops.depthwise import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.depthwise import depthwise
 from visattn_dense.ops.launching import DEVICES
 from visattn_dense.ops.norm_act import ACTIVATIONS as NORM_ACTIVATIONS
-from visattn_dense.ops.norm_act import Norm, norm_act
+from visattn_dense.ops.norm_act import Norm, TrainingNorm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .activations import ACTIVATIONS, activation_name
@@ -94,7 +94,8 @@ class ConvNormAct(UsesOperators, nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), plus `onto`, like the result, unless it is None."""
-        conv, norm, act = self.conv, self.norm, self.act
+        parts = self._modules                        # `self.conv` looks in four places
+        conv, norm, act = parts['conv'], parts['norm'], parts['act']
         if x.device.type in DEVICES and _suit_operators(conv, norm, act):
             return self._by_operators(x, conv, norm, activation_name(act), onto)
         x = act(norm(conv(x)))
@@ -103,39 +104,56 @@ class ConvNormAct(UsesOperators, nn.Module):
     def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
                       onto: Tensor | None) -> Tensor:
         """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks
-        for the square roots of the variances in another."""
-        normalises, bias = type(norm) is nn.BatchNorm2d, conv.bias
-        if (not normalises and onto is None and type(conv) is DepthwiseConv2d
+        for the square roots of the variances in another. For the gradient it keeps the normalised
+        map too."""
+        bias, statistics = conv.bias, _statistics(norm)
+        if (statistics is None and onto is None and type(conv) is DepthwiseConv2d
                 and activation in DEPTHWISE_ACTIVATIONS):
             return conv(x, activation)
-        x = conv._conv_forward(x, conv.weight, None)
-        if normalises:
-            # The norm takes the bias of the convolution away from the mean.
-            mean = norm.running_mean if bias is None else norm.running_mean - bias
-            statistics = Norm(mean, norm.running_var, norm.weight, norm.eps)
-            bias = norm.bias
-        elif bias is None and onto is None and activation == 'none':
-            return x
+        if isinstance(statistics, TrainingNorm):
+            x = conv._conv_forward(x, conv.weight, bias)
         else:
-            statistics = None
-        onto = None if onto is None else onto.permute(0, 2, 3, 1)
-        return norm_act(x.permute(0, 2, 3, 1), bias, statistics, activation=activation, onto=onto,
-                        mode=self.mode).permute(0, 3, 1, 2)
+            x = conv._conv_forward(x, conv.weight, None)
+            if statistics is None and bias is None and onto is None and activation == 'none':
+                return x
+            if statistics is not None and bias is not None:
+                # The norm takes the bias of the convolution away from the mean.
+                statistics = statistics._replace(mean=statistics.mean - bias)
+        if statistics is not None:
+            bias = norm._parameters['bias']
+        return norm_act(x, bias, statistics, activation=activation, onto=onto, mode=self.mode)
 
 
 def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether `ConvNormAct._by_operators` gives the same with fewer kernels: for inference, where
-    nothing watches the modules."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Whether `ConvNormAct._by_operators` gives the same with fewer kernels: where nothing watches
+    the modules, and a norm has no gradient by running statistics."""
+    if torch.compiler.is_compiling():
         return False
+    trains = torch.is_grad_enabled()
     if type(norm) is nn.BatchNorm2d:
-        suits = not norm.training and all(
-            t is not None for t in (norm.running_mean, norm.running_var, norm.weight))
+        suits = norm.training == trains and _statistics(norm) is not None
     else:
-        suits = type(norm) is nn.Identity
+        # The gradient of a depthwise kernel comes with that of the bias.
+        suits = type(norm) is nn.Identity and not (trains and type(conv) is DepthwiseConv2d)
     return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d)
             and activation_name(act) in NORM_ACTIVATIONS
             and is_called_plainly(conv) and is_called_plainly(norm) and is_called_plainly(act))
+
+
+def _statistics(norm: nn.Module) -> Norm | TrainingNorm | None:
+    """The BatchNorm without its bias; None if there is none, or without running statistics or
+    weights."""
+    # An attribute of a module takes half a microsecond; there are six.
+    buffers, weight = norm._buffers, norm._parameters.get('weight')
+    mean, variance = buffers.get('running_mean'), buffers.get('running_var')
+    if mean is None or variance is None or weight is None:
+        return None
+    if not norm.training:
+        return Norm(mean, variance, weight, norm.eps)
+    batches = buffers.get('num_batches_tracked')
+    if batches is None or not norm.track_running_stats:
+        return None
+    return TrainingNorm(mean, variance, weight, batches, norm.momentum, norm.eps)
 
 
 class Branch(nn.Module):

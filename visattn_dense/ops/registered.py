@@ -19,8 +19,14 @@ dispatcher."""
 
 def is_traced() -> bool:
     """Whether a tracer, a transform, a profiler or a mode of torch has to see each operator."""
+    return is_reinterpreted() or torch.autograd._profiler_enabled()
+
+
+def is_reinterpreted() -> bool:
+    """Whether a tracer, a transform or a mode of torch may do something else than compute: a kernel
+    that changes its arguments must not be launched."""
     return (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or _get_current_dispatch_mode() is not None or torch.autograd._profiler_enabled()
+            or _get_current_dispatch_mode() is not None
             or torch._C._are_functorch_transforms_active())
 
 
@@ -63,7 +69,7 @@ class Registered:
         self._apply = _gradient(self._function, backward, setup_context, self._takes_lists)
 
     def __call__(self, *args: Any) -> Any:
-        if is_traced() or not _are_plain(args):
+        if is_traced() or not are_plain(args):
             return self._registered(*args)
         if not torch.is_grad_enabled() or not _need_gradient(args):
             return self._function(*args)
@@ -75,7 +81,7 @@ def registered(name: str, schema: str | None = None) -> Callable[[Callable[..., 
     return lambda function: Registered(name, function, schema)
 
 
-def _are_plain(args: Sequence[Any]) -> bool:
+def are_plain(args: Sequence[Any]) -> bool:
     """Whether a direct call can read the memory of all tensors."""
     for arg in args:
         kind = type(arg)
@@ -83,7 +89,7 @@ def _are_plain(args: Sequence[Any]) -> bool:
             # Autograd batches gradients with tensors of this class (is_grads_batched).
             if torch._C._functorch.is_legacy_batchedtensor(arg):
                 return False
-        elif kind not in _PLAIN or (kind is list and not _are_plain(arg)):
+        elif kind not in _PLAIN or (kind is list and not are_plain(arg)):
             return False
     return True
 

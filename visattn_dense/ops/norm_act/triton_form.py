@@ -1,35 +1,117 @@
-"""A BatchNorm by running statistics, or a bias, and an activation, by one Triton kernel.
+"""A BatchNorm, or a bias, and an activation, by Triton kernels, forward and backward.
 
-There is no gradient. All arithmetic is float32.
+In training mode, two kernels take the statistics of the batch, and a third one normalises and
+activates. For backward, the operator keeps x and two numbers for each channel: the normalised map
+is computed again. All sums have a fixed order, without atomic additions: every run gives the same
+numbers. All arithmetic is float32.
+
+With running statistics there is no gradient.
 """
 import torch
 from torch import Tensor
 
 from .. import launching
-from ..launching import Launch, once_for_a_size, power_of_two
-from ..registered import registered
-from .torch_form import ACTIVATIONS, Norm
+from ..launching import Launch, empty, once_for_a_size, power_of_two
+from ..registered import are_plain, is_reinterpreted, registered
+from ..sums import sum_rows
+from .torch_form import ACTIVATIONS, Norm, TrainingNorm
 
 
-def why_not(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *, activation: str = 'none',
-            onto: Tensor | None = None) -> str | None:
-    """Why the kernel cannot take these tensors, or None."""
+def why_not(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = None, *,
+            activation: str = 'none', onto: Tensor | None = None) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
     tensors = x, bias, onto, *(() if norm is None else norm[:3])
     reason = launching.why_not(*tensors)
-    if reason is None and torch.is_grad_enabled() and any(
+    if reason is None and isinstance(norm, TrainingNorm):
+        reason = _why_not_training(x, bias, onto, norm)
+    elif reason is None and torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors):
-        reason = 'a gradient is needed'
-    if reason is None and not (x.is_contiguous() and (onto is None or onto.is_contiguous())):
-        reason = 'a map is not contiguous (channels_last)'
+        if norm is not None:
+            reason = 'a gradient of a norm by running statistics is needed'
+        elif is_reinterpreted() or not are_plain(tensors):
+            reason = _WATCHED
+    if reason is None and not (_is_channels_last(x) and (onto is None or _is_channels_last(onto))):
+        reason = 'a map is not channels_last'
     if reason is None and activation not in ACTIVATIONS:
         reason = f'the activation {activation!r} has no kernel'
     return reason
 
 
-def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+_WATCHED = "a tracer, a transform or a mode of torch needs torch's own operators"
+
+
+def _why_not_training(x: Tensor, bias: Tensor | None, onto: Tensor | None,
+                      norm: TrainingNorm) -> str | None:
+    mean, variance, weight, batches, *_ = norm
+    if is_reinterpreted() or not are_plain((x, bias, onto, mean, variance, weight, batches)):
+        return _WATCHED
+    channels = x.shape[1]
+    for t in (mean, variance, weight, bias):
+        if (t is None or t.dtype is not torch.float32 or t.numel() != channels
+                or not t.is_contiguous()):
+            return 'a vector of the norm is missing, or not float32 numbers of the channels'
+    if batches.dtype is not torch.int64 or batches.device != x.device:
+        return 'the number of batches is not an int64 beside the map'
+    # torch has the error message.
+    return None if x.numel() > channels else 'there are no two positions'
+
+
+def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = None, *,
              activation: str = 'none', onto: Tensor | None = None) -> Tensor:
-    mean, variance, weight, eps = norm or (None, None, None, 0.)
+    if norm is None:
+        return _forward(x, None, None, None, bias, onto, 0., activation)
+    mean, variance, weight, *_, eps = norm
+    if isinstance(norm, TrainingNorm):
+        mean, variance = _batch_statistics(x, norm), None
     return _forward(x, mean, variance, weight, bias, onto, eps, activation)
+
+
+def _batch_statistics(x: Tensor, norm: TrainingNorm) -> Tensor:
+    """μ and σ² of x, (2, C); the running statistics move, and the batch is counted."""
+    running_mean, running_variance, _, batches, momentum, _ = norm
+    channels = x.shape[1]
+    take, merge = _statistics_launches(x.shape, momentum)
+    shares = empty((take.grid[0], 3, channels), x, torch.float32)
+    statistics = empty((2, channels), x, torch.float32)
+    take(x, shares, batches)
+    merge(shares, batches, statistics, running_mean, running_variance)
+    torch.autograd.graph.increment_version((running_mean, running_variance, batches))
+    return statistics
+
+
+def _tile(channels: int, elements: int) -> dict[str, int]:
+    """The tile of a program, of `elements`."""
+    block_c = min(128, power_of_two(channels))
+    return dict(C=channels, BLOCK=elements // block_c, BLOCK_C=block_c)
+
+
+def _positions(shape: torch.Size) -> int:
+    batch, _, height, width = shape
+    return batch * height * width
+
+
+def _grid(shape: torch.Size, tile: dict[str, int], shared: bool) -> tuple[int, int]:
+    """Programs of positions, and of channels. `shared`: a program computes several tiles."""
+    tiles, blocks = -(-_positions(shape) // tile['BLOCK']), -(-shape[1] // tile['BLOCK_C'])
+    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
+    return min(tiles, max(128, 1024 // blocks)) if shared else tiles, blocks
+
+
+@once_for_a_size
+def _statistics_launches(shape: torch.Size, momentum: float | None) -> tuple[Launch, Launch]:
+    from .triton_kernels import batch_statistics_kernel, merge_statistics_kernel
+    channels, tile = shape[1], _tile(shape[1], 2048)
+    grid = _grid(shape, tile, shared=True)
+    block_c = min(16, power_of_two(channels))
+    return (Launch(batch_statistics_kernel, grid, _positions(shape), **tile, num_warps=4,
+                   enable_fp_fusion=True),
+            Launch(merge_statistics_kernel, (-(-channels // block_c),), float(momentum or 0.),
+                   grid[0], C=channels, CUMULATIVE=momentum is None, BLOCK=128, BLOCK_C=block_c,
+                   num_warps=4, enable_fp_fusion=True))
 
 
 @registered(
@@ -39,7 +121,7 @@ def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | None = None, *,
 def _forward(x, mean, variance, weight, bias, onto, eps, activation):
     out = _empty(x, mean, variance, weight, bias, onto, eps, activation)
     if x.numel() > 0:
-        _launch(x.shape, eps, activation)(x, mean, variance, weight, bias, onto, out)
+        _forward_launch(x.shape, eps, activation)(x, mean, variance, weight, bias, onto, out)
     return out
 
 
@@ -50,11 +132,65 @@ def _empty(x, mean, variance, weight, bias, onto, eps, activation):
 
 
 @once_for_a_size
-def _launch(shape: torch.Size, eps: float, activation: str) -> Launch:
+def _forward_launch(shape: torch.Size, eps: float, activation: str) -> Launch:
     from .triton_kernels import norm_act_kernel
-    positions, channels = shape[:-1].numel(), shape[-1]
-    block_c = min(128, power_of_two(channels))
-    block = 4096 // block_c
-    return Launch(norm_act_kernel, (-(-positions // block), -(-channels // block_c)), float(eps),
-                  positions, C=channels, ACTIVATION=activation, BLOCK=block, BLOCK_C=block_c,
-                  num_warps=4, enable_fp_fusion=True)
+    tile = _tile(shape[1], 4096)
+    return Launch(norm_act_kernel, _grid(shape, tile, shared=False), float(eps),
+                  _positions(shape), ACTIVATION=activation, **tile, num_warps=4,
+                  enable_fp_fusion=True)
+
+
+@registered(
+    'visattn::norm_act_triton_backward',
+    '(Tensor grad, Tensor x, Tensor? statistics, Tensor? weight, Tensor? bias, float eps, '
+    'str activation) -> (Tensor, Tensor)')
+def _backward_op(grad, x, statistics, weight, bias, eps, activation):
+    """The gradient of x, and that of the bias (C,); with a norm (2, C): of the bias, the weight."""
+    grad_x, sums = _empty_gradients(grad, x, statistics, weight, bias, eps, activation)
+    if x.numel() == 0:
+        return grad_x, sums.zero_()
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    add, finish = _backward_launches(x.shape, eps, activation)
+    shares = empty((add.grid[0], *sums.shape), x, torch.float32)
+    add(grad, x, statistics, None, weight, bias, grad_x if statistics is None else None, shares)
+    sum_rows(shares, 0, out=sums)
+    if statistics is not None:
+        finish(grad, x, statistics, None, weight, bias, sums, grad_x)
+    return grad_x, sums
+
+
+@_backward_op.register_fake
+def _empty_gradients(grad, x, statistics, weight, bias, eps, activation):
+    sums = x.shape[1:2] if statistics is None else statistics.shape
+    # A norm has float32 parameters.
+    dtype = torch.float32 if bias is None else bias.dtype
+    return torch.empty_like(x), empty(sums, x, dtype)
+
+
+@once_for_a_size
+def _backward_launches(shape: torch.Size, eps: float, activation: str) -> tuple[Launch, Launch]:
+    from .triton_kernels import norm_act_gradient_kernel, norm_act_sums_kernel
+    tile = _tile(shape[1], 2048)
+    options = dict(ACTIVATION=activation, **tile, num_warps=4, enable_fp_fusion=True)
+    numbers = float(eps), _positions(shape)
+    return (Launch(norm_act_sums_kernel, _grid(shape, tile, shared=True), *numbers, **options),
+            Launch(norm_act_gradient_kernel, _grid(shape, tile, shared=False), *numbers, **options))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    # With a gradient, the mean is that of the batch, and holds the variance too.
+    x, statistics, _, weight, bias, onto, ctx.eps, ctx.activation = inputs
+    ctx.onto_dtype = None if onto is None else onto.dtype
+    ctx.save_for_backward(x, statistics, weight, bias)
+
+
+def _backward(ctx, grad):
+    x, statistics, weight, bias = ctx.saved_tensors
+    grad_x, sums = _backward_op(grad, x, statistics, weight, bias, ctx.eps, ctx.activation)
+    grad_bias, grad_weight = (sums, None) if statistics is None else sums.unbind()
+    grad_onto = None if ctx.onto_dtype is None else grad.to(ctx.onto_dtype)
+    return (grad_x, None, None, grad_weight, None if bias is None else grad_bias, grad_onto, None,
+            None)
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
