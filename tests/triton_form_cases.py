@@ -792,6 +792,35 @@ def test_the_last_layer_of_a_branch_adds_the_shortcut(name, autocast):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize('name', BRANCHES)
+def test_the_shortcut_of_a_branch_in_training(name):
+    """The last layer adds it where nothing is dropped."""
+    x = channels_last(2, 8, 7, 9)
+
+    def adds(block):
+        with launching.recorded() as launches:
+            copy.deepcopy(block)(x)
+        return any(launch.kernel.__name__ == 'norm_act_kernel' and launch.args[5] is not None
+                   for launch in launches)
+
+    block = Residual(BRANCHES[name]()).to(DEVICE)
+    twin, seen = copy.deepcopy(block), []
+    twin.main.register_forward_hook(lambda *_: seen.append(1))
+    assert adds(block) and not adds(twin) and not adds(Residual(block.main, drop_path=.5).train())
+    seen.clear()
+    found, expected = (outputs_and_gradients(each, x) for each in (block, twin))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1.)
+    assert seen
+
+
+def outputs_and_gradients(module: torch.nn.Module, x: Tensor) -> list[Tensor]:
+    """The result, and the gradients of x and of the parameters."""
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = module(x)
+    return [out, *torch.autograd.grad(out.sin().sum(), [x, *module.parameters()])]
+
+
 def test_what_a_user_changes_about_a_shortcut_counts():
     class Scaled(Residual):
         def add(self, x: Tensor, update: Tensor) -> Tensor:

@@ -291,14 +291,14 @@ class Residual(nn.Module):
         return self.add(x, main(x))
 
     def _adds_inside(self, main: nn.Module) -> bool:
-        """Whether the last layer of the branch can add x: for inference, where nothing watches the
-        result of the branch."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(main, Branch):
+        """Whether the last layer of the branch can add x: where nothing watches or drops the result
+        of the branch."""
+        if torch.compiler.is_compiling() or not isinstance(main, Branch):
             return False
         last, drop_path = main.last(), self.drop_path
         return (type(self).add is Residual.add and type(main).forward is Branch.forward
                 and type(last) is ConvNormAct and type(drop_path) is DropPath
-                and not drop_path.training
+                and not (drop_path.training and drop_path.drop_prob)
                 and all(map(is_called_plainly, (main, last, drop_path))))
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
