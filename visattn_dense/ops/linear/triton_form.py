@@ -10,24 +10,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..precision import autocast_dtype
-from ..registered import is_batched, is_traced
+from ..registered import are_plain, is_batched, is_reinterpreted
 from ..sums import shares_of, sum_rows
 
 
 def why_not(x: Tensor, *parameters: Tensor | None) -> str | None:
     """Why torch should compute, or None."""
     tensors = [t for t in (x, *parameters) if t is not None]
-    if is_traced():
-        return 'a tracer or a mode of torch has to see the products'
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return 'there is no gradient'
-    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
-        return 'a tensor is of a class of its own'
+    if is_reinterpreted() or not are_plain(tensors):
+        return "a tracer, a transform or a mode of torch needs torch's own operators"
     reason = launching.why_not(*tensors, alike=True)
     if reason is None and autocast_dtype(x) not in (None, x.dtype):
         reason = 'autocast casts the tensors'

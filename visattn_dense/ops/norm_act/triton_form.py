@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import are_plain, is_reinterpreted, registered
-from ..sums import sum_rows
+from ..sums import shares_of, sum_rows
 from .torch_form import ACTIVATIONS, Norm, TrainingNorm
 
 
@@ -96,9 +96,11 @@ def _positions(shape: torch.Size) -> int:
 
 def _grid(shape: torch.Size, tile: dict[str, int], shared: bool) -> tuple[int, int]:
     """Programs of positions, and of channels. `shared`: a program computes several tiles."""
-    tiles, blocks = -(-_positions(shape) // tile['BLOCK']), -(-shape[1] // tile['BLOCK_C'])
-    # The number of programs depends on the sizes alone, so that the sums are the same everywhere.
-    return min(tiles, max(128, 1024 // blocks)) if shared else tiles, blocks
+    positions, channels, block, block_c = (_positions(shape), shape[1], tile['BLOCK'],
+                                           tile['BLOCK_C'])
+    programs = (shares_of(positions, channels, block=block, block_c=block_c) if shared
+                else -(-positions // block))
+    return programs, -(-channels // block_c)
 
 
 @once_for_a_size
@@ -107,11 +109,10 @@ def _statistics_launches(shape: torch.Size, momentum: float | None) -> tuple[Lau
     channels, tile = shape[1], _tile(shape[1], 2048)
     grid = _grid(shape, tile, shared=True)
     block_c = min(16, power_of_two(channels))
-    return (Launch(batch_statistics_kernel, grid, _positions(shape), **tile, num_warps=4,
-                   enable_fp_fusion=True),
+    return (Launch(batch_statistics_kernel, grid, _positions(shape), **tile, num_warps=4),
             Launch(merge_statistics_kernel, (-(-channels // block_c),), float(momentum or 0.),
                    grid[0], C=channels, CUMULATIVE=momentum is None, BLOCK=128, BLOCK_C=block_c,
-                   num_warps=4, enable_fp_fusion=True))
+                   num_warps=4))
 
 
 @registered(
@@ -136,8 +137,7 @@ def _forward_launch(shape: torch.Size, eps: float, activation: str) -> Launch:
     from .triton_kernels import norm_act_kernel
     tile = _tile(shape[1], 4096)
     return Launch(norm_act_kernel, _grid(shape, tile, shared=False), float(eps),
-                  _positions(shape), ACTIVATION=activation, **tile, num_warps=4,
-                  enable_fp_fusion=True)
+                  _positions(shape), ACTIVATION=activation, **tile, num_warps=4)
 
 
 @registered(
@@ -171,7 +171,7 @@ def _empty_gradients(grad, x, statistics, weight, bias, eps, activation):
 def _backward_launches(shape: torch.Size, eps: float, activation: str) -> tuple[Launch, Launch]:
     from .triton_kernels import norm_act_gradient_kernel, norm_act_sums_kernel
     tile = _tile(shape[1], 2048)
-    options = dict(ACTIVATION=activation, **tile, num_warps=4, enable_fp_fusion=True)
+    options = dict(ACTIVATION=activation, **tile, num_warps=4)
     numbers = float(eps), _positions(shape)
     return (Launch(norm_act_sums_kernel, _grid(shape, tile, shared=True), *numbers, **options),
             Launch(norm_act_gradient_kernel, _grid(shape, tile, shared=False), *numbers, **options))
