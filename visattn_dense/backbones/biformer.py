@@ -67,10 +67,11 @@ class BiFormerBlock(TransformerBlock):
         self.pos_embed = DepthwiseConv(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # `finish` takes the only reference to this map, and frees it before the MLP.
+        # `finish` takes the only references to these maps, and frees them before the MLP.
         stream = list(self.pos_embed.add_to_and_norm(x, self.norm1))
-        update, bias = bias_apart(self.attn, stream.pop())
-        return self.finish(stream.pop(), update, Handover(), bias)
+        parts = list(bias_apart(self.attn, stream.pop()))
+        return self.finish(x=stream.pop(), handover=Handover(), bias=parts.pop(),
+                           update=parts.pop())
 
 
 @BACKBONES.register_module()

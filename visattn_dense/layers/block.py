@@ -57,8 +57,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, handover: Handover | None = None) -> Tensor:
         """(B, ..., C) to the same shape. A `handover` is for a block that `accepts_handover`."""
         handover = handover or Handover()
-        update, bias = bias_apart(self.attn, handover.take(self.norm1, x))
-        return self.finish(x, update, handover, bias)
+        parts = list(bias_apart(self.attn, handover.take(self.norm1, x)))
+        # `finish` takes the only reference to the update, and frees it before the MLP.
+        return self.finish(x, handover=handover, bias=parts.pop(), update=parts.pop())
 
     def finish(self, x: Tensor, update: Tensor, handover: Handover,
                bias: Tensor | None = None) -> Tensor:
@@ -74,7 +75,7 @@ class TransformerBlock(nn.Module):
             The block's result, like x.
         """
         x, normed = self.norm2(x, update, self.drop_path.factor(update), bias)
-        del update                               # The MLP can have its memory.
+        del update
         if handover.following is None:
             return x + self.drop_path(self.mlp(normed))
         update, bias = bias_apart(self.mlp, normed)

@@ -56,8 +56,8 @@ def bias_apart(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     well, and sum its gradient.
     """
     # The forward of a subclass may do more.
-    if (isinstance(module, EndsInLinear) and type(module).forward is EndsInLinear.forward
-            and is_called_plainly(module)):
+    if (torch.is_grad_enabled() and isinstance(module, EndsInLinear)
+            and type(module).forward is EndsInLinear.forward and is_called_plainly(module)):
         last = getattr(module, module.last)
         if trains_plainly(x, last):
             return module.result(x, biased=False), last._parameters['bias']
