@@ -25,6 +25,7 @@ from visattn_dense.layers import (
     init_vit_weights,
 )
 from visattn_dense.layers.linear import bias_apart
+from visattn_dense.layers.norm import layer_norm
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
@@ -177,7 +178,7 @@ class BiFormer(DenseBackbone):
             # every norm would copy its input.
             x = self.run_blocks(stage, downsample(x).permute(0, 2, 3, 1).contiguous())
             if i in self.out_indices:
-                outs[i] = self.extra_norms[str(i)](x).permute(0, 3, 1, 2)
+                outs[i] = layer_norm(self.extra_norms[str(i)], x).permute(0, 3, 1, 2)
             x = x.permute(0, 3, 1, 2)
         return tuple(outs[i] for i in self.out_indices)
 

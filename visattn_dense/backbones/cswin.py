@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from visattn_dense.attention import CrossShapedWindowAttention
 from visattn_dense.checkpoints import rename
 from visattn_dense.layers import TransformerBlock, drop_path_rates, init_vit_weights
+from visattn_dense.layers.norm import layer_norm
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, groups_by_depth, pad_to_minimum
@@ -47,7 +48,7 @@ class ConvEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H', W', C'): NHWC inside the stages."""
-        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return layer_norm(self.norm, self.conv(x).permute(0, 2, 3, 1))
 
 
 class Stage(NamedTuple):
@@ -129,7 +130,7 @@ class CrossShapedBackbone(DenseBackbone):
         for i, stage in enumerate(self.stages):
             x = self.run_blocks(stage.blocks, stage.embed(x))       # (B, H/s, W/s, C)
             if stage.norm is not None:
-                outs[i] = stage.norm(x).permute(0, 3, 1, 2)
+                outs[i] = layer_norm(stage.norm, x).permute(0, 3, 1, 2)
             x = x.permute(0, 3, 1, 2)
         return tuple(outs[i] for i in self.out_indices)
 

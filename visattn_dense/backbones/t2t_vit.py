@@ -42,6 +42,7 @@ from visattn_dense.layers import (
     resize_position_grid,
     sinusoid_table,
 )
+from visattn_dense.layers.norm import layer_norm
 from visattn_dense.registry import BACKBONES
 
 from .base import DenseBackbone, check_image, pad_to_minimum
@@ -278,5 +279,5 @@ class T2TViT(DenseBackbone):
             # Upsampling may overshoot the finer map by what the splits rounded up.
             height, width = sizes[index]
             return self.levels[str(index)](x)[:, :, :height, :width]
-        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = layer_norm(self.norm, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.max_pool2d(x, 2, ceil_mode=True)

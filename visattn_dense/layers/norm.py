@@ -1,9 +1,35 @@
 """Normalisation over the channels of tokens or of a map."""
+import torch
 from torch import Tensor, nn
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.add_norm import add_norm
+from visattn_dense.ops.launching import DEVICES
 from visattn_dense.ops.precision import product_dtype
+
+from .plain import is_called_plainly
+
+
+def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x), (..., C) to the same shape; on a GPU by the kernel of `add_norm`.
+
+    Inside autocast, torch casts x to float32, and keeps that map for backward.
+
+    Args:
+        norm: an nn.LayerNorm, or what a user has put in its place.
+    """
+    if type(norm) is nn.LayerNorm and _suits_operator(norm, x) and is_called_plainly(norm):
+        return _by_operator(norm, x)
+    return norm(x)
+
+
+def _suits_operator(norm: nn.LayerNorm, x: Tensor) -> bool:
+    return (x.device.type in DEVICES and not torch.compiler.is_compiling()
+            and norm.normalized_shape == x.shape[-1:] and norm.bias is not None)
+
+
+def _by_operator(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return add_norm(x, None, norm.weight, norm.bias, eps=norm.eps)[1]
 
 
 class PreNorm(UsesOperators, nn.LayerNorm):
@@ -36,4 +62,6 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)
+        normed = _by_operator(self, x) if _suits_operator(self, x) else super().forward(x)
+        return normed.permute(0, 3, 1, 2)

@@ -63,10 +63,15 @@ class Registered:
         """The gradient, as for `torch.library.register_autograd`.
 
         `backward` calls another operator, which has no gradient: so a gradient of the gradient is
-        an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors.
+        an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors. The
+        gradient of a result that has none is None, not a tensor of zeros.
         """
-        self._registered.register_autograd(backward, setup_context=setup_context)
-        self._apply = _gradient(self._function, backward, setup_context, self._takes_lists)
+        def set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            setup_context(ctx, inputs, output)
+            ctx.set_materialize_grads(False)
+
+        self._registered.register_autograd(backward, setup_context=set_up)
+        self._apply = _gradient(self._function, backward, set_up, self._takes_lists)
 
     def __call__(self, *args: Any) -> Any:
         if is_traced() or not are_plain(args):

@@ -129,8 +129,6 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.dtypes = [None if t is None else t.dtype for t in (x, update, update_bias)]
     ctx.save_for_backward(x if update is None else total, scale, weight, statistics)
     ctx.mark_non_differentiable(statistics)
-    # An unused result then costs no tensor of zeros.
-    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_total, grad_normed, _):
