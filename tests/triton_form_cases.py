@@ -17,6 +17,7 @@ from visattn_dense.attention import (
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import (
     ConvNormAct,
+    ConvNorms,
     ConvPair,
     DepthwiseSeparableConv,
     FusedMBConv,
@@ -553,7 +554,7 @@ def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return random(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
-ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu_tanh'
+ACTIVATIONS = 'none', 'relu', 'hardswish', 'gelu', 'gelu_tanh'
 AFTER_CONVOLUTION = [(2, 3, 5, 7), (1, 64, 3, 11), (1, 200, 9, 13), (0, 8, 4, 4)]
 
 
@@ -612,7 +613,8 @@ def in_training(norm: torch.nn.BatchNorm2d) -> TrainingNorm:
     (2, 3, 5, 7), (1, 64, 3, 11), (5, 200, 9, 13), (37, 33, 1, 1), (1, 1, 53, 67), (2, 1, 1, 1)])
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('activation, momentum, onto', [
-    ('none', .1, True), ('relu', 0., False), ('hardswish', None, True), ('gelu_tanh', .3, False)])
+    ('none', .1, True), ('relu', 0., False), ('hardswish', None, True), ('gelu', .1, True),
+    ('gelu_tanh', .3, False)])
 def test_norm_in_training(shape, dtype, activation, momentum, onto):
     """Against the equation, and against torch's own norm."""
     x = 3 * channels_last(*shape, dtype=dtype)
@@ -696,7 +698,7 @@ def test_what_is_no_number_stays_so(activation):
         out = norm_act(x, bias, activation=activation)
         assert out.isnan().sum() == 1
         assert torch.autograd.grad(out.sum(), bias)[0].isnan().sum() == (
-            activation in ('hardswish', 'gelu_tanh'))
+            activation in ('hardswish', 'gelu', 'gelu_tanh'))
         assert norm_act(x, bias, in_training(batch_norm(3)), activation=activation
                         )[:, 1].isnan().all()
 
@@ -790,6 +792,28 @@ def test_the_last_layer_of_a_branch_adds_the_shortcut(name, autocast):
             torch.testing.assert_close(x + seen[-1], expected)
     tolerance = TOLERANCE[torch.bfloat16 if autocast else torch.float32]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_convolutions_and_norms_in_order(training):
+    """The stem of BiFormer, from an image that is NCHW in memory; then a norm first."""
+    nn = torch.nn
+    for layers in ([nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.GELU(),
+                    nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8)],
+                   [nn.BatchNorm2d(3), nn.Conv2d(3, 8, 2, 2)]):
+        plain = nn.Sequential(*layers).to(DEVICE).train(training)
+        ours = ConvNorms(*copy.deepcopy(layers)).to(DEVICE).train(training)
+        assert ours.state_dict().keys() == plain.state_dict().keys()
+        x, found = random(2, 3, 9, 14), []
+        for block in (ours, plain):
+            with torch.set_grad_enabled(training):
+                out = block(x)
+            grads = torch.autograd.grad(out.square().sum(), list(block.parameters())) if (
+                training) else ()
+            found.append([out, *grads, *(t for t in block.buffers())])
+        for a, b in zip(*found, strict=True):
+            # The gradient of a bias before a norm is 0.
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=10.)
 
 
 @pytest.mark.parametrize('name', BRANCHES)

@@ -18,6 +18,7 @@ from visattn_dense.attention import BiLevelRoutingAttention, LePESelfAttention, 
 from visattn_dense.checkpoints import rename
 from visattn_dense.errors import UserError
 from visattn_dense.layers import (
+    ConvNorms,
     DepthwiseConv,
     Handover,
     TransformerBlock,
@@ -183,17 +184,17 @@ class BiFormer(DenseBackbone):
         return tuple(outs[i] for i in self.out_indices)
 
 
-def _downsample(in_dim: int, dim: int, *, stem: bool, overlapping: bool) -> nn.Sequential:
+def _downsample(in_dim: int, dim: int, *, stem: bool, overlapping: bool) -> ConvNorms:
     """The downsampling before a stage: by 4 in the stem, by 2 elsewhere. NCHW in and out."""
     if stem and overlapping:
-        return nn.Sequential(
+        return ConvNorms(
             nn.Conv2d(in_dim, dim // 2, 3, 2, 1), nn.BatchNorm2d(dim // 2), nn.GELU(),
             nn.Conv2d(dim // 2, dim, 3, 2, 1), nn.BatchNorm2d(dim))
     if overlapping:
-        return nn.Sequential(nn.Conv2d(in_dim, dim, 3, 2, 1), nn.BatchNorm2d(dim))
+        return ConvNorms(nn.Conv2d(in_dim, dim, 3, 2, 1), nn.BatchNorm2d(dim))
     if stem:
-        return nn.Sequential(nn.Conv2d(in_dim, dim, 4, 4), nn.BatchNorm2d(dim))
-    return nn.Sequential(nn.BatchNorm2d(in_dim), nn.Conv2d(in_dim, dim, 2, 2))
+        return ConvNorms(nn.Conv2d(in_dim, dim, 4, 4), nn.BatchNorm2d(dim))
+    return ConvNorms(nn.BatchNorm2d(in_dim), nn.Conv2d(in_dim, dim, 2, 2))
 
 
 def _attention(dim: int, num_heads: int, options: Mapping[str, Any]) -> nn.Module:

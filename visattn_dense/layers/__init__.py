@@ -30,6 +30,7 @@ from .init import init_vit_weights
 from .lepe import DepthwiseConv
 from .mbconv import (
     ConvNormAct,
+    ConvNorms,
     ConvPair,
     DepthwiseConv2d,
     DepthwiseSeparableConv,
@@ -49,10 +50,10 @@ from .position import resize_position_grid, sinusoid_table
 from .split import ProjectsSplit, SoftSplit
 
 __all__ = [
-    'ConvNormAct', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d', 'DepthwiseSeparableConv',
-    'DropPath', 'EndsInProjection', 'FusedMBConv', 'GroupedPointwiseConv', 'Handover',
-    'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm', 'ProjectsSplit',
-    'Residual', 'SoftSplit', 'TransformerBlock',
+    'ConvNormAct', 'ConvNorms', 'ConvPair', 'DepthwiseConv', 'DepthwiseConv2d',
+    'DepthwiseSeparableConv', 'DropPath', 'EndsInProjection', 'FusedMBConv', 'GroupedPointwiseConv',
+    'Handover', 'LayerNorm2d', 'MBConv', 'Mlp', 'PackedConv2d', 'PackedLinear', 'PreNorm',
+    'ProjectsSplit', 'Residual', 'SoftSplit', 'TransformerBlock',
     'crop', 'drop_path_rates', 'fold_batch_norm', 'init_vit_weights', 'is_called_plainly',
     'is_padded', 'merge_windows', 'optimize_for_inference', 'pad_to_multiple',
     'partition_windows', 'resize_position_grid', 'sinusoid_table', 'without_autocast',

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from visattn_dense.ops import UsesOperators
+from visattn_dense.ops import Mode, UsesOperators
 from visattn_dense.ops.depthwise import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.depthwise import depthwise
 from visattn_dense.ops.launching import DEVICES
@@ -95,37 +95,68 @@ class ConvNormAct(UsesOperators, nn.Module):
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), plus `onto`, like the result, unless it is None."""
         parts = self._modules                        # `self.conv` looks in four places
-        conv, norm, act = parts['conv'], parts['norm'], parts['act']
-        if x.device.type in DEVICES and _suit_operators(conv, norm, act):
-            return self._by_operators(x, conv, norm, activation_name(act), onto)
-        x = act(norm(conv(x)))
-        return x if onto is None else onto + x
+        return _conv_norm_act(x, parts['conv'], parts['norm'], parts['act'], onto, self.mode)
 
-    def _by_operators(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
-                      onto: Tensor | None) -> Tensor:
-        """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks
-        for the square roots of the variances in another. For the gradient it keeps the normalised
-        map too."""
-        bias, statistics = conv.bias, _statistics(norm)
-        if (statistics is None and onto is None and type(conv) is DepthwiseConv2d
-                and activation in DEPTHWISE_ACTIVATIONS):
-            return conv(x, activation)
-        if isinstance(statistics, TrainingNorm):
-            x = conv._conv_forward(x, conv.weight, bias)
-        else:
-            x = conv._conv_forward(x, conv.weight, None)
-            if statistics is None and bias is None and onto is None and activation == 'none':
-                return x
-            if statistics is not None and bias is not None:
-                # The norm takes the bias of the convolution away from the mean.
-                statistics = statistics._replace(mean=statistics.mean - bias)
-        if statistics is not None:
-            bias = norm._parameters['bias']
-        return norm_act(x, bias, statistics, activation=activation, onto=onto, mode=self.mode)
+
+class ConvNorms(UsesOperators, nn.Sequential):
+    """nn.Sequential of convolutions, norms and activations. NCHW.
+
+    On a GPU, a convolution, the BatchNorm after it and the activation after the norm are computed
+    as in `ConvNormAct`, and the maps are channels_last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H', W')."""
+        if x.device.type not in DEVICES or torch.compiler.is_compiling():
+            return super().forward(x)
+        layers, nothing = list(self), nn.Identity()
+        while layers:
+            layer = layers.pop(0)
+            if isinstance(layer, nn.Conv2d):
+                norm = layers.pop(0) if layers and type(layers[0]) is nn.BatchNorm2d else nothing
+                act = (layers.pop(0) if layers and activation_name(layers[0]) in NORM_ACTIVATIONS
+                       else nothing)
+                x = x.contiguous(memory_format=torch.channels_last)
+                x = _conv_norm_act(x, layer, norm, act, None, self.mode)
+            else:
+                x = layer(x)
+        return x
+
+
+def _conv_norm_act(x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module,
+                   onto: Tensor | None, mode: Mode) -> Tensor:
+    """act(norm(conv(x))), plus `onto` unless it is None; by the operators of a GPU if they suit."""
+    if x.device.type in DEVICES and _suit_operators(conv, norm, act):
+        return _by_operators(x, conv, norm, activation_name(act), onto, mode)
+    x = act(norm(conv(x)))
+    return x if onto is None else onto + x
+
+
+def _by_operators(x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
+                  onto: Tensor | None, mode: Mode) -> Tensor:
+    """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks for
+    the square roots of the variances in another. For the gradient it keeps the normalised map too.
+    """
+    bias, statistics = conv.bias, _statistics(norm)
+    if (statistics is None and onto is None and type(conv) is DepthwiseConv2d
+            and activation in DEPTHWISE_ACTIVATIONS):
+        return conv(x, activation)
+    if isinstance(statistics, TrainingNorm):
+        x = conv._conv_forward(x, conv.weight, bias)
+    else:
+        x = conv._conv_forward(x, conv.weight, None)
+        if statistics is None and bias is None and onto is None and activation == 'none':
+            return x
+        if statistics is not None and bias is not None:
+            # The norm takes the bias of the convolution away from the mean.
+            statistics = statistics._replace(mean=statistics.mean - bias)
+    if statistics is not None:
+        bias = norm._parameters['bias']
+    return norm_act(x, bias, statistics, activation=activation, onto=onto, mode=mode)
 
 
 def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether `ConvNormAct._by_operators` gives the same with fewer kernels: where nothing watches
+    """Whether `_by_operators` gives the same with fewer kernels: where nothing watches
     the modules, and a norm has no gradient by running statistics."""
     if torch.compiler.is_compiling():
         return False

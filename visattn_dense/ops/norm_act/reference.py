@@ -13,7 +13,7 @@ def norm_act(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = 
         x: (B, C, H, W).
         bias: (C,): b; None adds nothing.
         norm: `TrainingNorm` takes μ and σ² from x; None normalises nothing.
-        activation: 'none', 'relu', 'hardswish' or 'gelu_tanh'.
+        activation: 'none', 'relu', 'hardswish', 'gelu' or 'gelu_tanh'.
         onto: like x, what the result is added to; or None.
 
     Returns:

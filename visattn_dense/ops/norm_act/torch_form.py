@@ -9,7 +9,7 @@ from torch import Tensor
 from ..depthwise import torch_form as depthwise
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **depthwise.ACTIVATIONS, 'gelu_tanh': partial(F.gelu, approximate='tanh')}
+    **depthwise.ACTIVATIONS, 'gelu': F.gelu, 'gelu_tanh': partial(F.gelu, approximate='tanh')}
 
 
 class Norm(NamedTuple):
