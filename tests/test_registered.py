@@ -1,4 +1,6 @@
 """Operators of torch that a direct call reaches past the dispatcher: see ops/registered.py."""
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -89,6 +91,22 @@ def test_direct_calls_have_the_gradients_of_the_dispatcher(biases):
     for ours, torchs in zip(direct, watched, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=0, atol=0)
     assert torch.autograd.gradcheck(lambda *args: call(args)[0], tensors)
+    for watch in (nullcontext(), torch.autograd.profiler.profile()):
+        with watch:
+            Without.apply(call(tensors)[0]).backward()
+    assert all(t.grad is None for t in tensors)
+
+
+class Without(torch.autograd.Function):
+    """Gives no gradient to its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
 
 
 def test_some_tensors_need_no_gradient():

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, crop, pad_to_multiple
@@ -131,8 +132,8 @@ class BiLevelRoutingAttention(UsesOperators, EndsInLinear):
         self.lepe = DepthwiseConv(dim, side_dwconv) if side_dwconv else None
         self.wo = nn.Linear(dim, dim) if param_attention == 'qkvo' else nn.Identity()
 
-    def before_last(self, x: Tensor) -> Tensor:
-        """The attention without the output projection: (B, H, W, C) to (B, H, W, C)."""
+    def result(self, x: Tensor, *, biased: bool) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C); see `EndsInLinear`."""
         if not self.auto_pad and (x.shape[1] % self.n_win or x.shape[2] % self.n_win):
             raise ValueError(f'n_win {self.n_win} does not divide the map {x.shape[1]}x'
                              f'{x.shape[2]}; resize it or set auto_pad=True')
@@ -147,6 +148,7 @@ class BiLevelRoutingAttention(UsesOperators, EndsInLinear):
             weight=self._factor(weight), pool=self.pool, mode=self.mode)
         if self.lepe is not None:
             out = self.lepe(v, onto=out)
+        out = linear(self.wo, out) if biased else F.linear(out, self.wo.weight)
         return crop(out, pads)
 
     @property

@@ -39,11 +39,15 @@ class SelfAttention(UsesOperators, EndsInLinear):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def before_last(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         """The attention without the last projection: (B, ..., C) to (B, ..., C)."""
         q, k, v = linear(self.qkv, x).flatten(1, -2).chunk(3, dim=-1)     # each (B, N, C)
         out = full_attention(q, k, v, num_heads=self.num_heads, scale=self.scale, mode=self.mode)
         return out.view(x.shape)
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """See `EndsInLinear`."""
+        return self.attend(x)
 
 
 class LePESelfAttention(SelfAttention):
@@ -64,4 +68,4 @@ class LePESelfAttention(SelfAttention):
 
     def before_last(self, x: Tensor) -> Tensor:
         """The attention and LePE without the last projection: (B, H, W, C) to (B, H, W, C)."""
-        return self.lepe(x, onto=super().before_last(x))
+        return self.lepe(x, onto=self.attend(x))

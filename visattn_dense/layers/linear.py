@@ -4,10 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn_dense.ops import linear as _ops
-from visattn_dense.ops.launching import DEVICES
 from visattn_dense.ops.precision import autocast_dtype
 
-from .plain import is_called_plainly
+from .plain import gains_by_operators, is_called_plainly
 
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -19,15 +18,15 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
 def trains_plainly(x: Tensor, *layers: nn.Module) -> bool:
     """Whether an operator may take the place of linear layers: in training on a GPU, where each is
     torch's own, has a bias and the dtype of x, and nothing watches it."""
-    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            and x.device.type in DEVICES and autocast_dtype(x) in (None, x.dtype)
+    return (torch.is_grad_enabled() and gains_by_operators(x)
+            and autocast_dtype(x) in (None, x.dtype)
             and all(type(layer) is nn.Linear and layer.bias is not None
                     and layer.weight.dtype == x.dtype and is_called_plainly(layer)
                     for layer in layers))
 
 
 class EndsInLinear(nn.Module):
-    """A module whose result is that of a linear layer. A subclass defines `before_last`.
+    """A module that ends in a linear layer. A subclass defines `before_last` or `result`.
 
     Attributes:
         last: the name of the layer.
@@ -60,5 +59,6 @@ def bias_apart(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
             and type(module).forward is EndsInLinear.forward and is_called_plainly(module)):
         last = getattr(module, module.last)
         if trains_plainly(x, last):
-            return module.result(x, biased=False), last._parameters['bias']
+            # A replica of nn.DataParallel has no parameters.
+            return module.result(x, biased=False), last._parameters.get('bias', last.bias)
     return module(x), None

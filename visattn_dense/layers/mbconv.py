@@ -14,14 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from visattn_dense.ops import Mode, UsesOperators
 from visattn_dense.ops.depthwise import ACTIVATIONS as DEPTHWISE_ACTIVATIONS
 from visattn_dense.ops.depthwise import depthwise
-from visattn_dense.ops.launching import DEVICES
 from visattn_dense.ops.norm_act import ACTIVATIONS as NORM_ACTIVATIONS
 from visattn_dense.ops.norm_act import Norm, TrainingNorm, norm_act
 from visattn_dense.ops.pointwise import grouped_pointwise
 
 from .activations import ACTIVATIONS, activation_name
 from .drop import DropPath
-from .plain import is_called_plainly
+from .plain import gains_by_operators, is_called_plainly
 
 
 class DepthwiseConv2d(UsesOperators, nn.Conv2d):
@@ -94,8 +93,7 @@ class ConvNormAct(UsesOperators, nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), plus `onto`, like the result, unless it is None."""
-        parts = self._modules                        # `self.conv` looks in four places
-        return _conv_norm_act(x, parts['conv'], parts['norm'], parts['act'], onto, self.mode)
+        return _conv_norm_act(x, self.conv, self.norm, self.act, onto, self.mode)
 
 
 class ConvNorms(UsesOperators, nn.Sequential):
@@ -107,7 +105,7 @@ class ConvNorms(UsesOperators, nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W')."""
-        if x.device.type not in DEVICES or torch.compiler.is_compiling():
+        if not gains_by_operators(x):
             return super().forward(x)
         layers, nothing = list(self), nn.Identity()
         while layers:
@@ -126,7 +124,8 @@ class ConvNorms(UsesOperators, nn.Sequential):
 def _conv_norm_act(x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module,
                    onto: Tensor | None, mode: Mode) -> Tensor:
     """act(norm(conv(x))), plus `onto` unless it is None; by the operators of a GPU if they suit."""
-    if x.device.type in DEVICES and _suit_operators(conv, norm, act):
+    # torch refuses maps without a batch.
+    if gains_by_operators(x) and x.ndim == 4 and _suit_operators(conv, norm, act):
         return _by_operators(x, conv, norm, activation_name(act), onto, mode)
     x = act(norm(conv(x)))
     return x if onto is None else onto + x
@@ -158,8 +157,6 @@ def _by_operators(x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
 def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
     """Whether `_by_operators` gives the same with fewer kernels: where nothing watches
     the modules, and a norm has no gradient by running statistics."""
-    if torch.compiler.is_compiling():
-        return False
     trains = torch.is_grad_enabled()
     if type(norm) is nn.BatchNorm2d:
         suits = norm.training == trains and _statistics(norm) is not None
@@ -317,14 +314,14 @@ class Residual(nn.Module):
         main = self.main
         if not self.shortcut:
             return main(x)
-        if x.device.type in DEVICES and self._adds_inside(main):
+        if gains_by_operators(x) and self._adds_inside(main):
             return main.added(x, x)
         return self.add(x, main(x))
 
     def _adds_inside(self, main: nn.Module) -> bool:
         """Whether the last layer of the branch can add x: where nothing watches or drops the result
         of the branch."""
-        if torch.compiler.is_compiling() or not isinstance(main, Branch):
+        if not isinstance(main, Branch):
             return False
         last, drop_path = main.last(), self.drop_path
         return (type(self).add is Residual.add and type(main).forward is Branch.forward

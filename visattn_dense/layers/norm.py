@@ -1,13 +1,11 @@
 """Normalisation over the channels of tokens or of a map."""
-import torch
 from torch import Tensor, nn
 
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.add_norm import add_norm
-from visattn_dense.ops.launching import DEVICES
 from visattn_dense.ops.precision import product_dtype
 
-from .plain import is_called_plainly
+from .plain import gains_by_operators, is_called_plainly
 
 
 def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -24,8 +22,8 @@ def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _suits_operator(norm: nn.LayerNorm, x: Tensor) -> bool:
-    return (x.device.type in DEVICES and not torch.compiler.is_compiling()
-            and norm.normalized_shape == x.shape[-1:] and norm.bias is not None)
+    return (gains_by_operators(x) and norm.normalized_shape == x.shape[-1:]
+            and norm.bias is not None)
 
 
 def _by_operator(norm: nn.LayerNorm, x: Tensor) -> Tensor:

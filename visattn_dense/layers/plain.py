@@ -1,6 +1,16 @@
-"""Whether a call of a module is its own forward: then an operator may take its place."""
-from torch import nn
+"""Whether an operator may take the place of a module: where it would gain, and nothing watches."""
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as _all
+
+from visattn_dense.ops.launching import DEVICES
+
+
+def gains_by_operators(x: Tensor) -> bool:
+    """Whether x is on a device of the Triton kernels, and no tracer has to see modules of torch."""
+    # torch.fx traces with other objects.
+    return (isinstance(x, Tensor) and x.device.type in DEVICES
+            and not torch.compiler.is_compiling() and not torch.jit.is_tracing())
 
 
 def is_called_plainly(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _PLAIN = frozenset((Tensor, nn.Parameter, type(None), int, float, bool, str, list, torch.dtype))
@@ -26,7 +27,7 @@ def is_reinterpreted() -> bool:
     """Whether a tracer, a transform or a mode of torch may do something else than compute: a kernel
     that changes its arguments must not be launched."""
     return (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or _get_current_dispatch_mode() is not None
+            or _get_current_dispatch_mode() is not None or forward_ad._current_level >= 0
             or torch._C._are_functorch_transforms_active())
 
 
@@ -63,15 +64,20 @@ class Registered:
         """The gradient, as for `torch.library.register_autograd`.
 
         `backward` calls another operator, which has no gradient: so a gradient of the gradient is
-        an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors. The
-        gradient of a result that has none is None, not a tensor of zeros.
+        an error of torch. `ctx.needs_input_grad` is for operators without lists of tensors. A
+        result without a gradient gives None, not a tensor of zeros; one at least has a gradient.
         """
         def set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             setup_context(ctx, inputs, output)
             ctx.set_materialize_grads(False)
+            ctx.nothing = tuple([[None] * len(each) if _is_list(each) else None
+                                 for each in inputs])
 
-        self._registered.register_autograd(backward, setup_context=set_up)
-        self._apply = _gradient(self._function, backward, set_up, self._takes_lists)
+        def go_back(ctx: Any, *grads: Tensor | None) -> Sequence[Any]:
+            return backward(ctx, *grads) if any(g is not None for g in grads) else ctx.nothing
+
+        self._registered.register_autograd(go_back, setup_context=set_up)
+        self._apply = _gradient(self._function, go_back, set_up, self._takes_lists)
 
     def __call__(self, *args: Any) -> Any:
         if is_traced() or not are_plain(args):
@@ -97,6 +103,11 @@ def are_plain(args: Sequence[Any]) -> bool:
         elif kind not in _PLAIN or (kind is list and not are_plain(arg)):
             return False
     return True
+
+
+def _is_list(arg: Any) -> bool:
+    """Whether an argument is a list of tensors, or an empty list."""
+    return type(arg) is list and (not arg or isinstance(arg[0], Tensor))
 
 
 def _need_gradient(args: Sequence[Any]) -> bool:
@@ -142,8 +153,7 @@ def _gradient(function: Callable[..., Any], backward: Callable[..., Any],
                            for item in ((grad or ()) if place in ctx.lists else (grad,)))
 
     def apply(*args: Any) -> Any:
-        lists = {place: len(arg) for place, arg in enumerate(args)
-                 if type(arg) is list and (not arg or isinstance(arg[0], Tensor))}
+        lists = {place: len(arg) for place, arg in enumerate(args) if _is_list(arg)}
         return GradientOfLists.apply(lists, *(item for place, arg in enumerate(args)
                                               for item in (arg if place in lists else (arg,))))
 

@@ -137,13 +137,10 @@ def _backward(ctx, grad_total, grad_normed, _):
     own = update_dtype is not None and (scale is not None or update_dtype != total.dtype)
     grad_weight = grad_bias = grad_update_bias = None
     if grad_normed is None:
-        if grad_total is None:
-            return (None,) * 8
         grad = grad_total
         grad_update = grad if scale is None else grad * scale
         if bias_dtype is not None:
-            rows = grad_update.contiguous().view(-1, weight.shape[0])
-            grad_update_bias = sum_rows(rows, 0, bias_dtype, many=True)
+            grad_update_bias = grad_update.reshape(-1, weight.shape[0]).sum(0).to(bias_dtype)
     else:
         if update_dtype is None:
             grad_total = None                        # `total` holds no numbers

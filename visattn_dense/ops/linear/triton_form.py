@@ -47,7 +47,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return _shaped(F.linear(_rows(x), weight, bias), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,7 +64,7 @@ class _Mlp(torch.autograd.Function):
                 bias2: Tensor | None) -> Tensor:
         hidden = F.linear(_rows(x), weight1, bias1)
         ctx.save_for_backward(x, hidden, weight1, bias1, weight2)
-        return F.linear(F.gelu(hidden), weight2, bias2).view(*x.shape[:-1], -1)
+        return _shaped(F.linear(F.gelu(hidden), weight2, bias2), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,6 +84,11 @@ class _Mlp(torch.autograd.Function):
 def _rows(t: Tensor) -> Tensor:
     """(..., C) to (T, C)."""
     return t.reshape(-1, t.shape[-1])
+
+
+def _shaped(rows: Tensor, x: Tensor) -> Tensor:
+    """(T, C) to (..., C), as x. Nobody could change a view in place that a function returns."""
+    return torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.shape[-1]))
 
 
 def _is_plain(grad: Tensor) -> bool:

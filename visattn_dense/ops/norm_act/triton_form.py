@@ -8,6 +8,7 @@ numbers. All arithmetic is float32.
 With running statistics there is no gradient.
 """
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import launching
@@ -79,7 +80,8 @@ def _batch_statistics(x: Tensor, norm: TrainingNorm) -> Tensor:
     statistics = empty((2, channels), x, torch.float32)
     take(x, shares, batches)
     merge(shares, batches, statistics, running_mean, running_variance)
-    torch.autograd.graph.increment_version((running_mean, running_variance, batches))
+    # As torch's norm does. It leaves the versions of the running statistics as they are.
+    torch.autograd.graph.increment_version(batches)
     return statistics
 
 
@@ -146,10 +148,11 @@ def _forward_launch(shape: torch.Size, eps: float, activation: str) -> Launch:
     'str activation) -> (Tensor, Tensor)')
 def _backward_op(grad, x, statistics, weight, bias, eps, activation):
     """The gradient of x, and that of the bias (C,); with a norm (2, C): of the bias, the weight."""
+    # A hook of saved tensors may give x back with other strides.
+    grad, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     grad_x, sums = _empty_gradients(grad, x, statistics, weight, bias, eps, activation)
     if x.numel() == 0:
         return grad_x, sums.zero_()
-    grad = grad.contiguous(memory_format=torch.channels_last)
     add, finish = _backward_launches(x.shape, eps, activation)
     shares = empty((add.grid[0], *sums.shape), x, torch.float32)
     add(grad, x, statistics, None, weight, bias, grad_x if statistics is None else None, shares)
@@ -186,11 +189,28 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     x, statistics, weight, bias = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _differentiable(ctx, grad)
     grad_x, sums = _backward_op(grad, x, statistics, weight, bias, ctx.eps, ctx.activation)
     grad_bias, grad_weight = (sums, None) if statistics is None else sums.unbind()
     grad_onto = None if ctx.onto_dtype is None else grad.to(ctx.onto_dtype)
     return (grad_x, None, None, grad_weight, None if bias is None else grad_bias, grad_onto, None,
             None)
+
+
+def _differentiable(ctx, grad):
+    """`_backward` by torch, for the gradient of the gradient."""
+    x, statistics, weight, bias = ctx.saved_tensors
+    if statistics is not None:
+        value = F.batch_norm(x, None, None, weight, bias, True, 0., ctx.eps)
+    else:
+        value = x if bias is None else x + bias.to(x.dtype)[:, None, None]
+    of = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
+    found = dict(zip(map(id, of), torch.autograd.grad(
+        ACTIVATIONS[ctx.activation](value), of, grad, create_graph=True), strict=True))
+    grad_onto = None if ctx.onto_dtype is None else grad.to(ctx.onto_dtype)
+    return (found.get(id(x)), None, None, found.get(id(weight)), found.get(id(bias)), grad_onto,
+            None, None)
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)
