@@ -15,11 +15,11 @@ from visattn_dense.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 # Launches of a forward pass that the project aims at. GiB above the weights for each kind of pass,
-# at commit 130a67d, before the Triton kernels of today; measured in the same way.
-AIMS = {'CSWin:small': (600, .438, 8.166, 1.400), 'BiFormer:small': (500, .406, 7.223, 1.195),
-        'FLattenCSWin:tiny': (500, .500, 6.938, 1.458),
-        'EfficientViT:b2': (350, .422, 6.144, .960), 'EfficientViT:l2': (350, .563, 7.401, 1.345),
-        'T2TViT:14': (250, .524, 4.827, 1.560)}
+# as they were on 29 November 2026; commit 130a67d needed up to 2.0 GiB more.
+AIMS = {'CSWin:small': (600, .406, 6.288, 1.320), 'BiFormer:small': (500, .328, 5.000, 1.034),
+        'FLattenCSWin:tiny': (500, .313, 3.464, .845),
+        'EfficientViT:b2': (350, .422, 4.182, .764), 'EfficientViT:l2': (350, .563, 5.876, 1.306),
+        'T2TViT:14': (250, .476, 3.787, 1.292)}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_few_launches_and_no_more_memory_than_before(suited):
         assert planned <= counted <= 1.1 * planned, (name, planned, counted)
         for kind, peak in zip(passes.KINDS, peaks, strict=True):
             # The allocator rounds sizes.
-            assert found[name, kind][1] <= peak + .002, (name, kind)
+            assert found[name, kind][1] <= peak + .01, (name, kind)
 
 
 def test_the_command(suited, capsys):
