@@ -68,13 +68,10 @@ def check(subject: Subject, ours: nn.Module, naive: nn.Module, height: int, widt
         try:
             for dtype, seed in attempts:
                 x = subject.input(1, height, width, device, seed).to(dtype)
-                ours_then, naive_then = (
-                    module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
-                    for module in (ours, naive))
-                found = _results(ours_then, x, gradients)
+                found = _results(_in(ours, dtype), x, gradients)
                 # Also the operators outside the attentions: norms and linear layers.
                 with use_implementation('reference'):
-                    expected = _results(naive_then, x, gradients)
+                    expected = _results(_in(naive, dtype), x, gradients)
                 error = relative_error(found, expected)
                 if error <= TOLERANCE:
                     break
@@ -86,6 +83,11 @@ def check(subject: Subject, ours: nn.Module, naive: nn.Module, height: int, widt
             if min(height, width) < 128:
                 raise MemoryError('not even a small input fits') from reason
             height, width = height // 2, width // 2
+
+
+def _in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module, which is in float32, or a copy in another dtype."""
+    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
 
 
 def _results(module: nn.Module, x: Tensor, gradients: bool) -> tuple[Tensor, ...]:

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, crop, pad_to_multiple
@@ -148,8 +147,7 @@ class BiLevelRoutingAttention(UsesOperators, EndsInLinear):
             weight=self._factor(weight), pool=self.pool, mode=self.mode)
         if self.lepe is not None:
             out = self.lepe(v, onto=out)
-        out = linear(self.wo, out) if biased else F.linear(out, self.wo.weight)
-        return crop(out, pads)
+        return crop(linear(self.wo, out, biased=biased), pads)
 
     @property
     def pool(self) -> nn.Module | None:

@@ -9,9 +9,15 @@ from visattn_dense.ops.precision import autocast_dtype
 from .plain import gains_by_operators, is_called_plainly
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), (..., C) to (..., C'). `layer`: an nn.Linear, or what a user has put in its place.
+def linear(layer: nn.Module, x: Tensor, *, biased: bool = True) -> Tensor:
+    """layer(x), (..., C) to (..., C').
+
+    Args:
+        layer: an nn.Linear, or what a user has put in its place.
+        biased: False leaves out the bias; then `layer` is an nn.Linear.
     """
+    if not biased:
+        return F.linear(x, layer.weight)
     return _ops.linear(x, layer.weight, layer.bias) if trains_plainly(x, layer) else layer(x)
 
 
@@ -39,8 +45,7 @@ class EndsInLinear(nn.Module):
 
     def result(self, x: Tensor, *, biased: bool) -> Tensor:
         """What `forward` gives; or this without the bias of the last layer."""
-        x, last = self.before_last(x), getattr(self, self.last)
-        return linear(last, x) if biased else F.linear(x, last.weight)
+        return linear(getattr(self, self.last), self.before_last(x), biased=biased)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., C) to the same shape."""

@@ -125,18 +125,22 @@ def _conv_norm_act(x: Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module,
                    onto: Tensor | None, mode: Mode) -> Tensor:
     """act(norm(conv(x))), plus `onto` unless it is None; by the operators of a GPU if they suit."""
     # torch refuses maps without a batch.
-    if gains_by_operators(x) and x.ndim == 4 and _suit_operators(conv, norm, act):
-        return _by_operators(x, conv, norm, activation_name(act), onto, mode)
+    if gains_by_operators(x) and x.ndim == 4:
+        statistics, activation = _statistics(norm), activation_name(act)
+        if (activation in NORM_ACTIVATIONS and _suit_operators(conv, norm, statistics)
+                and all(map(is_called_plainly, (conv, norm, act)))):
+            return _by_operators(x, conv, norm, statistics, activation, onto, mode)
     x = act(norm(conv(x)))
     return x if onto is None else onto + x
 
 
-def _by_operators(x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
-                  onto: Tensor | None, mode: Mode) -> Tensor:
+def _by_operators(x: Tensor, conv: nn.Conv2d, norm: nn.Module,
+                  statistics: Norm | TrainingNorm | None, activation: str, onto: Tensor | None,
+                  mode: Mode) -> Tensor:
     """torch adds the bias of a convolution, normalises and activates in a kernel each, and asks for
     the square roots of the variances in another. For the gradient it keeps the normalised map too.
     """
-    bias, statistics = conv.bias, _statistics(norm)
+    bias = conv.bias
     if (statistics is None and onto is None and type(conv) is DepthwiseConv2d
             and activation in DEPTHWISE_ACTIVATIONS):
         return conv(x, activation)
@@ -154,23 +158,24 @@ def _by_operators(x: Tensor, conv: nn.Conv2d, norm: nn.Module, activation: str,
     return norm_act(x, bias, statistics, activation=activation, onto=onto, mode=mode)
 
 
-def _suit_operators(conv: nn.Module, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether `_by_operators` gives the same with fewer kernels: where nothing watches
-    the modules, and a norm has no gradient by running statistics."""
+def _suit_operators(conv: nn.Module, norm: nn.Module,
+                    statistics: Norm | TrainingNorm | None) -> bool:
+    """Whether `_by_operators` knows the modules, and gives the same with fewer kernels. A norm by
+    running statistics has no gradient there."""
     trains = torch.is_grad_enabled()
-    if type(norm) is nn.BatchNorm2d:
-        suits = norm.training == trains and _statistics(norm) is not None
+    if statistics is not None:
+        suits = norm.training == trains
     else:
         # The gradient of a depthwise kernel comes with that of the bias.
         suits = type(norm) is nn.Identity and not (trains and type(conv) is DepthwiseConv2d)
-    return (suits and type(conv) in (nn.Conv2d, DepthwiseConv2d)
-            and activation_name(act) in NORM_ACTIVATIONS
-            and is_called_plainly(conv) and is_called_plainly(norm) and is_called_plainly(act))
+    return suits and type(conv) in (nn.Conv2d, DepthwiseConv2d)
 
 
 def _statistics(norm: nn.Module) -> Norm | TrainingNorm | None:
-    """The BatchNorm without its bias; None if there is none, or without running statistics or
-    weights."""
+    """torch's BatchNorm2d without its bias; None for another module, or without running statistics
+    or weights."""
+    if type(norm) is not nn.BatchNorm2d:
+        return None
     # An attribute of a module takes half a microsecond; there are six.
     buffers, weight = norm._buffers, norm._parameters.get('weight')
     mean, variance = buffers.get('running_mean'), buffers.get('running_var')

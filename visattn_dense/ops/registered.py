@@ -20,15 +20,22 @@ dispatcher."""
 
 def is_traced() -> bool:
     """Whether a tracer, a transform, a profiler or a mode of torch has to see each operator."""
-    return is_reinterpreted() or torch.autograd._profiler_enabled()
+    return _is_reinterpreted() or torch.autograd._profiler_enabled()
 
 
-def is_reinterpreted() -> bool:
+def _is_reinterpreted() -> bool:
     """Whether a tracer, a transform or a mode of torch may do something else than compute: a kernel
     that changes its arguments must not be launched."""
     return (torch.compiler.is_compiling() or torch.jit.is_tracing()
             or _get_current_dispatch_mode() is not None or forward_ad._current_level >= 0
             or torch._C._are_functorch_transforms_active())
+
+
+def why_not_direct(*tensors: Tensor | None) -> str | None:
+    """Why a kernel that is no operator of torch cannot take these tensors, or None."""
+    if _is_reinterpreted() or not _are_plain(tensors):
+        return "a tracer, a transform or a mode of torch needs torch's own operators"
+    return None
 
 
 def is_batched(t: Tensor) -> bool:
@@ -70,8 +77,8 @@ class Registered:
         def set_up(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             setup_context(ctx, inputs, output)
             ctx.set_materialize_grads(False)
-            ctx.nothing = tuple([[None] * len(each) if _is_list(each) else None
-                                 for each in inputs])
+            ctx.nothing = (None,) * len(inputs) if not self._takes_lists else tuple([
+                [None] * len(each) if _is_list(each) else None for each in inputs])
 
         def go_back(ctx: Any, *grads: Tensor | None) -> Sequence[Any]:
             return backward(ctx, *grads) if any(g is not None for g in grads) else ctx.nothing
@@ -80,7 +87,7 @@ class Registered:
         self._apply = _gradient(self._function, go_back, set_up, self._takes_lists)
 
     def __call__(self, *args: Any) -> Any:
-        if is_traced() or not are_plain(args):
+        if is_traced() or not _are_plain(args):
             return self._registered(*args)
         if not torch.is_grad_enabled() or not _need_gradient(args):
             return self._function(*args)
@@ -92,7 +99,7 @@ def registered(name: str, schema: str | None = None) -> Callable[[Callable[..., 
     return lambda function: Registered(name, function, schema)
 
 
-def are_plain(args: Sequence[Any]) -> bool:
+def _are_plain(args: Sequence[Any]) -> bool:
     """Whether a direct call can read the memory of all tensors."""
     for arg in args:
         kind = type(arg)
@@ -100,7 +107,7 @@ def are_plain(args: Sequence[Any]) -> bool:
             # Autograd batches gradients with tensors of this class (is_grads_batched).
             if torch._C._functorch.is_legacy_batchedtensor(arg):
                 return False
-        elif kind not in _PLAIN or (kind is list and not are_plain(arg)):
+        elif kind not in _PLAIN or (kind is list and not _are_plain(arg)):
             return False
     return True
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..precision import autocast_dtype
-from ..registered import are_plain, is_batched, is_reinterpreted
+from ..registered import is_batched, why_not_direct
 from ..sums import shares_of, sum_rows
 
 
@@ -24,9 +24,7 @@ def why_not(x: Tensor, *parameters: Tensor | None) -> str | None:
     tensors = [t for t in (x, *parameters) if t is not None]
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return 'there is no gradient'
-    if is_reinterpreted() or not are_plain(tensors):
-        return "a tracer, a transform or a mode of torch needs torch's own operators"
-    reason = launching.why_not(*tensors, alike=True)
+    reason = why_not_direct(*tensors) or launching.why_not(*tensors, alike=True)
     if reason is None and autocast_dtype(x) not in (None, x.dtype):
         reason = 'autocast casts the tensors'
     if reason is None and x.numel() == 0:

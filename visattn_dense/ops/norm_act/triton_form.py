@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .. import launching
 from ..launching import Launch, empty, once_for_a_size, power_of_two
-from ..registered import are_plain, is_reinterpreted, registered
+from ..registered import registered, why_not_direct
 from ..sums import shares_of, sum_rows
+from . import torch_form
 from .torch_form import ACTIVATIONS, Norm, TrainingNorm
 
 
@@ -27,10 +28,8 @@ def why_not(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = N
         reason = _why_not_training(x, bias, onto, norm)
     elif reason is None and torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors):
-        if norm is not None:
-            reason = 'a gradient of a norm by running statistics is needed'
-        elif is_reinterpreted() or not are_plain(tensors):
-            reason = _WATCHED
+        reason = ('a gradient of a norm by running statistics is needed' if norm is not None
+                  else why_not_direct(*tensors))
     if reason is None and not (_is_channels_last(x) and (onto is None or _is_channels_last(onto))):
         reason = 'a map is not channels_last'
     if reason is None and activation not in ACTIVATIONS:
@@ -42,14 +41,12 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-_WATCHED = "a tracer, a transform or a mode of torch needs torch's own operators"
-
-
 def _why_not_training(x: Tensor, bias: Tensor | None, onto: Tensor | None,
                       norm: TrainingNorm) -> str | None:
     mean, variance, weight, batches, *_ = norm
-    if is_reinterpreted() or not are_plain((x, bias, onto, mean, variance, weight, batches)):
-        return _WATCHED
+    reason = why_not_direct(x, bias, onto, mean, variance, weight, batches)
+    if reason is not None:
+        return reason
     channels = x.shape[1]
     for t in (mean, variance, weight, bias):
         if (t is None or t.dtype is not torch.float32 or t.numel() != channels
@@ -201,13 +198,13 @@ def _backward(ctx, grad):
 def _differentiable(ctx, grad):
     """`_backward` by torch, for the gradient of the gradient."""
     x, statistics, weight, bias = ctx.saved_tensors
+    value, added = x, bias
     if statistics is not None:
-        value = F.batch_norm(x, None, None, weight, bias, True, 0., ctx.eps)
-    else:
-        value = x if bias is None else x + bias.to(x.dtype)[:, None, None]
+        value, added = F.batch_norm(x, None, None, weight, bias, True, 0., ctx.eps), None
+    out = torch_form.norm_act(value, added, activation=ctx.activation)
     of = [t for t in (x, weight, bias) if t is not None and t.requires_grad]
-    found = dict(zip(map(id, of), torch.autograd.grad(
-        ACTIVATIONS[ctx.activation](value), of, grad, create_graph=True), strict=True))
+    found = dict(zip(map(id, of), torch.autograd.grad(out, of, grad, create_graph=True),
+                     strict=True))
     grad_onto = None if ctx.onto_dtype is None else grad.to(ctx.onto_dtype)
     return (found.get(id(x)), None, None, found.get(id(weight)), found.get(id(bias)), grad_onto,
             None, None)
