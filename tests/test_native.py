@@ -33,11 +33,13 @@ from visattn_dense.layers.packed import NativeGroupedConv, NativeNorm, NativeTra
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
 from visattn_dense.ops.native import build
-from visattn_dense.ops.native import operators as ops
+from visattn_dense.ops.native import layers as native_layers
 
 compiler = shutil.which(os.environ.get('CXX', 'g++'))
 pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
 
+# What the fixtures put others in the place of.
+TILES, LIBRARY = build.tiles, build.library
 # Tiles, and vectors of 16, 8 and 4 floats, where the processor has them.
 PROCESSORS = ['native', *(['native, vectors'] if build.tiles() else []),
               *(['x86-64-v3', 'x86-64'] if os.uname().machine == 'x86_64' else [])]
@@ -47,14 +49,14 @@ PROCESSORS = ['native', *(['native, vectors'] if build.tiles() else []),
 def kernels(request, tmp_path_factory):
     """The operators with kernels compiled for a kind of processor."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, 'tiles', lambda: request.param == 'native' and build.tiles())
-        patch.setattr(ops, '_LEAST_IN_TILES', 0)
+        patch.setattr(build, 'tiles', lambda: request.param == 'native' and TILES())
+        patch.setattr(native_layers, '_LEAST_IN_TILES', 0)
         if request.param.startswith('x86'):
             flags = [f for f in build.FLAGS if not f.startswith('-march')]
             patch.setattr(build, 'FLAGS', [*flags, f'-march={request.param}'])
             path = build._compile(build._compiler(), tmp_path_factory.mktemp(request.param))
             found = build._open(path)
-            patch.setattr(ops, 'library', lambda: found)
+            patch.setattr(build, 'library', lambda: found)
         yield
 
 
@@ -210,12 +212,12 @@ def relu_reference(qkv: Tensor, epsilon: float) -> Tensor:
 def test_routing(kernels, n_win, side, channels, dtype):
     """Means beside those of float64; the regions beside torch's choice among the same means."""
     x = random(2, n_win * side, n_win * side, 3 * channels).to(dtype)[..., channels:]
-    means = ops.region_means(x, n_win)
+    means = native.region_means(x, n_win)
     exact = x.double().unflatten(2, (n_win, side)).unflatten(1, (n_win, side)).mean((2, 4))
     torch.testing.assert_close(means, exact.flatten(1, 2).to(dtype), rtol=1e-5, atol=1e-6)
     q, k = means.chunk(2, -1)
     for count in {1, min(5, n_win**2), n_win**2}:
-        logits, index = ops.top_regions(q, k, count=count, scale=-1.5)
+        logits, index = native.top_regions(q, k, count=count, scale=-1.5)
         every = q.double() @ k.double().mT * -1.5
         true, chosen = every.topk(count)
         assert index.equal(chosen)
@@ -226,12 +228,12 @@ def test_routing(kernels, n_win, side, channels, dtype):
 def test_routing_of_equal_regions_and_of_nans(kernels):
     """Of equal regions the first; NaN before all numbers; never a region beyond the map."""
     q, k = torch.ones(1, 20, 4), torch.ones(1, 20, 4)
-    assert ops.top_regions(q, k, count=3, scale=1.)[1][0].tolist() == [[0, 1, 2]] * 20
+    assert native.top_regions(q, k, count=3, scale=1.)[1][0].tolist() == [[0, 1, 2]] * 20
     k[0, 7], k[0, 11], q[0, 5] = torch.nan, torch.inf, -1.
-    logits, index = ops.top_regions(q, k, count=3, scale=1.)
+    logits, index = native.top_regions(q, k, count=3, scale=1.)
     assert index[0, 0].tolist() == [7, 11, 0] and index[0, 5].tolist() == [7, 0, 1]
     assert logits[0, 0].isnan().tolist() == [True, False, False]
-    every = ops.top_regions(q, torch.full_like(k, torch.nan), count=20, scale=1.)[1]
+    every = native.top_regions(q, torch.full_like(k, torch.nan), count=20, scale=1.)[1]
     assert every[0, 0].tolist() == list(range(20))
 
 
@@ -334,7 +336,7 @@ def test_maps_in_bfloat16(kernels, dim):
 
     (attended, convolved), (exact_attended, exact_convolved) = results(q, k, v), results(*exact)
     # In tiles, the weights of the softmax are rounded to bfloat16 too.
-    near(attended, exact_attended, 2**-8 if ops.tiles() else 1e-6)
+    near(attended, exact_attended, 2**-8 if build.tiles() else 1e-6)
     near(convolved, exact_convolved)
     # Added to what is there: the sum is in float32, and rounded once.
     before = random(2, *size, heads * dim, seed=4).bfloat16()
@@ -492,11 +494,11 @@ def test_linear_layers_of_groups(kernels, size, groups, inputs, outputs):
 @pytest.fixture
 def in_tiles(monkeypatch):
     """Says which of the next layers are in tiles, on a processor that has tiles."""
-    if not build.tiles():
+    if not TILES():
         pytest.skip('a processor with AMX is needed')
-    monkeypatch.setattr(ops, 'library', build.library)
-    monkeypatch.setattr(ops, '_LEAST_IN_TILES', 0)
-    return lambda value: monkeypatch.setattr(ops, 'tiles', lambda: value)
+    monkeypatch.setattr(build, 'library', LIBRARY)
+    monkeypatch.setattr(native_layers, '_LEAST_IN_TILES', 0)
+    return lambda value: monkeypatch.setattr(build, 'tiles', lambda: value)
 
 
 @pytest.mark.parametrize('scale', [1e-15, 1., 1e15])
@@ -603,7 +605,7 @@ def test_prepared_attention_is_the_naive_one(name, size, monkeypatch):
     x = random(2, *size, 24)
     expected = (module if name == 'self with LePE' else as_naive(copy.deepcopy(module)))(x)
     called = []
-    monkeypatch.setattr(ops, 'library', lambda: called.append(1) or build.library())
+    monkeypatch.setattr(build, 'library', lambda: called.append(1) or LIBRARY())
     prepared = optimize_for_inference(module)
     torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-5)
     assert called, 'no kernel was used'
@@ -622,7 +624,7 @@ def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
     x = random(2, 13, 11, 24).bfloat16()
     exact = copy.deepcopy(module).float()(x.float())
     called = []
-    monkeypatch.setattr(ops, 'library', lambda: called.append(1) or build.library())
+    monkeypatch.setattr(build, 'library', lambda: called.append(1) or LIBRARY())
     torchs, out = module(x), optimize_for_inference(copy.deepcopy(module))(x)
     assert out.dtype == torch.bfloat16
 

@@ -17,39 +17,33 @@ depthwise.h           the inner loop of depthwise convolutions
 replay.h              the kernels for that loop
 tiles.h               products in the tile registers of a processor with AMX
 build                 compiles the sources once for each processor, if there is a compiler
-operators             the kernels as operators of torch
+calls                 how a kernel becomes an operator of torch
+attention, routing, maps, layers
+                      the operators, with what they take
 recording             makes the calls of a pass again, without the Python between them
 
 The kernels are optional: without a compiler, or with `VISATTN_NATIVE=0`, torch computes every
 operator. With `VISATTN_AMX=0` the kernels use no tile registers.
 `visattn_dense.layers.optimize_for_inference` turns the kernels on. Training never uses the kernels.
 """
+from .attention import Groups, Windows, attend, focused, relu_attention, windows
 from .build import available, tiles
-from .operators import (
-    Groups,
+from .calls import is_watched, why_not
+from .layers import (
     Layer,
     Patches,
-    Windows,
-    add_norm,
-    attend,
     chain,
-    depthwise,
-    focused,
     grouped,
     in_groups,
-    is_watched,
     linear,
     mobile,
-    region_means,
-    relu_attention,
     suits_tiles,
-    top_regions,
     transposed,
     transposed_layers,
-    why_not,
-    windows,
 )
+from .maps import add_norm, depthwise
 from .recording import record
+from .routing import region_means, top_regions
 
 __all__ = ['Groups', 'Layer', 'Patches', 'Windows', 'add_norm', 'attend', 'available', 'chain',
            'depthwise', 'focused', 'grouped', 'in_groups', 'is_watched', 'linear', 'mobile',

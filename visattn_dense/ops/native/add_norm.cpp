@@ -30,7 +30,7 @@ void add_norm(const Number* x, int64_t stride, const Number* update, int64_t upd
 
 extern "C" {
 
-// float32 or bfloat16; see operators.py.
+// float32 or bfloat16; see calls.py.
 void visattn_add_norm(const void* x, int64_t stride, const void* update, int64_t update_stride,
                       int64_t rows, int n, const float* weight, const float* bias, float epsilon,
                       int activation, void* total, void* normed, int bfloat16, int threads) {

@@ -1,5 +1,5 @@
 // Softmax attention between groups of tokens, of NHWC maps in float32 or bfloat16: compiled for the
-// processor at hand (build.py), called by operators.py, which says what the arguments are. All sums are
+// processor at hand (build.py), called by attention.py, which says what the arguments are. All sums are
 // float32; bfloat16 is a format of the maps in memory alone.
 //
 // The keys of a group are taken some at a time, and the softmax is that of the keys so far (Milakov

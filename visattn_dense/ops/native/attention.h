@@ -8,7 +8,7 @@
 
 namespace {
 
-// Which rows attend to which rows; see Groups in operators.py.
+// Which rows attend to which rows; see Groups in attention.py.
 struct Groups {
   const int32_t *q_rows, *q_starts, *k_rows, *k_starts;
   const int64_t* routed;

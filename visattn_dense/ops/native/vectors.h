@@ -337,7 +337,7 @@ inline void in_lanes(int channels, F&& f) {
   for (; c < channels; c++) f(float{}, c);
 }
 
-enum Activation { kNone, kRelu, kHardswish, kGelu, kGeluTanh };  // as in operators.py
+enum Activation { kNone, kRelu, kHardswish, kGelu, kGeluTanh };  // as in calls.py
 
 // The first three alone.
 inline Vec activate(Vec x, Activation kind) {
