@@ -167,31 +167,32 @@ def counted(code: str) -> tuple[int, list[int], int]:
 
 def windows(dtype: torch.dtype, head_dim: int) -> Tensor:
     """Stripes of both directions with LePE, as in CSWin's third stage."""
-    from visattn_dense.ops.group_attention import gpu
+    from visattn_dense.ops.group_attention import triton_form
     qkv = torch.empty(1, 32, 32, 3, 2 * head_dim, dtype=dtype, requires_grad=True)
     kernels = [torch.empty(head_dim, 1, 3, 3, requires_grad=True) for _ in range(2)]
     biases = [torch.empty(head_dim, requires_grad=True) for _ in range(2)]
-    return gpu.window_attention(qkv, [(32, 7), (7, 32)], num_heads=2, kernels=kernels,
-                                biases=biases)
+    return triton_form.window_attention(qkv, [(32, 7), (7, 32)], num_heads=2, kernels=kernels,
+                                        biases=biases)
 
 
 def whole_maps(dtype: torch.dtype, head_dim: int) -> Tensor:
     """All tokens attend to all, as in T2T-ViT."""
-    from visattn_dense.ops.group_attention import gpu
+    from visattn_dense.ops.group_attention import triton_form
     q, k, v = (torch.empty(1, 1025, 2 * head_dim, dtype=dtype, requires_grad=True)
                for _ in range(3))
-    return gpu.full_attention(q, k, v, num_heads=2)
+    return triton_form.full_attention(q, k, v, num_heads=2)
 
 
 def regions(dtype: torch.dtype, head_dim: int, *, side: int = 64, listed: int = 4,
             weighted: bool = False) -> Tensor:
     """Routed regions of a map of side², as in BiFormer."""
-    from visattn_dense.ops.group_attention import gpu
+    from visattn_dense.ops.group_attention import triton_form
     q, k, v = (torch.empty(1, side, side, 2 * head_dim, dtype=dtype, requires_grad=True)
                for _ in range(3))
     weight = torch.empty(1, 64, listed, requires_grad=True) if weighted else None
-    return gpu.region_attention(q, k, v, torch.arange(listed).expand(1, 64, listed), num_heads=2,
-                                n_win=8, scale=1., weight=weight)
+    return triton_form.region_attention(
+        q, k, v, torch.arange(listed).expand(1, 64, listed), num_heads=2, n_win=8, scale=1.,
+        weight=weight)
 
 
 def residual_norm(dtype: torch.dtype, head_dim: int) -> tuple[Tensor, Tensor]:

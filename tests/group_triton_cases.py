@@ -14,8 +14,8 @@ from visattn_dense.ops import use_implementation
 from visattn_dense.ops.choose import decisions
 from visattn_dense.ops.group_attention import (
     full_attention,
-    gpu,
     region_attention,
+    triton_form,
     window_attention,
 )
 from visattn_dense.ops.group_attention.fused import fused_attention
@@ -128,7 +128,7 @@ def test_other_windows_are_left_to_torch(windows, sides, reason):
     kernels = [torch.randn(6 // kinds, 1, side, side, device=DEVICE) for side in sides]
     arguments = dict(windows=windows, num_heads=kinds, kernels=kernels, biases=[None] * kinds)
     qkv = torch.randn(1, 3, 4, 3, 6, device=DEVICE)
-    assert reason in gpu.why_not_windows(qkv, **arguments)
+    assert reason in triton_form.why_not_windows(qkv, **arguments)
     with use_implementation('auto'):
         torch.testing.assert_close(window_attention(qkv, **arguments),
                                    window_attention(qkv, mode='reference', **arguments))
@@ -142,7 +142,7 @@ def test_biases_in_half_precision():
     torch.testing.assert_close(
         window_attention(qkv, biases=[None, half], **arguments),
         window_attention(qkv, biases=[None, half.float()], mode='reference', **arguments))
-    assert 'biases' in gpu.why_not_windows(qkv, biases=[half, half.float()], **arguments)
+    assert 'biases' in triton_form.why_not_windows(qkv, biases=[half, half.float()], **arguments)
 
 
 def test_padding_beside_very_low_and_very_high_logits():

@@ -11,7 +11,7 @@ from visattn_dense.attention import (
     routed_attention,
 )
 from visattn_dense.ops import choose
-from visattn_dense.ops.group_attention import gpu
+from visattn_dense.ops.group_attention import triton_form
 from visattn_dense.ops.group_attention.triton_launch import Tile
 from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED
 
@@ -111,14 +111,15 @@ def test_a_new_size_compiles_nothing(operator):
         qkv = torch.empty(batch, height, width, 3, 64, requires_grad=True)
         q, k, v = qkv.unbind(3)
         if operator == 'windows':
-            out = gpu.window_attention(
+            out = triton_form.window_attention(
                 qkv, [(height, 7), (7, width)], num_heads=2,
                 kernels=[torch.empty(32, 1, 3, 3) for _ in range(2)], biases=[None] * 2)
         elif operator == 'whole maps':
-            out = gpu.full_attention(*(t.flatten(1, 2) for t in (q, k, v)), num_heads=2)
+            out = triton_form.full_attention(*(t.flatten(1, 2) for t in (q, k, v)), num_heads=2)
         else:
-            out = gpu.region_attention(q, k, v, torch.zeros(batch, 64, 3, dtype=torch.int64),
-                                       num_heads=2, n_win=8, scale=1.)
+            out = triton_form.region_attention(
+                q, k, v, torch.zeros(batch, 64, 3, dtype=torch.int64), num_heads=2, n_win=8,
+                scale=1.)
         out.backward(torch.empty_like(out))
 
     check_kinds(run)
@@ -127,10 +128,10 @@ def test_a_new_size_compiles_nothing(operator):
 @needs_triton
 def test_groups_that_float32_cannot_count_are_left_to_torch():
     with FakeTensorMode(), torch.device('cuda'):
-        for tokens in (gpu.MAX_TOKENS, gpu.MAX_TOKENS + 1):
+        for tokens in (triton_form.MAX_TOKENS, triton_form.MAX_TOKENS + 1):
             q = torch.empty(1, tokens, 1)
-            reason = gpu.why_not_full(q, q, q, num_heads=1)
-            assert (reason is None) == (tokens == gpu.MAX_TOKENS), reason
+            reason = triton_form.why_not_full(q, q, q, num_heads=1)
+            assert (reason is None) == (tokens == triton_form.MAX_TOKENS), reason
 
 
 @fake_gpu

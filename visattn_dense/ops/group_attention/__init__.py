@@ -14,27 +14,28 @@ reference       the equations
 torch_form      torch's fused attention on windows that are cut, and on whole maps
 fused           torch's fused attention, by a backend that builds no plan for each shape
 routed          routed regions in chunks of bounded memory
-gpu             windows, routed regions and whole maps by Triton; triton_launch holds the launches,
+triton_form     windows, routed regions and whole maps by Triton; triton_launch holds the launches,
                 triton_kernels the kernels
 compiled        the kernel in C++; rows holds the lists of tokens that it reads
 """
-from ..choose import Form, Operator, compiled_form, reference_form, triton_form
-from . import compiled, gpu, reference, torch_form
+from .. import choose
+from ..choose import Form, Operator, compiled_form, reference_form
+from . import compiled, reference, torch_form, triton_form
 from .routed import routed_attention
 
 full_attention = Operator(
     'full_attention', compiled_form(compiled.full_attention, compiled.why_not_full),
-    triton_form(gpu.full_attention, gpu.why_not_full),
+    choose.triton_form(triton_form.full_attention, triton_form.why_not_full),
     Form('torch', torch_form.full_attention), reference_form(reference.full_attention))
 
 window_attention = Operator(
     'window_attention', compiled_form(compiled.window_attention, compiled.why_not_windows),
-    triton_form(gpu.window_attention, gpu.why_not_windows),
+    choose.triton_form(triton_form.window_attention, triton_form.why_not_windows),
     Form('torch', torch_form.window_attention), reference_form(reference.window_attention))
 
 region_attention = Operator(
     'region_attention', compiled_form(compiled.region_attention, compiled.why_not_regions),
-    triton_form(gpu.region_attention, gpu.why_not_regions),
+    choose.triton_form(triton_form.region_attention, triton_form.why_not_regions),
     Form('torch', torch_form.region_attention), reference_form(reference.region_attention))
 
 __all__ = ['full_attention', 'region_attention', 'routed_attention', 'window_attention']

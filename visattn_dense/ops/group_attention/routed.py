@@ -9,7 +9,7 @@ so torch.compile and export see no loop:
 - chunked: `visattn::routed_attention`, below, on any device. The pairs of a region and a head are
   computed in chunks. The gathered copies and matrices of a chunk take at most a fixed number of
   bytes, and backward computes them again. Only q, k, v, out and one chunk are in memory.
-- triton: `visattn::group_attention` in `gpu` beside this file. Nothing is gathered.
+- triton: `visattn::group_attention` in `triton_form` beside this file. Nothing is gathered.
 
 The Triton form takes CUDA tensors of float32, bfloat16 or float16 with at most 128 channels in a
 head, if Triton is installed and the GPU has compute capability 8.0 or later. The chunked form takes
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from .. import choose
-from ..choose import Form, Operator, reference_form, triton_form
-from . import gpu, reference
+from ..choose import Form, Operator, reference_form
+from . import reference, triton_form
 from .fused import fused_attention
 
 CHUNK_BYTES = 4 * 2**20
@@ -234,7 +234,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
 
 routed_attention = Operator(
     'routed_attention',
-    triton_form(gpu.routed_attention, gpu.why_not_routed),
+    choose.triton_form(triton_form.routed_attention, triton_form.why_not_routed),
     Form('chunked', _chunked), reference_form(reference.routed_attention))
 
 use_implementation = partial(choose.use_implementation, operator='routed_attention')
