@@ -20,6 +20,7 @@ from visattn_dense.ops import native
 from visattn_dense.ops.group_attention import rows
 from visattn_dense.ops.native import recording
 
+from .interpreting import fake_gpu
 from .tiny_backbones import BACKBONES
 
 kernels = pytest.mark.skipif(not native.available(), reason='no compiled kernels')
@@ -329,6 +330,7 @@ class NothingOnTheCpu(TorchDispatchMode):
         return out
 
 
+@fake_gpu
 @pytest.mark.parametrize('family', BACKBONES)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_no_pass_waits_for_the_gpu_or_copies_to_it(family, dtype):

@@ -52,8 +52,8 @@ ROWS = {
 #: The tests that depend on torch or Python more than others, by what they show.
 CORE = {
     'backbones': ('cswin', 'flatten_cswin', 'biformer', 'efficientvit', 't2t_vit', 'layers'),
-    'operators': ('ops', 'native', 'mmcv_ext', 'mmcv_operators', 'registered', 'routed_triton',
-                  'triton_forms'),
+    'operators': ('ops', 'block', 'native', 'measured', 'graphs', 'mmcv_ext', 'mmcv_operators',
+                  'registered', 'routed_triton', 'triton_forms'),
     'checkpoints': ('checkpoints', 'checkpoint_properties'),
     'compilation': ('torch_compile', 'dynamic_shapes'),
     'registry and installation': ('registry', 'packaging'),
