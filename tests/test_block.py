@@ -18,6 +18,7 @@ from visattn_dense.layers import TransformerBlock
 from visattn_dense.layers.block import accepts_handover
 from visattn_dense.layers.half_weights import half_weights
 
+from .interpreting import fake_gpu
 from .tiny_backbones import cross_arch
 
 
@@ -192,6 +193,7 @@ OF_DEPTH = {
 }
 
 
+@fake_gpu
 @pytest.mark.parametrize('family', OF_DEPTH)
 def test_only_the_last_block_in_a_row_adds_alone(family):
     """On a GPU, the other blocks start no kernel that only adds or only normalises."""

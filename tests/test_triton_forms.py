@@ -12,6 +12,7 @@ from visattn_dense.ops.linear import triton_form as linear_layers
 from visattn_dense.ops.linear_attention import triton_form as linear_form
 from visattn_dense.ops.norm_act import TrainingNorm
 from visattn_dense.ops.norm_act import triton_form as norm_act_form
+from visattn_dense.ops.pointwise import triton_form as pointwise_form
 
 from .interpreting import MOST_SPILLS, check_kinds, fake_gpu, run_cases
 
@@ -33,7 +34,7 @@ def test_backbones():
 @pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
 @pytest.mark.parametrize('case, head_dim, capability', [
     ('residual norm', 64, 80), ('depthwise 3x3 in windows', 32, 90), ('grouped pointwise', 32, 80),
-    ('focused attention', 32, 90), ('perceptron', 32, 90),
+    ('focused attention', 64, 90), ('perceptron', 32, 90),
     ('norm and activation, training', 64, 90)])
 def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monkeypatch):
     """Types and shapes are checked by Triton's compiler, not by its interpreter; needs no GPU.
@@ -54,6 +55,20 @@ def test_kernels_compile_to_gpu_code(case, head_dim, capability, tmp_path, monke
             'statistics_kernel', 'focus_gradient_kernel', 'convolve_kernel',
             'weight_gradient_kernel', 'sum_rows_kernel')
     assert len(found) > 1
+
+
+@needs_triton
+@pytest.mark.skipif(launching.INTERPRETED, reason='the interpreter compiles nothing')
+def test_float32_products_in_groups_stay_in_registers(tmp_path, monkeypatch):
+    """Wider groups would spill tens of kilobytes a thread: torch computes these."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    widest = pointwise_form.MAX_FLOAT32_WIDTH
+    for launch in launches('grouped pointwise', torch.float32, widest):
+        assert compile_launch(launch, 80).spills == 0
+    with FakeTensorMode(), torch.device('cuda'):
+        x, weight = torch.empty(1, 4, 4, 3 * widest + 3), torch.empty(3, widest + 1, 1, 1)
+        assert str(widest) in pointwise_form.why_not(x, weight, groups=3)
+        assert pointwise_form.why_not(x.bfloat16(), weight.bfloat16(), groups=3) is None
 
 
 @needs_triton

@@ -13,13 +13,16 @@ from ..registered import registered
 from ..sums import sum_rows
 
 MAX_WIDTH = 128
+MAX_FLOAT32_WIDTH = 64
+"""Without matrix units, wider products do not fit in registers."""
 
 
 def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     reason = launching.why_not(x, weight)
-    if reason is None and max(weight.shape[1], weight.shape[0] // groups) > MAX_WIDTH:
-        reason = f'a group has more than {MAX_WIDTH} channels'
+    most = MAX_FLOAT32_WIDTH if product_dtype(x) == torch.float32 else MAX_WIDTH
+    if reason is None and max(weight.shape[1], weight.shape[0] // groups) > most:
+        reason = f'a group has more than {most} channels'
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
     return reason
