@@ -70,6 +70,8 @@ def compile_launch(launch: RecordedLaunch, capability: int) -> Usage:
     signature, constants, divisible = {}, dict(launch.constants), []
     options = {name: constants.pop(name) for name in (
         'num_warps', 'num_stages', 'maxnreg', 'enable_fp_fusion') if name in constants}
+    if capability // 10 == 10:
+        options.pop('maxnreg', None)         # as the launch has it on such a GPU
     given = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
     for place, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, given.get(parameter.name)

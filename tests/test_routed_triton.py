@@ -11,7 +11,7 @@ from visattn_dense.attention import (
     routed_attention,
 )
 from visattn_dense.ops import choose
-from visattn_dense.ops.group_attention import triton_form
+from visattn_dense.ops.group_attention import triton_form, triton_launch
 from visattn_dense.ops.group_attention.triton_launch import Tile
 from visattn_dense.ops.launching import DTYPES, HAS_TRITON, INTERPRETED
 
@@ -159,3 +159,11 @@ def test_forms_on_a_gpu_that_is_not_there(monkeypatch):
         assert [g.shape for g in grads] == [q.shape, k.shape, v.shape, (0,)]
     computed = {each.operator: each.form for each in choose.decisions() if each.reason is None}
     assert computed['window_attention'] == computed['region_attention'] == 'triton'
+
+
+@pytest.mark.parametrize('capability, limited', [((9, 0), True), ((10, 3), False), ((12, 0), True)])
+def test_registers_are_limited_where_this_helps(capability, limited, monkeypatch):
+    """With capability 10.x, the limit made a kernel spill in its loops (by the compiler)."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
+    assert triton_launch._takes_limits() == limited

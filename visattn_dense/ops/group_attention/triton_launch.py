@@ -202,14 +202,21 @@ class _Call:
     def constants(self, tile: Tile) -> dict:
         """What the kernels are compiled for."""
         d, e = self.widths
-        # 65536 registers, for three times four warps. AMD's compiler has no such option.
-        limit = {'maxnreg': 168} if tile.is_full and torch.version.hip is None else {}
+        # 65536 registers, for three times four warps.
+        limit = {'maxnreg': 168} if tile.is_full and _takes_limits() else {}
         return dict(D=d, E=e, BLOCK_D=max(16, power_of_two(d)), BLOCK_E=max(16, power_of_two(e)),
                     UNIT=self._unit, LISTED=self.groups.listed is not None,
                     CLIPPED=self.groups.clipped, KINDS=self.groups.kinds,
                     WEIGHTED=self.groups.weighted, PRECISION='ieee', BLOCK=tile.block,
                     SLOTS=tile.slots, TOKENS=tile.tokens, num_warps=tile.num_warps, num_stages=2,
                     **limit)
+
+
+def _takes_limits() -> bool:
+    """Whether a limit of registers helps: AMD's compiler has none, and with compute capability 10.x
+    a thread holds a whole row of a product and spills hundreds of bytes."""
+    return torch.version.hip is None and not (
+        torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float, out: Tensor, lse: Tensor,
