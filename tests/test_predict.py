@@ -94,7 +94,7 @@ def folder(tmp_path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(noise()).save(tmp_path / name)
     (tmp_path / 'notes.md').write_text('no image')
-    (tmp_path / 'list.txt').write_text('# a list\nb.png\n\nsub/a.png\n')
+    (tmp_path / 'list.txt').write_text('# a list\nb.png\n\n  # and one more\nsub/a.png\n')
     return tmp_path
 
 
@@ -110,6 +110,7 @@ def test_paths_folders_patterns_and_lists(folder):
 @pytest.mark.parametrize('source, message', [
     ('missing.jpg', 'no such file'), ('none-*.jpg', 'no image matches'),
     ('sub2', 'holds no images'), ('empty.txt', 'names nothing'),
+    ('circle.txt', 'circle.txt leads back to itself'),
     ('', 'name of a source is empty'), (object(), 'cannot predict on object'),
     ('broken.mp4', 'cannot be opened'), (99, 'cannot be opened'),
     (np.zeros((2, 3, 4, 3), np.uint8), r'got \(2, 3, 4, 3\)'), (np.zeros((4, 4), int), 'int64'),
@@ -119,6 +120,8 @@ def test_paths_folders_patterns_and_lists(folder):
 def test_bad_sources_are_one_message(tmp_path, source, message):
     (tmp_path / 'sub2').mkdir()
     (tmp_path / 'empty.txt').write_text('\n')
+    (tmp_path / 'circle.txt').write_text('sub2/back.txt\n')
+    (tmp_path / 'sub2/back.txt').write_text('../circle.txt\n')
     (tmp_path / 'broken.mp4').write_bytes(b'not a video')
     with pytest.raises(UserError, match=message):
         list(open_sources(tmp_path / source if isinstance(source, str) and source else source))

@@ -269,6 +269,25 @@ def test_windows_of_a_tiff_are_its_pixels(tmp_path, options):
                                           image[slice(*window[0]), slice(*window[1])])
 
 
+def test_tiles_that_a_file_leaves_out_hold_no_data(tmp_path):
+    rasterio = pytest.importorskip('rasterio')
+    from visattn_dense.predict.rasters import Raster
+    image = smooth_picture(60, 100)
+    image[:, 48:96] = 7
+    for nodata in (None, 7):
+        profile = dict(driver='GTiff', height=60, width=100, count=3, dtype='uint8', tiled=True,
+                       blockxsize=48, blockysize=64, nodata=nodata, sparse_ok=True)
+        with rasterio.open(tmp_path / 'sparse.tif', 'w', **profile) as file:
+            for left in (0, 96):
+                part = image[:, left:left + 48]
+                file.write(part.transpose(2, 0, 1), window=((0, 60), (left, left + part.shape[1])))
+        with Raster(tmp_path / 'sparse.tif') as raster:
+            found = raster.read(((0, 60), (0, 100)))
+        assert (found[:, 48:96] == (nodata or 0)).all()
+        np.testing.assert_array_equal(np.delete(found, np.s_[48:96], 1),
+                                      np.delete(image, np.s_[48:96], 1))
+
+
 def twelve_bits(path: Path) -> Path:
     """A file whose head says 12 bits a band, in the place of 16."""
     tifffile = pytest.importorskip('tifffile')
@@ -354,6 +373,44 @@ def test_options_that_leave_out_a_map_are_refused(segmentor, tmp_path, infer,  #
     said = infer.refused(segmentor, 'x.png', 'map.tif', '--native', *options)
     assert f'{options[0]} takes pictures that fit into memory, and map.tif' in said
     assert {path.name for path in tmp_path.iterdir()} == {'x.png', 'map.tif'}
+
+
+def test_a_map_is_shown_as_pictures_are(segmentor, tmp_path, infer):  # noqa: F811
+    image = smooth_picture(200, 300)
+    write_tiff(tmp_path / 'map.tif', image)
+    Image.fromarray(image).save(tmp_path / 'photo.png')
+    infer(segmentor, tmp_path / 'map.tif', tmp_path / 'photo.png', '--native', '--no-legend',
+          '--opacity', '0.2', '--out-dir', tmp_path / 'out', '--device', 'cpu')
+    shown, expected = (np.array(Image.open(tmp_path / f'out/{name}_overlay.png'))
+                       for name in ('map', 'photo'))
+    assert shown.shape == image.shape
+    assert (shown != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize('options', [['--batch-size', '0'], ['--conf', '7']])
+def test_wrong_options_are_said_before_a_map_is_computed(segmentor, tmp_path, infer,  # noqa: F811
+                                                         options):
+    write_tiff(tmp_path / 'map.tif', smooth_picture(64, 80))
+    said = infer.refused(segmentor, tmp_path / 'map.tif', '--native', '--out-dir',
+                         tmp_path / 'out', *options)
+    assert f'got {options[1]}' in said and not list((tmp_path / 'out').iterdir())
+    with pytest.raises(UserError, match='batch_size is at least 1, got 0'):
+        Predictor(segmentor, native=True, device='cpu').map(
+            tmp_path / 'map.tif', tmp_path / 'out', batch_size=0)
+
+
+def test_a_map_without_its_codec_is_refused_before_another_is_computed(
+        segmentor, tmp_path, infer):  # noqa: F811
+    tifffile = pytest.importorskip('tifffile')
+    for name in ('a.tif', 'b.tif'):
+        write_tiff(tmp_path / name, smooth_picture(64, 80))
+    with tifffile.TiffFile(tmp_path / 'b.tif', mode='r+b') as file:
+        # A number that no codec has.
+        file.pages[0].tags['Compression'].overwrite(65000)
+    said = infer.refused(segmentor, tmp_path / 'a.tif', tmp_path / 'b.tif', '--native',
+                         '--out-dir', tmp_path / 'out')
+    assert 'b.tif: the tile at row 0, column 0 cannot be decoded' in said
+    assert not (tmp_path / 'out').exists()
 
 
 def test_polygons_lie_where_the_map_lies(segmentor, tmp_path):  # noqa: F811

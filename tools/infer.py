@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import _checkout  # noqa: F401  (first)
 from tqdm import tqdm
@@ -117,7 +118,7 @@ def predict(args: argparse.Namespace) -> None:
     if not 0 <= args.opacity <= 1:
         raise UserError(f'--opacity is from 0 to 1, got {args.opacity}')
     # A number is a camera, unless there is a file of that name.
-    sources = open_sources([int(name) if name.isdigit() and not Path(name).exists() else name
+    sources = open_sources([int(name) if name.isdecimal() and not Path(name).exists() else name
                             for name in args.sources])
     maps, pictures = {}, sources
     if args.native or args.mode == 'tiles':
@@ -133,26 +134,28 @@ def predict(args: argparse.Namespace) -> None:
         gather=args.gather)
     check_results(args, sources,
                   [*names_of(args, maps, pictures, predictor.runtime.result.end)])
-    names = list(predictor.classes)
-    write_text_whole(args.out_dir / CLASSES, json.dumps(dict(enumerate(names)), indent=1) + '\n')
     wanted = dict(batch_size=args.batch_size, conf=args.conf, classes=args.classes,
                   max_det=args.max_det)
+    look = dict(opacity=args.opacity, legend=not args.no_legend)
+    # A wrong option is an error here; the work begins where the results are asked for.
+    results = predictor(pictures, **wanted)
+    names = list(predictor.classes)
+    write_text_whole(args.out_dir / CLASSES, json.dumps(dict(enumerate(names)), indent=1) + '\n')
     for name, path in maps.items():
         with Raster(path) as raster:
             height, width = raster.size
         begun = time.monotonic()
         with tqdm(total=height, unit='row', desc=Path(path).name, disable=None) as bar:
             written = predictor.map(path, args.out_dir, name=name, geojson=args.geojson,
-                                    progress=bar.update, **wanted)
+                                    progress=bar.update, **look, **wanted)
         seconds = time.monotonic() - begun
         print(f'{path}: {", ".join(file.name for file in written)}; {height}x{width} pixels in '
               f'{seconds:.1f} s, {height * width / seconds / 1e6:.2f} million a second')
     if maps and not pictures.parts:
         return
     tiles = getattr(predictor.runtime, 'mode', None) == 'tiles'
-    results = predictor(pictures, **wanted)
     begun, count, sizes = time.monotonic(), 0, set()
-    files = Files(args, names)
+    files = Files(args, names, look)
     try:
         with files, tqdm(total=pictures.total, unit='image', disable=None) as bar:
             for count, result in enumerate(results, 1):
@@ -263,7 +266,9 @@ def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
     maps, others = {}, []
     for part in sources.parts:
         if isinstance(part, Picture) and Path(part.path).suffix.lower() in SUFFIXES:
-            Raster(part.path).__exit__()
+            with Raster(part.path) as raster:
+                # A codec that is missing shows at the first tile.
+                raster.read(((0, 1), (0, 1)))
             maps[part.name] = part.path
         else:
             others.append(part)
@@ -285,8 +290,8 @@ def _sizes(sizes: set[tuple[tuple[int, int], tuple[int, int]]], exported: bool) 
 class Files:
     """The files of the results, written by a thread of their own; a context manager."""
 
-    def __init__(self, args: argparse.Namespace, names: list[str]) -> None:
-        self.args, self.names = args, names
+    def __init__(self, args: argparse.Namespace, names: list[str], look: dict[str, Any]) -> None:
+        self.args, self.names, self.look = args, names, look
         self.kinds: dict[str, None] = {}
         self.waiting: deque[Future] = deque()
         self.done = 0
@@ -332,11 +337,10 @@ class Files:
 
     def _write(self, result: Result) -> None:
         args = self.args
-        look = dict(opacity=args.opacity, legend=not args.no_legend)
         if args.video or result.frame is not None:
-            self._film(result, **look)
+            self._film(result)
         else:
-            result.save_overlay(args.out_dir, **look)
+            result.save_overlay(args.out_dir, **self.look)
             self.kinds['NAME_overlay.png to look at'] = None
         if result.frame is None or args.save_labels:
             path = result.save_labels(args.out_dir)
@@ -346,9 +350,9 @@ class Files:
         if self.json:
             self.json.write(result)
 
-    def _film(self, result: Result, *, opacity: float, legend: bool) -> None:
+    def _film(self, result: Result) -> None:
         # The legend has another height in each frame: a video has none.
-        frame = result.draw(opacity=opacity, legend=False)
+        frame = result.draw(**{**self.look, 'legend': False})
         stem = '' if self.args.video else result.name.rpartition('_')[0]
         if self.video is None or stem != self.stem:
             # Close the video before this one.

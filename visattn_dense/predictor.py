@@ -85,9 +85,9 @@ class Predictor:
                            batch_size=batch_size, workers=workers)
 
     def map(self, path: str | os.PathLike, folder: str | os.PathLike, *,
-            name: str | None = None, geojson: bool = False, batch_size: int = 1,
-            conf: float | None = None, classes: Sequence[str | int] | None = None,
-            max_det: int | None = None,
+            name: str | None = None, geojson: bool = False, opacity: float = 0.5,
+            legend: bool = True, batch_size: int = 1, conf: float | None = None,
+            classes: Sequence[str | int] | None = None, max_det: int | None = None,
             progress: Callable[[int], object] = lambda rows: None) -> list[Path]:
         """Predict on a TIFF file that need not fit into memory, in tiles; writes files.
 
@@ -99,6 +99,7 @@ class Predictor:
             folder: where to write.
             name: of the files; that of the TIFF file, without its suffix, where None.
             geojson: write polygons too.
+            opacity, legend: of the overlay; see `visattn_dense.predict.results.Result.draw`.
             batch_size: windows that the model gets at once.
             conf, classes, max_det: as for a call.
             progress: called with the number of picture rows that are done now.
@@ -113,7 +114,7 @@ class Predictor:
             raise UserError("map computes in tiles: make the predictor with native=True")
         options = self._options(conf, classes, max_det, False, batch_size)
         return map_file(self.runtime, path, folder, options, name=name, geojson=geojson,
-                        progress=progress)
+                        opacity=opacity, legend=legend, progress=progress)
 
     def _options(self, conf: float | None, classes: Sequence[str | int] | None,
                  max_det: int | None, scores: bool, batch_size: int) -> Options:
@@ -121,6 +122,8 @@ class Predictor:
             raise UserError(f'conf is from 0 to 1, got {conf}')
         if max_det is not None and max_det < 1:
             raise UserError(f'max_det is at least 1, got {max_det}')
+        if batch_size < 1:
+            raise UserError(f'batch_size is at least 1, got {batch_size}')
         kept = None if classes is None else tuple(self._index(name) for name in classes)
         return Options(conf, kept, max_det, scores, batch_size)
 
@@ -128,7 +131,7 @@ class Predictor:
         names = list(self.classes)
         if isinstance(name, str) and name in names:
             return names.index(name)
-        if str(name).isdigit() and int(name) < len(names):
+        if str(name).isdecimal() and int(name) < len(names):
             return int(name)
         raise UserError(f'the model has no class {name!r}. {did_you_mean(str(name), names)}')
 

@@ -47,7 +47,8 @@ class TiledRuntime(Protocol):
 
 
 def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, options: Options, *,
-             name: str | None = None, geojson: bool = False,
+             name: str | None = None, geojson: bool = False, opacity: float = 0.5,
+             legend: bool = True,
              progress: Callable[[int], object] = lambda rows: None) -> list[Path]:
     """Predict on a TIFF file.
 
@@ -62,6 +63,7 @@ def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, o
         options: of the results.
         name: of the files; that of the TIFF file, without its suffix, where None.
         geojson: write polygons too.
+        opacity, legend: of the overlay; see `Result.draw`.
         progress: called with the number of picture rows that are done now.
 
     Returns:
@@ -82,8 +84,9 @@ def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, o
             bands = runtime.bands(raster.size, preview.read, options)
             write_label_map(target, raster.size, preview.labelled(bands, progress),
                             runtime.palette, dtype=np.uint8 if few else np.uint16, geo=raster.geo)
-            picture = overlay(preview.image, preview.labels, runtime.palette,
-                              names=runtime.classes, ignored=255 if few else 65535)
+            picture = overlay(preview.image, preview.labels, runtime.palette, opacity=opacity,
+                              names=runtime.classes if legend else None,
+                              ignored=255 if few else 65535)
             features = label_features(target, runtime.classes, 255 if few else 65535)
         else:
             fields = runtime.objects(raster.size, preview.read, options, progress)
@@ -94,7 +97,8 @@ def map_file(runtime: Any, path: str | os.PathLike, folder: str | os.PathLike, o
                 classes=runtime.classes, palette=runtime.palette, **fields)
             target = found.save_labels(folder)
             picture = draw_objects(preview.image, found.boxes / preview.step, found.labels,
-                                   found.scores, runtime.palette, runtime.classes)
+                                   found.scores, runtime.palette, runtime.classes,
+                                   opacity=opacity, legend=legend)
             features = object_features(path, found.polygons(), runtime.classes) if geojson else ()
     written = [target, folder / f'{name}_overlay.png']
     with written_whole(written[1]) as temporary:

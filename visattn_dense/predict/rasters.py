@@ -139,17 +139,19 @@ class Raster:
                 return self._cache[index]
             page, handle = self._page, self._file.filehandle
             try:
-                handle.seek(page.dataoffsets[index])
-                data = handle.read(page.databytecounts[index])
-                segment = page.decode(data, index, jpegtables=page.jpegtables)[0]
+                if page.databytecounts[index]:
+                    handle.seek(page.dataoffsets[index])
+                    data = handle.read(page.databytecounts[index])
+                    segment = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
+                else:
+                    # A sparse file leaves out tiles that hold "no data" alone.
+                    segment = np.full((*self._segment, self._bands), page.nodata, page.dtype)
             # Codecs raise anything; without imagecodecs some are missing.
             except Exception as error:
                 raise UserError(f'{self.path}: the tile at row {row * self._segment[0]}, column '
-                                f'{column * self._segment[1]} cannot be decoded: {error}'
+                                f'{column * self._segment[1]} cannot be decoded: {error}. A codec '
+                                'that is missing comes with pip install visattn-dense[tiff]'
                                 ) from error
-            # A sparse file leaves out empty tiles.
-            segment = (np.zeros((*self._segment, self._bands), np.uint8) if segment is None
-                       else segment[0])
             if segment.dtype == np.uint16:
                 segment = (segment >> 8).astype(np.uint8)
             if self._white_is_zero:

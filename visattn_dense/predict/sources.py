@@ -280,8 +280,8 @@ def _is_free(name: str, frames: bool, taken: set[str], videos: set[str]) -> bool
                                  for other in taken)
 
 
-def _named(name: str) -> Sources:
-    """What a path, an address or a pattern names."""
+def _named(name: str, lists: tuple[str, ...] = ()) -> Sources:
+    """What a path, an address or a pattern names; `lists`: the lists that led here."""
     scheme = urlsplit(name).scheme if '://' in name else ''
     if scheme in ('http', 'https'):
         suffix = Path(urlsplit(name).path).suffix.lower()
@@ -305,7 +305,7 @@ def _named(name: str) -> Sources:
     if path.is_file():
         if path.suffix.lower() in video.SUFFIXES:
             return _video(name)
-        return _listed(path) if path.suffix.lower() == '.txt' else _files([path])
+        return _listed(path, lists) if path.suffix.lower() == '.txt' else _files([path])
     if glob.has_magic(name):
         matches = sorted(Path(p) for p in glob.glob(name, recursive=True))
         matches = [p for p in matches if p.suffix.lower() in IMAGES]
@@ -321,16 +321,19 @@ def _files(paths: Iterable[Path]) -> Sources:
     return Sources(pictures, len(pictures), [picture.path for picture in pictures])
 
 
-def _listed(path: Path) -> Sources:
+def _listed(path: Path, lists: tuple[str, ...]) -> Sources:
     """The sources that the lines of a file name; relative paths begin at the file's folder."""
+    real = os.path.realpath(path)
+    if real in lists:
+        raise UserError(f'the list {path} leads back to itself: take the line out that names it')
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'the list {path} cannot be read: {error}') from error
-    names = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+    names = [name for line in lines if (name := line.strip()) and not name.startswith('#')]
     if not names:
         raise UserError(f'the list {path} names nothing; it has one path or address a line')
-    sources = _joined([_named(name if '://' in name else str(path.parent / name))
+    sources = _joined([_named(name if '://' in name else str(path.parent / name), (*lists, real))
                        for name in names])
     sources.files = [*sources.files, str(path)]
     return sources
