@@ -54,6 +54,26 @@ def test_what_would_be_lost_is_said(tmp_path):
     assert (np.asarray(Image.open(tmp_path / 'labels/a.png'))[0, :5] == 0).all()
 
 
+def test_colours_of_one_name_are_one_class(tmp_path):
+    from visattn_dense.evaluation.colours import read_table
+    # The mark at the beginning is that of editors on Windows.
+    (tmp_path / 'table.txt').write_text('#010000 car\n#020000 road\n#030000 car\n#040000 -\n'
+                                        '#050000 -\n#060000 sky\n', encoding='utf-8-sig')
+    table = read_table(tmp_path / 'table.txt')
+    assert table.names == ['car', 'road', 'sky']
+    assert table.values.tolist() == [0, 1, 0, 255, 255, 2]
+
+
+def test_grey_values_above_255_are_no_colours(tmp_path):
+    from visattn_dense.errors import UserError
+    from visattn_dense.evaluation.colours import read_codes
+    for name, top in (('small.png', 255), ('large.png', 300)):
+        Image.fromarray(np.array([[0, top]], np.uint16)).save(tmp_path / name)
+    assert read_codes(tmp_path / 'small.png').tolist() == [[0, 0xffffff]]
+    with pytest.raises(UserError, match='grey values up to 300'):
+        read_codes(tmp_path / 'large.png')
+
+
 @pytest.mark.parametrize('table, message', [
     ('#80400 road\n', 'line 1'), ('#804000 road\n128 64 0 sky\n', 'a second time'),
     ('300 0 0 road\n', 'line 1'), ('#000000 -\n', 'names no class'), (None, 'cannot be read')])

@@ -279,6 +279,9 @@ def test_bad_class_files(tmp_path: Path) -> None:
             read_classes(names)
     with pytest.raises(UserError, match='cannot be read'):
         read_classes(tmp_path / 'none.txt')
+    # As editors on Windows write it.
+    names.write_text('sky\nroad\n', encoding='utf-8-sig')
+    assert read_classes(names) == ('sky', 'road')
 
 
 def test_outputs_never_overwrite_what_is_evaluated(tmp_path: Path) -> None:

@@ -202,14 +202,16 @@ def test_what_the_loader_leaves_out_is_said(tmp_path, caplog):
     Image.fromarray(noise().astype(np.uint16)[..., 0]).save(tmp_path / 'deep.png')
     alpha = np.dstack([noise(), np.full((23, 31), 100, np.uint8)])
     Image.fromarray(alpha).save(tmp_path / 'alpha.tif')
+    mmcv.imwrite(noise().astype(np.uint16), str(tmp_path / 'deep_colour.png'))
     open_sources(tmp_path).verify()
-    clear, deep, pages = caplog.messages
+    clear, deep, deep_colour, pages = caplog.messages
     assert 'alpha.tif: alpha: OpenCV multiplies' in clear
     theirs = mmcv.imread(tmp_path / 'alpha.tif', channel_order='rgb')
     assert np.abs(theirs - noise() * (100 / 255)).max() <= 1
     (picture,) = open_sources(tmp_path / 'alpha.tif')
     np.testing.assert_array_equal(picture.rgb(), noise())
     assert 'deep.png: 16 bits a channel, the upper 8' in deep
+    assert 'deep_colour.png: 16 bits a channel, the upper 8' in deep_colour
     assert 'pages.tif: 3 pages, the first is used' in pages
 
 

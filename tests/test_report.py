@@ -508,15 +508,16 @@ def picture_of(address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(',')[1]))))
 
 
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp'])
 @pytest.mark.parametrize('turn', [1, 3, 6, 8])
 @pytest.mark.parametrize('size', [(800, 400), (400, 800), (30, 40), (400, 400)], ids=str)
-def test_a_photo_keeps_its_shape(tmp_path, size, turn):
+def test_a_photo_keeps_its_shape(tmp_path, size, turn, suffix):
     """Upright, lying, square; turned by the camera or not; smaller than in the page or larger."""
     picture = Image.new('RGB', size)
     exif = Image.Exif()
     exif[0x0112] = turn
-    picture.save(tmp_path / 'p.jpg', exif=exif)
-    address, told = photo(tmp_path / 'p.jpg')
+    picture.save(tmp_path / f'p.{suffix}', exif=exif)
+    address, told = photo(tmp_path / f'p.{suffix}')
     assert told == (size[::-1] if turn > 4 else size)
     assert picture_of(address).shape[1::-1] == small_size(*told)
 

@@ -5,9 +5,9 @@
     python tools/colour_to_index.py MASKS LABELS --table table.txt  # convert
 
 The first command writes a line for each colour. Give each colour the name of its class, in the
-order of the indices; the name - stands for pixels that are not judged. The second command is
-lossless: if the table lacks a colour, the command stops and names the colour. Exit code: 0, or 2
-with one message.
+order of the indices; colours of one name become one class, and the name - stands for pixels that
+are not judged. The second command is lossless: if the table lacks a colour, the command stops and
+names the colour. Exit code: 0, or 2 with one message.
 """
 from __future__ import annotations
 

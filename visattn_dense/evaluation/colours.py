@@ -1,7 +1,8 @@
 """Masks that hold colours to label maps that hold class indices, without loss unless asked.
 
 A colour table is a text file with a line for each class, in the order of the indices: the colour as
-`#rrggbb` or as three numbers, then the name. The name `-` stands for pixels that are not judged.
+`#rrggbb` or as three numbers, then the name. Colours of one name are one class. The name `-` stands
+for pixels that are not judged.
 """
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MOST_COLOURS = 4096
 
 @dataclass(frozen=True)
 class ColourTable:
-    """codes: (N,) colours as 0xRRGGBB; values: (N,) the index of each; names: of the classes."""
+    """codes: (N,) colours as 0xRRGGBB; values: (N,) the index of each; names: of the classes, each
+    once."""
 
     codes: np.ndarray
     values: np.ndarray
@@ -39,7 +41,7 @@ def read_table(path: str | os.PathLike) -> ColourTable:
         UserError: the file cannot be read, a line is no colour and name, or a colour comes twice.
     """
     try:
-        lines = Path(path).read_text(encoding='utf-8').splitlines()
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'the colour table {path} cannot be read: {error}') from error
     codes, values, names = [], [], []
@@ -57,9 +59,10 @@ def read_table(path: str | os.PathLike) -> ColourTable:
         codes.append(code)
         if match[5] == NOT_JUDGED:
             values.append(IGNORED)
-        else:
-            values.append(len(names))
+            continue
+        if match[5] not in names:
             names.append(match[5])
+        values.append(names.index(match[5]))
     if not names:
         raise UserError(f'the colour table {path} names no class')
     if len(names) > IGNORED:
@@ -72,10 +75,14 @@ def read_codes(path: str | os.PathLike) -> np.ndarray:
     """(H, W) int32 colours of a picture as 0xRRGGBB; a palette is followed.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or has grey values above 255.
     """
     try:
         with opened(path) as image:
+            if image.mode[0] in 'IF' and image.getextrema()[1] > 255:
+                raise UserError(f'{path} holds grey values up to {image.getextrema()[1]:g}, and '
+                                'colours end at 255. Class indices need no conversion: save them '
+                                'with 8 bits')
             colours = np.asarray(image.convert('RGB'), np.int32)
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error}') from error

@@ -45,7 +45,8 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
         UserError: the file is missing, empty or not a text, or a name comes twice.
     """
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        # Editors on Windows begin a file with a mark, which is no part of the first name.
+        text = Path(path).read_text(encoding='utf-8-sig')
     except OSError as error:
         raise UserError(f'class names {path} cannot be read: {error.strerror}') from error
     except UnicodeDecodeError as error:

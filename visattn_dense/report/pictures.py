@@ -71,7 +71,9 @@ def photo(path: str | os.PathLike) -> tuple[str, tuple[int, int]] | None:
             # A JPEG can be decoded at a fraction of its size.
             size = image.size
             image.draft('RGB', small_size(*size))
-            if image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS:
+            # Pillow turns a TIFF file itself.
+            if image.format != 'TIFF' and (
+                    image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS):
                 size = size[::-1]
             small = Image.fromarray(as_rgb(image)).resize(small_size(*size),
                                                           Image.Resampling.BICUBIC)
