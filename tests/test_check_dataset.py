@@ -179,6 +179,22 @@ def test_every_head_must_have_the_classes_of_the_dataset(root: Path) -> None:
         assert f'set {head}.num_classes=150' in found
 
 
+def test_padding_and_metric_ignore_what_the_heads_ignore(root: Path) -> None:
+    cfg = config(root, ignore_index=7)
+    cfg.model.decode_head.ignore_index = cfg.model.auxiliary_head[0].ignore_index = 7
+    cfg.model.data_preprocessor = dict(type='SegDataPreProcessor', size=(32, 32))
+    cfg.val_dataloader = dict(dataset=dict(cfg.train_dataloader.dataset, test_mode=True, indices=2))
+    cfg.val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+    found = problems(cfg)
+    assert 'model.decode_head.ignore_index is 7, and images are padded with labels of 255' in found
+    assert 'set model.data_preprocessor.seg_pad_val=7' in found
+    assert 'ignore_index of the val dataset is 7, of its IoUMetric 255' in found
+    with pytest.raises(UserError, match='seg_pad_val=7'):
+        quick_check(cfg)
+    cfg.model.data_preprocessor.seg_pad_val = cfg.val_evaluator.ignore_index = 7
+    assert 'ignore_index' not in problems(cfg)
+
+
 def test_missing_folder_says_source_and_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         quick_check(config(tmp_path / 'nothing'))

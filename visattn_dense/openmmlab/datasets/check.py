@@ -156,6 +156,7 @@ def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> Da
                        f'{labels["reduce_zero_label"]} in LoadAnnotations',
                        'set it in the dataset only', type(dataset).__name__)
             return report
+        _compare_ignored(cfg, dataset.ignore_index, heads, report)
         num_classes = len(report.classes) or min((h.num_classes for h in heads), default=IGNORE)
         check_segmentation(dataset, num_classes, heads[0].ignore_index if heads else None, report,
                            quick=quick, palette_decoded=labels.get('imdecode_backend') == 'cv2',
@@ -188,6 +189,26 @@ def _compare_classes(name: str, report: DatasetReport, heads: Sequence[Head]) ->
                        f'{len(report.classes)} classes',
                        f'set {head.path}.num_classes={len(report.classes)}, or the classes in '
                        'metainfo of the dataset')
+
+
+def _compare_ignored(cfg: Mapping, ignored: int, heads: Sequence[Head],
+                     report: DatasetReport) -> None:
+    """Padding gives a value that every head ignores, and the metric ignores what the data do."""
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
+    pads = preprocessor.get('size') or preprocessor.get('size_divisor')
+    padded = preprocessor.get('seg_pad_val', IGNORE)
+    for head in heads if report.split == 'train' and pads else ():
+        if head.ignore_index != padded:
+            report.add(f'{head.path}.ignore_index is {head.ignore_index}, and images are padded '
+                       f'with labels of {padded}',
+                       f'set model.data_preprocessor.seg_pad_val={head.ignore_index}')
+    metrics = cfg.get(f'{report.split}_evaluator') or ()
+    for metric in [metrics] if isinstance(metrics, Mapping) else metrics:
+        counted = metric.get('ignore_index', IGNORE)
+        if str(metric.get('type')).endswith('IoUMetric') and counted != ignored:
+            report.add(f'ignore_index of the {report.split} dataset is {ignored}, of its IoUMetric '
+                       f'{counted}', f'set {report.split}_evaluator.ignore_index={ignored}',
+                       blocks=False)
 
 
 def check_config(cfg: Mapping, splits: Sequence[str] | None = None, *,
