@@ -7,6 +7,7 @@ import importlib
 import importlib.machinery
 import inspect
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -455,6 +456,32 @@ def test_amp_runs_on_this_machine_without_a_warning():
     assert out.dtype == torch.bfloat16
     wrapper.update_params(loss)
     torch.testing.assert_close(layer.weight.detach().cpu(), before - 0.2)
+
+
+def test_class_weights_leave_ignored_pixels_as_they_are():
+    """By hand; weights of 1 change nothing; the sum does not overflow in float16."""
+    pytest.importorskip('mmseg')
+    from mmseg.models.losses import CrossEntropyLoss
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 5, 7)
+    label = torch.randint(0, 3, (2, 5, 7))
+    label[:, 0, :3] = 255
+    weights = torch.tensor([1., 2., 2.5])
+    known = label != 255
+    each = weights[label[known]]
+    total = -(each * logits.log_softmax(1).movedim(1, -1)[known].gather(
+        1, label[known][:, None])[:, 0]).sum()
+    for alone, count in ((False, each.sum() + 6), (True, each.sum())):
+        loss = CrossEntropyLoss(class_weight=weights.tolist(), avg_non_ignore=alone)
+        torch.testing.assert_close(loss(logits, label, ignore_index=255), total / count)
+        plain, ones = (CrossEntropyLoss(class_weight=weight, avg_non_ignore=alone)(
+            logits, label, ignore_index=255) for weight in (None, [1., 1., 1.]))
+        torch.testing.assert_close(ones, plain)
+    with torch.autocast('cpu', torch.float16):
+        loss = CrossEntropyLoss(class_weight=[1., 1., 1.])(
+            torch.zeros(1, 3, 300, 300, dtype=torch.float16),
+            torch.zeros(1, 300, 300, dtype=torch.long), ignore_index=255)
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-3)
 
 
 def test_notices_about_openmmlabs_own_code_are_silent_and_others_are_not():

@@ -13,6 +13,7 @@ import pkgutil
 from visattn_dense.openmmlab.compat.mend import Mend
 from visattn_dense.openmmlab.compat.repairs import (
     amp,
+    class_weights,
     config_text,
     find_loader,
     near_names,
@@ -24,6 +25,7 @@ from visattn_dense.openmmlab.compat.repairs import (
 
 _MMENGINE = {'mmengine|mmengine-lite|onedl-mmengine': '>=0.8,<=0.10.12'}
 _MMCV = {'mmcv|mmcv-lite|onedl-mmcv': '>=2.0,<=2.3.6'}
+_MMSEG = {'mmsegmentation|onedl-mmsegmentation': '>=1.0,<=1.4.2'}
 _MMDET = {'mmdet|onedl-mmdetection': '>=3.0,<=3.5.1'}
 
 
@@ -95,6 +97,15 @@ MENDS: tuple[Mend, ...] = (
         repair=amp.use_torch_amp,
     ),
     Mend(
+        name='class-weights',
+        what="mmseg's cross entropy with class weights looks up a weight for ignored pixels and "
+        'padding, and ends with an IndexError; ignored pixels count as they do without weights',
+        issue='https://github.com/open-mmlab/mmsegmentation/issues/3734',
+        versions=_MMSEG,
+        module='mmseg.models.losses.cross_entropy_loss',
+        repair=class_weights.average_with_ignored_pixels,
+    ),
+    Mend(
         name='numpy-names-ytvis',
         what="mmdet's evaluation of YouTube-VIS uses np.float, which NumPy 1.24 removed",
         issue='https://numpy.org/doc/stable/release/1.24.0-notes.html',
@@ -130,7 +141,7 @@ MENDS: tuple[Mend, ...] = (
         name='quiet-build-loss',
         what="the decode heads of mmseg set off mmseg's own deprecation notice on every run",
         issue='https://github.com/open-mmlab/mmsegmentation/pull/3587',
-        versions={'mmsegmentation|onedl-mmsegmentation': '>=1.0,<=1.4.2'},
+        versions=_MMSEG,
         module='mmseg.models.builder',
         repair=quiet.drop_build_loss_notice,
     ),
