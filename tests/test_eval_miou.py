@@ -251,6 +251,8 @@ def test_palette_and_sixteen_bit_files(tmp_path: Path) -> None:
     palette.putdata([0, 2, 1])
     palette.save(tmp_path / 'palette.png')
     assert read_index_map(str(tmp_path / 'palette.png')).tolist() == [[0, 2, 1]]
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / 'bit.png')
+    assert read_index_map(str(tmp_path / 'bit.png')).tolist() == [[1, 0]]
     scores = Scores(count_image(values, values, Settings(301, boundary_ratio=0.02)))
     assert scores.miou == scores.boundary_miou == 100
 

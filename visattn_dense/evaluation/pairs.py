@@ -45,7 +45,8 @@ def read_index_map(path: str) -> np.ndarray:
     if kind in LOSSY:
         raise UserError(f'{path} is a JPEG, which changes class indices; write label files as PNG')
     if values.dtype == bool:
-        return values.view(np.uint8)
+        # A view would show Pillow's bytes, which are 255 for True.
+        return values.astype(np.uint8)
     if values.dtype in (np.uint8, np.uint16):
         return values
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
