@@ -33,6 +33,8 @@ from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.datasets.check import check_config
 from visattn_dense.openmmlab.datasets.folder import FolderSegDataset
+from visattn_dense.openmmlab.inference import preparation
+from visattn_dense.predict.sources import Picture
 
 
 def logged_metric(work_dir: Path, name: str) -> dict[int, float]:
@@ -152,6 +154,18 @@ def test_each_choice_is_made_once(tmp_path, source):
         assert crop.crop_size == (96, 160)
     bare = Config.fromfile(write_config(source, tmp_path / 'bare', weights=None)).model.backbone
     assert (bare.init_cfg, bare.frozen_stages) == (None, -1)
+
+
+@pytest.mark.parametrize('source', [SEGMENTATION, SMALL], ids=lambda path: path.stem)
+def test_augmented_tests_see_the_scale_of_the_test(tmp_path, source):
+    """However large the photo is: half up to 1.75 times of the short side of the test."""
+    cfg = Config.fromfile(write_config(source, tmp_path, size=(96, 96)))
+    Image.new('RGB', (600, 400)).save(tmp_path / 'photo.png')
+    whole, augmented = (preparation(cfg, tta=tta)(Picture('photo', str(tmp_path / 'photo.png')))
+                        for tta in (False, True))
+    assert [tuple(version.shape[1:]) for version in whole.inputs] == [(96, 144)]
+    sides = [min(version.shape[1:]) for version in augmented.inputs]
+    assert sides == [side for side in (48, 72, 96, 120, 144, 168) for _ in range(2)]
 
 
 @pytest.mark.parametrize('path', [SEGMENTATION, DETECTION, SMALL_DETECTOR],
