@@ -102,16 +102,11 @@ def opened(path: str | os.PathLike, *, decode: bool = True) -> Iterator[Image.Im
         raise OSError(f'{error}' or type(error).__name__) from error
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Whether the pixels of the file have more than 8 bits a band.
-
-    Pillow itself keeps the upper 8 of 16 bits in colour; what it reads from tells.
-    """
-    return image.mode[0] in 'IF' or any(bits in raw_mode(image) for bits in (';16', ';32'))
-
-
 def raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in the file, by Pillow's name, before they are decoded."""
+    """How the pixels lie in the file, by Pillow's name, before they are decoded.
+
+    'RGB;16B' for 16 bits in colour, of which Pillow itself keeps the upper 8.
+    """
     raw = image.tile[0][3] if image.tile else ''
     return str(raw[0] if isinstance(raw, tuple) and raw else raw)
 

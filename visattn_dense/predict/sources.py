@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from visattn_dense.errors import UserError
-from visattn_dense.images import MOST_PIXELS, is_deep, opened
+from visattn_dense.images import MOST_PIXELS, opened, raw_mode
 from visattn_dense.web import Interrupted, Refused, open_url
 
 from . import video
@@ -157,7 +157,8 @@ def _used(image: Image.Image) -> str:
     pages = getattr(image, 'n_frames', 1)
     return '; '.join(filter(None, (
         f'{pages} pages, the first is used' if pages > 1 and image.format != 'MPO' else '',
-        '16 bits a channel, the upper 8 are used' if is_deep(image) else '',
+        '16 bits a channel, the upper 8 are used'
+        if '16' in image.mode or ';16' in raw_mode(image) else '',
         'alpha: OpenCV multiplies the colours of a TIFF file by it, Pillow drops it'
         if image.format == 'TIFF' and image.mode in ('RGBA', 'RGBa') else '')))
 

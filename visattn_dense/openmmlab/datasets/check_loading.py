@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from visattn_dense.files import cores, read_all, spread
-from visattn_dense.images import is_deep, opened, raw_mode
+from visattn_dense.images import opened, raw_mode
 from visattn_dense.openmmlab.datasets.check_duplicates import THUMBNAIL, fingerprint
 from visattn_dense.openmmlab.datasets.check_report import DatasetReport
 
@@ -291,9 +291,10 @@ def _kind_by_head(item: Mapping) -> tuple:
 
 def _describe(image: Image.Image, reading: ImageReading) -> None:
     """Fill in the facts from the head of a file."""
+    raw = raw_mode(image)
     reading.size = image.size
     reading.bands = len(image.getbands()) if image.mode not in ('CMYK', 'YCbCr', 'P', 'PA') else 3
-    reading.deep = is_deep(image)
+    reading.deep = image.mode[0] in 'IF' or ';16' in raw or ';32' in raw
     try:
         reading.orientation = int(image.getexif().get(ORIENTATION, 1))
     # A damaged EXIF block does not stop any decoder.
@@ -301,7 +302,7 @@ def _describe(image: Image.Image, reading: ImageReading) -> None:
         reading.orientation = 1
     if reading.orientation not in _UNTURN:
         reading.orientation = 1
-    reading.kind = image.format, image.mode, raw_mode(image), reading.orientation
+    reading.kind = image.format, image.mode, raw, reading.orientation
 
 
 def _is_turned(path: str, orientation: int, pixels: np.ndarray) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def average_with_ignored_pixels(losses: ModuleType) -> None:
