@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
 from tests.tiny_finetune import (
@@ -118,6 +119,24 @@ def test_tutorial_predicts(walked):
         with Image.open(out / f'{path.stem}_label.png') as label:
             assert label.size == (160, 120) and np.asarray(label).max() < 3
         assert (out / f'{path.stem}_overlay.png').is_file()
+
+
+@pytest.mark.parametrize('source', [SEGMENTATION, SMALL, DETECTION, SMALL_DETECTOR],
+                         ids=lambda path: path.stem)
+@pytest.mark.parametrize('max_iters', [1, 2, 13, 30, 45])
+def test_a_short_run_reaches_its_learning_rate(tmp_path, source, max_iters):
+    """mmengine's warm-up of one iteration never ends, and its schedules need an iteration."""
+    cfg = Config.fromfile(write_config(source, tmp_path, max_iters=max_iters))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.)
+    schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+                  for scheduler in cfg.param_scheduler]
+    rates = []
+    for _ in range(max_iters):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert max(rates) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize('source', [SEGMENTATION, SMALL, DETECTION, SMALL_DETECTOR],
