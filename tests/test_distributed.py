@@ -67,6 +67,17 @@ def test_only_one_rank_speaks_of_a_wrong_config(tmp_path: Path) -> None:
     assert 'Traceback' not in done.stderr and 'ChildFailedError' not in done.stderr
 
 
+def test_two_processes_do_not_paint_half_of_the_images(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    assert run('train', tmp_path, config, '--no-validate', '--cfg-options',
+               'train_cfg.max_iters=2').code == 0
+    done = run_tool('dist_test.sh', config, tmp_path / 'work' / 'iter_2.pth', 2, '--show-dir',
+                    tmp_path / 'painted', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 2
+    assert done.stderr.count('start tools/test.py as one process') == 1
+    assert not (tmp_path / 'painted').exists()
+
+
 def test_resume_is_exact(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     short = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=6']

@@ -25,6 +25,7 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
+from visattn_dense.openmmlab.engine.evaluation import _write_detections
 from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
@@ -114,6 +115,71 @@ def test_a_detectors_pictures_lie_in_the_relative_folder_that_was_named(tmp_path
                      if path.parent != tmp_path / 'data' / 'images')
     assert [(path.parent, path.stem) for path in painted] == [
         (Path('painted'), '0'), (Path('painted'), '1')]
+
+
+def test_images_of_one_name_have_a_picture_each(tmp_path: Path) -> None:
+    """Once as a segmentor, once as a detector: a/0.png and b/0.png."""
+    painted = {}
+    for kind, write in (('mmseg', write_run), ('mmdet', write_detection_run)):
+        folder = tmp_path / kind
+        config = write(folder, images=2)
+        for name, images in (('a', '0.png'), ('b', '1.png')):
+            for part in (folder / 'data').glob('*/'):
+                (part / name).mkdir()
+                (part / images).rename(part / name / '0.png')
+        if kind == 'mmdet':
+            file = folder / 'data' / 'all.json'
+            coco = json.loads(file.read_text())
+            for image, name in zip(coco['images'], 'ab', strict=True):
+                image['file_name'] = f'{name}/0.png'
+            file.write_text(json.dumps(coco))
+        short = 'train_cfg.max_iters=1' if kind == 'mmseg' else 'train_cfg.max_epochs=1'
+        done = run('train', folder, config, '--no-validate', '--cfg-options', short,
+                   'default_hooks.checkpoint.interval=1')
+        assert done.code == 0, done.output
+        checkpoint = next((folder / 'work').glob('*.pth'))
+        done = run('test', folder, config, checkpoint, '--show-dir', folder / 'painted')
+        assert done.code == 0, done.output
+        painted[kind] = sorted(str(path.relative_to(folder / 'painted'))
+                               for path in (folder / 'painted').rglob('*.*'))
+        before = (folder / 'data/images/a/0.png').read_bytes()
+        assert_refused(run('test', folder, config, checkpoint,
+                           '--show-dir', folder / 'data' / 'images'),
+                       'would overwrite', 'images/a/0.png', 'name another folder')
+        assert (folder / 'data/images/a/0.png').read_bytes() == before
+    assert painted == {kind: ['a/0.png', 'b/0.png'] for kind in painted}
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_test(
+        trained: Path, tmp_path: Path) -> None:
+    config, checkpoint = trained / 'tiny.py', trained / 'work' / 'iter_6.pth'
+    (tmp_path / 'file').touch()
+    for option in ('--out', '--show-dir'):
+        assert_refused(run('test', tmp_path, config, checkpoint, option, tmp_path / 'file'),
+                       'cannot write to', f'choose another with {option}')
+    labels = trained / 'data' / 'labels'
+    before = (labels / '0.png').read_bytes()
+    assert_refused(run('test', tmp_path, config, checkpoint, '--out', labels),
+                   'would overwrite', 'labels/0.png')
+    assert (labels / '0.png').read_bytes() == before
+
+
+@pytest.mark.parametrize('out, words', [
+    ('.', 'is a folder; name the beginning of the files'), ('new/', 'is a folder'),
+    ('file/results.json', 'cannot write to'), ('file/results.pkl', 'cannot write to')])
+def test_a_place_for_detections_that_cannot_be_is_refused(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=words):
+        _write_detections([dict(type='CocoMetric')], out)
+
+
+@pytest.mark.parametrize('out', ['a', 'a.json', 'a.bbox.json', 'a.segm.json'])
+def test_detections_have_the_name_that_was_given(tmp_path: Path, out: str) -> None:
+    (evaluator,) = evaluators = [dict(type='CocoMetric')]
+    _write_detections(evaluators, str(tmp_path / out))
+    assert evaluator['outfile_prefix'] == str(tmp_path / 'a')
 
 
 def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -> None:

@@ -30,19 +30,24 @@ def check_entries(cfg: Config, task: str) -> None:
                         f'{task}ing needs. {did_you_mean(missing[0], others)}')
 
 
-def check_work_dir(path: str) -> None:
-    """Check that the work directory exists or can be made, and that files can be written there.
+def check_folder(path: str, what: str, option: str) -> None:
+    """Check that a folder exists or can be made, and that files can be written there.
+
+    Args:
+        path: the folder.
+        what: the folder in words, for the message.
+        option: the option that names another folder.
 
     Raises:
-        UserError: the work directory cannot be used.
+        UserError: the folder cannot be used.
     """
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f'cannot write to the work directory {path}: {error.strerror}; choose '
-                        'another with --work-dir') from error
+        raise UserError(f'cannot write to {what} {path}: {error.strerror}; choose another with '
+                        f'{option}') from error
 
 
 def check_weights(cfg: Config) -> None:

@@ -3,14 +3,24 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_dist_info
 
 from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.engine.prediction_files import images_of, read_test_data, root_of
+from visattn_dense.openmmlab.engine import checks
+from visattn_dense.openmmlab.engine.painting import painted_name, painted_root
+from visattn_dense.openmmlab.engine.prediction_files import (
+    check_not_replaced,
+    images_of,
+    prediction_of,
+    read_test_data,
+    root_of,
+)
 
 
 def check_checkpoint(source: str) -> None:
@@ -40,20 +50,29 @@ def prepare_test(cfg: Config, args: Any) -> None:
 
 
 def _draw(cfg: Config, args: Any, detection: bool) -> None:
+    if get_dist_info()[1] > 1:
+        # mmengine's visualizer does nothing in the other processes.
+        raise UserError('--show and --show-dir paint in the first process alone, a part of the '
+                        'images: start tools/test.py as one process, without a launcher')
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     kind = 'Det' if detection else 'Seg'
-    hook = hooks.setdefault('visualization', ConfigDict(type=f'{kind}VisualizationHook'))
+    hook = hooks.get('visualization') or ConfigDict(type=f'{kind}VisualizationHook')
     # mmengine's own visualizer, which a config without one has, paints no predictions.
     cfg.visualizer = cfg.get('visualizer') or ConfigDict(type=f'{kind}LocalVisualizer')
-    hook.update(draw=True, interval=1)
-    if args.show:
-        hook.update(show=True, wait_time=args.wait_time)
-    if args.show_dir and detection:
-        # mmdetection joins a relative folder to its own anew for every image.
-        hook.test_out_dir = os.path.abspath(args.show_dir)
-    elif args.show_dir:
-        cfg.visualizer.setdefault('vis_backends', [dict(type='LocalVisBackend')])
-        cfg.visualizer.save_dir = args.show_dir
+    if args.show_dir:
+        checks.check_folder(args.show_dir, 'the folder of pictures', '--show-dir')
+        dataset = _test_data(cfg)
+        images = images_of(dataset)
+        folder, root = os.path.abspath(args.show_dir), painted_root(images)
+        check_not_replaced((os.path.join(folder, painted_name(image, root)) for image in images),
+                           dataset, f'--show-dir {args.show_dir}')
+        hooks.visualization = dict(
+            type='PaintHook', folder=folder, root=root, show=args.show, wait_time=args.wait_time,
+            score_thr=hook.get('score_thr', 0.3) if detection else None,
+            backend_args=hook.get('backend_args'))
+    else:
+        hook.update(draw=True, interval=1, show=True, wait_time=args.wait_time)
+        hooks.visualization = hook
 
 
 def augment(cfg: Config, detection: bool) -> None:
@@ -85,18 +104,15 @@ def augment(cfg: Config, detection: bool) -> None:
 def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
     evaluators = cfg.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
-    if detection and out.endswith(('.pkl', '.pickle')):
-        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
-    elif detection:
-        # COCO results, OUT.bbox.json and OUT.segm.json: what tools/eval_ap.py reads.
-        coco = [e for e in evaluators if e['type'] in ('CocoMetric', 'mmdet.CocoMetric')]
-        if not coco:
-            raise UserError(f'--out {out} asks for COCO results, and the config has no CocoMetric; '
-                            'name a .pkl file for mmdet\'s own dump')
-        for evaluator in coco:
-            evaluator['outfile_prefix'] = out.removesuffix('.json')
+    if detection:
+        _write_detections(evaluators, out)
     else:
-        root = root_of(_test_images(cfg))
+        checks.check_folder(out, 'the folder of predictions', '--out')
+        dataset = _test_data(cfg)
+        images = images_of(dataset)
+        root = root_of(images)
+        check_not_replaced((os.path.join(out, prediction_of(image, root) + '.png')
+                            for image in images), dataset, f'--out {out}')
         for evaluator in evaluators:
             evaluator['output_dir'] = out
             evaluator['keep_results'] = True
@@ -105,12 +121,30 @@ def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
     cfg.test_evaluator = evaluators
 
 
-def _test_images(cfg: Config) -> list[str]:
+def _write_detections(evaluators: list[dict[str, Any]], out: str) -> None:
+    if out.endswith('/') or os.path.isdir(out):
+        raise UserError(f'--out {out} is a folder; name the beginning of the files, for example '
+                        f'{os.path.join(out, "results")}')
+    checks.check_folder(os.path.dirname(out) or '.', 'the folder of predictions', '--out')
+    if out.endswith(('.pkl', '.pickle')):
+        evaluators.append(dict(type='DumpDetResults', out_file_path=out))
+        return
+    # COCO results, OUT.bbox.json and OUT.segm.json: what tools/eval_ap.py reads.
+    coco = [e for e in evaluators if e['type'] in ('CocoMetric', 'mmdet.CocoMetric')]
+    if not coco:
+        raise UserError(f'--out {out} asks for COCO results, and the config has no CocoMetric; '
+                        'name a .pkl file for mmdet\'s own dump')
+    for evaluator in coco:
+        evaluator['outfile_prefix'] = re.sub(r'(\.(bbox|segm))?\.json$', '', out)
+
+
+def _test_data(cfg: Config) -> Any:
+    """The data set of the test; None where it cannot be built."""
     try:
-        return images_of(read_test_data(cfg))
+        return read_test_data(cfg)
     except Exception:
         # The run builds the data set again, and says what is wrong with the config.
-        return []
+        return None
 
 
 def _keep_folders(evaluator: dict[str, Any], root: str) -> None:

@@ -87,7 +87,7 @@ def _train(args: Namespace) -> None:
             log.warning(message)
 
     def check() -> None:
-        checks.check_work_dir(cfg.work_dir)
+        checks.check_folder(cfg.work_dir, 'the work directory', '--work-dir')
         checks.check_weights(cfg)
         checks.check_class_weights(cfg)
         quick_check(cfg)
@@ -102,7 +102,7 @@ def _test(args: Namespace) -> None:
     cfg = _open(args, 'test')
 
     def check() -> None:
-        checks.check_work_dir(cfg.work_dir)
+        checks.check_folder(cfg.work_dir, 'the work directory', '--work-dir')
         check_checkpoint(args.checkpoint)
         quick_check(cfg, splits=('test',))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -28,10 +28,32 @@ def read_test_data(cfg: Config) -> Any:
 
 def images_of(dataset: Any) -> list[str]:
     """The file of each image; [] of a data set that does not say."""
-    if not hasattr(dataset, 'get_data_info'):
-        return []
-    infos = (dataset.get_data_info(number) for number in range(len(dataset)))
-    return [info['img_path'] for info in infos if 'img_path' in info]
+    return [info['img_path'] for info in _infos(dataset) if 'img_path' in info]
+
+
+def check_not_replaced(written: Iterable[str], dataset: Any, option: str) -> None:
+    """Check that no output takes the place of an image or a label of the data set.
+
+    Args:
+        written: the files that a run will write.
+        dataset: the data set of the test.
+        option: the option that names the folder of the files.
+
+    Raises:
+        UserError: an image or a label would be overwritten.
+    """
+    read = {os.path.realpath(info[key]) for info in _infos(dataset)
+            for key in ('img_path', 'seg_map_path') if info.get(key)}
+    for path in written:
+        if os.path.realpath(path) in read:
+            raise UserError(f'{option} would overwrite {path}, a file of the test data; name '
+                            'another folder')
+
+
+def _infos(dataset: Any) -> Iterator[dict[str, Any]]:
+    if hasattr(dataset, 'get_data_info'):
+        for number in range(len(dataset)):
+            yield dataset.get_data_info(number)
 
 
 def root_of(images: Sequence[str]) -> str | None:
