@@ -6,6 +6,7 @@ import pickle
 import re
 import stat
 import threading
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
-from visattn_dense.openmmlab.engine.evaluation import _write_detections
+from visattn_dense.openmmlab.engine.evaluation import _write_detections, prepare_test
 from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
@@ -162,6 +163,19 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_test(
     assert_refused(run('test', tmp_path, config, checkpoint, '--out', labels),
                    'would overwrite', 'labels/0.png')
     assert (labels / '0.png').read_bytes() == before
+
+
+def test_merged_flips_of_a_model_with_masks_are_refused_before_the_test() -> None:
+    cfg = Config.fromfile(ROOT / 'configs/mask_rcnn_cswin_tiny_coco.py')
+    args = Namespace(checkpoint='c.pth', show=False, show_dir=None, tta=True, out=None)
+    with pytest.raises(UserError, match='mmdetection merges boxes only'):
+        prepare_test(cfg, args)
+
+
+def test_a_folder_in_the_place_of_a_config_is_named(trained: Path, tmp_path: Path) -> None:
+    work = trained / 'work'
+    assert_refused(run('test', tmp_path, work, work / 'iter_6.pth'),
+                   f'{work} is a folder, and a config file was expected', str(work / 'tiny.py'))
 
 
 @pytest.mark.parametrize('out, words', [

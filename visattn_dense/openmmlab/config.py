@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from visattn_dense.errors import UserError, did_you_mean
+from visattn_dense.errors import UserError, did_you_mean, few
 
 log = logging.getLogger('visattn_dense')
 
@@ -51,6 +51,10 @@ def read_config(path: str) -> Config:
         UserError: the file does not exist or cannot be parsed; the message names the line.
     """
     file = Path(path)
+    if file.is_dir():
+        configs = few(sorted(str(config) for config in file.glob('*.py')))
+        raise UserError(f'{path} is a folder, and a config file was expected'
+                        + (f': {configs}?' if configs else ''))
     if not file.is_file():
         folder = file.parent
         names = [str(folder / p.name) for p in folder.glob('*')] if folder.is_dir() else []

@@ -12,6 +12,7 @@ from mmengine.dist import get_dist_info
 
 from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
+from visattn_dense.openmmlab.config import entries
 from visattn_dense.openmmlab.engine import checks
 from visattn_dense.openmmlab.engine.painting import painted_name, painted_root
 from visattn_dense.openmmlab.engine.prediction_files import (
@@ -44,6 +45,9 @@ def prepare_test(cfg: Config, args: Any) -> None:
     if args.show or args.show_dir:
         _draw(cfg, args, detection)
     if args.tta:
+        if detection and any(entry.get('mask_head') or entry.get('panoptic_head')
+                             for _, entry in entries(cfg.model)):
+            raise UserError('--tta: mmdetection merges boxes only, and this model finds masks too')
         augment(cfg, detection)
     if args.out:
         _write_predictions(cfg, args.out, detection)
