@@ -126,6 +126,14 @@ class BackboneSuite:
         for out, alone in zip(both, first, strict=True):
             torch.testing.assert_close(out[:1], alone, rtol=1e-4, atol=1e-4)
 
+    def test_vmap_gives_each_image_its_own(self):
+        model = self.build().eval()
+        x = torch.randn(2, 3, 67, 45)
+        with torch.no_grad():
+            for alone, batch in zip(torch.vmap(lambda image: model(image[None]))(x), model(x),
+                                    strict=True):
+                torch.testing.assert_close(alone[:, 0], batch, rtol=1e-4, atol=1e-5)
+
     def test_forward_does_not_change_the_module(self):
         model = self.build().eval()
         before = {name: copy.copy(module.__dict__) for name, module in model.named_modules()}

@@ -178,7 +178,7 @@ class EfficientViT(DenseBackbone):
             if x.requires_grad and not torch.compiler.is_compiling():
                 # A head may give a gradient in another layout. The shortcuts would hand this layout
                 # on to every norm of the backbone.
-                x.register_hook(lambda grad: grad if is_batched(grad) else _channels_last(grad))
+                x.register_hook(_channels_last)
         return tuple(outs[i] for i in self.out_indices)
 
 
@@ -195,4 +195,7 @@ class _FirstConv(ConvNormAct):
 
 
 def _channels_last(x: Tensor) -> Tensor:
+    # Under vmap a tensor has no layout of its own. The compiler cannot follow the question.
+    if not torch.compiler.is_compiling() and is_batched(x):
+        return x
     return x.contiguous(memory_format=torch.channels_last)
