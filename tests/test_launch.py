@@ -196,6 +196,29 @@ def test_detections_have_the_name_that_was_given(tmp_path: Path, out: str) -> No
     assert evaluator['outfile_prefix'] == str(tmp_path / 'a')
 
 
+@pytest.mark.parametrize('averaged', [False, True], ids=['plain', 'EMAHook'])
+def test_weights_are_evaluated_wherever_a_file_has_them(
+        trained: Path, tmp_path: Path, averaged: bool) -> None:
+    """What fits the model is what is evaluated, not the random weights beside it."""
+    config = tmp_path / 'tiny.py'
+    config.write_text((trained / 'tiny.py').read_text()
+                      + averaged * "custom_hooks = [dict(type='EMAHook')]\n")
+    weights = read_checkpoint(trained / 'work' / 'iter_6.pth')['state_dict']
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    files = dict(saved={'state_dict': weights}, bare=weights, model={'model': weights},
+                 better={'state_dict': zeros, 'state_dict_ema': weights},
+                 parallel={f'module.{name}': tensor for name, tensor in weights.items()})
+    found = {}
+    for name, contents in files.items():
+        torch.save(contents, tmp_path / f'{name}.pth')
+        done = run('test', tmp_path, config, tmp_path / f'{name}.pth',
+                   '--work-dir', tmp_path / name)
+        assert done.code == 0, done.output
+        result = json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
+        found[name] = [result['mIoU'], result['aAcc'], result['mAcc']]
+    assert found == {name: found['saved'] for name in files}
+
+
 def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -> None:
     config, good = trained / 'tiny.py', trained / 'work' / 'iter_6.pth'
     assert_refused(run('test', tmp_path, config, trained / 'work' / 'iter_5.pth'),

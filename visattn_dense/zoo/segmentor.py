@@ -179,13 +179,13 @@ def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matc
 
     Args:
         model: a segmentor or detector; it is not changed.
-        contents: the contents of a checkpoint file; the entry `state_dict` is replaced.
+        contents: the contents of a checkpoint file; the entry `state_dict` is replaced where the
+            weights have other names, or lie elsewhere.
         min_matched: fraction of the model's tensors that a foreign checkpoint must fill.
         origin: the name of the checkpoint in an error message.
 
     Returns:
-        The report. None if the checkpoint's own names fill as much of the model; then nothing is
-        changed.
+        The report. None if the checkpoint's own names fill as much of the model.
 
     Raises:
         UserError: renaming fills more of the model, but still less than `min_matched`.
@@ -193,11 +193,23 @@ def translate_checkpoint(model: nn.Module, contents: dict[str, Any], *, min_matc
     state = unwrap(contents)
     filled, report = match_parts(model, state)
     if is_native(model, state, filled):
+        place_weights(contents, state)
         return None
     require_fit(model, report, origin=origin, min_matched=min_matched, training=True)
     require_finite(filled, origin)
-    contents['state_dict'] = filled
+    place_weights(contents, filled)
     return report
+
+
+def place_weights(contents: dict[str, Any], state: StateDict) -> None:
+    """Put weights where mmengine's loader and hooks read them: the entry `state_dict`.
+
+    A file may have its weights under `model` or at its top, or averaged ones beside `state_dict`.
+    """
+    there = contents.get('state_dict')
+    if not isinstance(there, Mapping) or any(
+            there.get(name) is not tensor for name, tensor in state.items()):
+        contents['state_dict'] = state
 
 
 def is_native(model: nn.Module, state: Mapping[str, Tensor], filled: StateDict) -> bool:

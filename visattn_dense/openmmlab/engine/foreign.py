@@ -11,7 +11,7 @@ from visattn_dense.checkpoints.pretrained import require_finite
 from visattn_dense.errors import few
 from visattn_dense.openmmlab.engine.resume import cannot_resume, check_training_state
 from visattn_dense.openmmlab.engine.resumed_config import compare
-from visattn_dense.zoo.segmentor import is_native, match_parts, require_fit
+from visattn_dense.zoo.segmentor import is_native, match_parts, place_weights, require_fit
 
 # The fraction of a model's tensors that a new training needs from load_from, as with init_cfg.
 _LEAST_OF_OUR_OWN = 0.95
@@ -69,8 +69,10 @@ class ForeignCheckpointHook(Hook):
                 # mmengine would restore these over the config.
                 checkpoint.pop('param_schedulers', None)
             check_training_state(runner, checkpoint, origin)
+        # EMAHook, unlike the loader, compares the names as they are.
+        own = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
+        place_weights(checkpoint, own if native else filled)
         if not native:
-            checkpoint['state_dict'] = filled
             runner.logger.info(f'The checkpoint has names of its own: {report}')
         elif report.fresh or report.missing or report.mismatched:
             runner.logger.info(f'The checkpoint fills the model, all but a part: {report}')
