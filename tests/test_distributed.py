@@ -49,7 +49,7 @@ def test_scripts_train_and_evaluate(tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert 'No GPU: 2 gloo processes on the CPU' in said
     assert said.count('SyncBN runs as BN') == 1
-    assert '2 processes x 2 images' in said
+    assert '2 processes x 2 images' in said and 'is deprecated' not in said
     assert sorted(logged_losses(work)) == [1, 2, 3, 4]
 
     done = run_tool('dist_test.sh', config.name, work / 'iter_4.pth', 2,

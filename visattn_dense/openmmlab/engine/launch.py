@@ -41,8 +41,10 @@ log = logging.getLogger('visattn_dense')
 
 # What draws, for each scope.
 _VISUALIZERS = {'mmseg': 'SegLocalVisualizer', 'mmdet': 'DetLocalVisualizer'}
-# Defaults that mmseg explains on every run; nobody has to do anything about them.
-_KNOWN_NOTICES = ('Default ``avg_non_ignore`` is False', 'The draw is False, it means that')
+# Defaults that mmseg explains on every run, and the name of an argument that mmengine gives to
+# torch's DDP; nobody has to do anything about them.
+_KNOWN_NOTICES = ('Default ``avg_non_ignore`` is False', 'The draw is False, it means that',
+                  '`broadcast_buffers` is deprecated')
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
