@@ -159,3 +159,19 @@ def test_no_thread_of_the_process_group_outlives_a_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.split('threads ')[-1])
     assert len(counts) == 4 and counts[0] and counts[2] and counts[1] == counts[3] == 0, counts
+
+
+@pytest.mark.parametrize('averaged', [False, True])
+def test_a_validation_scores_what_its_checkpoint_has(tmp_path: Path, averaged: bool) -> None:
+    # Statistics of the last batch alone differ from one process to the other.
+    config = write_run(tmp_path, "model['decode_head']['norm_cfg'] = dict(type='BN', momentum=1.)\n"
+                       + "custom_hooks = [dict(type='EMAHook')]\n" * averaged)
+    work = tmp_path / 'work'
+    for rank in as_ranks(tmp_path, config, '--cfg-options', 'train_cfg.max_iters=4'):
+        assert rank.code == 0, rank.output
+    lines = next(work.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    scored = [line for line in map(json.loads, lines) if 'mIoU' in line][-1]
+    assert run('test', tmp_path, config, work / 'iter_4.pth', '--work-dir', tmp_path / 'one',
+               ).code == 0
+    found = metrics(tmp_path / 'one')
+    assert found == {name: pytest.approx(scored[name]) for name in found}

@@ -13,6 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from visattn_dense.atomic import remove_leftovers, write_text_whole
+from visattn_dense.openmmlab.engine.running_statistics import average_statistics
 
 
 @HOOKS.register_module()
@@ -23,7 +24,13 @@ class AtomicCheckpointHook(CheckpointHook):
     only one. mmengine also overwrites `last_checkpoint` in place. The arguments are those of
     `CheckpointHook`. `DenseRunner.save_checkpoint` makes the checkpoint file itself appear only
     when it is complete.
+
+    In a run of several processes, a validation and a checkpoint have the same running statistics:
+    see `average_statistics`.
     """
+
+    def before_val(self, runner) -> None:
+        average_statistics(runner)
 
     def before_train(self, runner) -> None:
         self._keep_own_names(runner)
@@ -61,6 +68,10 @@ class AtomicCheckpointHook(CheckpointHook):
         return name.startswith('best_') and any(
             name.endswith('_' + self.filename_tmpl.format(int(step)).replace('/', '_'))
             for step in re.findall(r'\d+', name[-80:]))
+
+    def _save_checkpoint(self, runner) -> None:
+        average_statistics(runner)
+        super()._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         outdated = None
