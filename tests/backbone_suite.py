@@ -134,6 +134,25 @@ class BackboneSuite:
                                     strict=True):
                 torch.testing.assert_close(alone[:, 0], batch, rtol=1e-4, atol=1e-5)
 
+    def test_functional_gradients_are_those_of_autograd(self):
+        model, x = self.build().eval(), torch.randn(1, 3, 67, 45)
+        learned = dict(model.named_parameters())
+
+        def loss(given: dict[str, Tensor]) -> Tensor:
+            outs = torch.func.functional_call(model, given, (x,))
+            return sum(out.square().mean() for out in outs)
+
+        found = torch.func.grad(loss)(learned)
+        grads = torch.autograd.grad(loss(learned), learned.values())
+        for name, grad in zip(learned, grads, strict=True):
+            torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-5, msg=name)
+
+    def test_no_images_give_no_maps(self):
+        model = self.build().train()
+        outs = model(torch.randn(0, *self.image(67, 45).shape[1:]))
+        assert [tuple(out.shape) for out in outs] == [
+            (0, *out.shape[1:]) for out in model(self.image(67, 45))]
+
     def test_forward_does_not_change_the_module(self):
         model = self.build().eval()
         before = {name: copy.copy(module.__dict__) for name, module in model.named_modules()}

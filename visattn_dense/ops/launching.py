@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .registered import is_transformed
+
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -34,6 +36,8 @@ def why_not(*tensors: Tensor | None, alike: bool = False) -> str | None:
         tensors: what the kernels read; None stands for a tensor that is left out.
         alike: the tensors must have one dtype.
     """
+    if is_transformed():
+        return 'torch.func transforms the call'
     kinds = tuple([(t.device, t.dtype) for t in tensors if t is not None])
     # torch.compile warns of a cache.
     return (_why_not if torch.compiler.is_compiling() else _known_why_not)(kinds, alike)

@@ -38,6 +38,13 @@ def why_not_direct(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def is_transformed() -> bool:
+    """Whether torch.func transforms what is called: it has no rule for operators of this project.
+    """
+    return (not torch.compiler.is_compiling()
+            and torch._C._are_functorch_transforms_active())
+
+
 def is_batched(t: Tensor) -> bool:
     """Whether a transform of torch computes with many such tensors at once, or autograd batches
     gradients with them (is_grads_batched): the tensor then has no layout of its own."""

@@ -11,6 +11,9 @@ so torch.compile and export see no loop:
   bytes, and backward computes them again. Only q, k, v, out and one chunk are in memory.
 - triton: `visattn::group_attention` in `triton_form` beside this file. Nothing is gathered.
 
+Inside torch.func's transforms, which know neither operator, torch gathers k and v: the form
+'gathered'.
+
 The Triton form takes CUDA tensors of float32, bfloat16 or float16 with at most 128 channels in a
 head, if Triton is installed and the GPU has compute capability 8.0 or later. The chunked form takes
 everything else. `use_implementation('chunked')`, `('triton')` or `('reference')` forces a form.
@@ -28,6 +31,7 @@ from torch import Tensor
 
 from .. import choose
 from ..choose import Form, Operator, reference_form
+from ..registered import is_transformed
 from . import reference, triton_form
 from .fused import fused_attention
 
@@ -232,10 +236,15 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
     return torch.ops.visattn.routed_attention(q, k, v, index, weight, scale)
 
 
+def _why_not_chunked(*_: object, **__: object) -> str | None:
+    return 'torch.func transforms the call' if is_transformed() else None
+
+
 routed_attention = Operator(
     'routed_attention',
     choose.triton_form(triton_form.routed_attention, triton_form.why_not_routed),
-    Form('chunked', _chunked), reference_form(reference.routed_attention))
+    Form('chunked', _chunked, _why_not_chunked), Form('gathered', reference.routed_attention),
+    reference_form(reference.routed_attention))
 
 use_implementation = partial(choose.use_implementation, operator='routed_attention')
 """`visattn_dense.ops.choose.use_implementation` of this operator."""

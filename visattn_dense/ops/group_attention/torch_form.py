@@ -46,7 +46,7 @@ def _one_kind(qkv: Tensor, window: Window, num_heads: int, kernel: Tensor, bias:
     tokens = stripes.flatten(1, 2).unflatten(-1, (num_heads, -1))
     q, k, v = tokens.permute(2, 0, 3, 1, 4)                         # each (B·S, heads, N, d)
     out = fused_attention(q, k, v, mask=mask, scale=scale)
-    out = out.transpose(1, 2).reshape(*stripes.shape[:3], -1)
+    out = out.transpose(1, 2).flatten(2).unflatten(1, stripes.shape[1:3])   # (B·S, h, w, C)
 
     out = out + depthwise(stripes[..., 2, :], kernel, bias)
     return crop(merge_windows(out, padded.shape[1:3]), pads)
