@@ -73,11 +73,11 @@ optim_wrapper = dict(
     # 25 blocks: the stem's rate is 0.26 of the heads'.
     paramwise_cfg=dict(layer_decay=0.95))
 warmup, interval = max_iters // 12, max(1, max_iters // 12)
-# A warm-up of one iteration would leave the rate at its start: a short run goes without.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup),
-    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=warmup, end=max_iters),
-][warmup < 2:]
+    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=warmup, end=max_iters)]
+if warmup > 1:      # One of a single iteration would leave the rate at its start.
+    param_scheduler.insert(
+        0, dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup))
 train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=interval)
 log_processor = dict(by_epoch=False)

@@ -83,11 +83,11 @@ optim_wrapper = dict(
     # 14 blocks: the stem's rate is 0.21 of the head's.
     paramwise_cfg=dict(layer_decay=0.9))
 warmup, interval = max_iters // 20, max(1, max_iters // 5)
-# A warm-up of one iteration would leave the rate at its start: a short run goes without.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup),
-    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=warmup, end=max_iters),
-][warmup < 2:]
+    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=warmup, end=max_iters)]
+if warmup > 1:      # One of a single iteration would leave the rate at its start.
+    param_scheduler.insert(
+        0, dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup))
 train_cfg = dict(max_iters=max_iters, val_interval=interval)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=interval))
 auto_scale_lr = dict(enable=False, base_batch_size=4)
