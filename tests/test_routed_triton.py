@@ -46,7 +46,7 @@ def test_triton_on_the_cpu_is_an_error_that_says_why():
 
 
 def test_implementations_are_named_and_put_back():
-    with pytest.raises(ValueError, match='auto, chunked, triton; got'):
+    with pytest.raises(ValueError, match='auto, chunked, gathered, triton; got'):
         with routed.use_implementation('cuda'):
             pass
     with pytest.raises(KeyError), routed.use_implementation('triton'):

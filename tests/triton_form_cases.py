@@ -814,7 +814,7 @@ def test_what_is_left_to_torch_after_a_convolution():
             'int64': lambda: norm_act(x, norm.bias, in_training(norm)._replace(
                 batches=torch.zeros((), device=DEVICE))),
             'two positions': lambda: norm_act(x[:, :, :1, :1], norm.bias, in_training(norm)),
-            'tracer': lambda: torch.vmap(lambda x: norm_act(x, norm.bias, in_training(norm)))(
+            'torch.func': lambda: torch.vmap(lambda x: norm_act(x, norm.bias, in_training(norm)))(
                 x.expand(2, 1, 5, 3, 4)),
         }.items():
             with pytest.raises(ValueError, match=match):
