@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .registered import is_transformed
+from .registered import why_not_transformed
 
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 
@@ -36,8 +36,9 @@ def why_not(*tensors: Tensor | None, alike: bool = False) -> str | None:
         tensors: what the kernels read; None stands for a tensor that is left out.
         alike: the tensors must have one dtype.
     """
-    if is_transformed():
-        return 'torch.func transforms the call'
+    reason = why_not_transformed()
+    if reason is not None:
+        return reason
     kinds = tuple([(t.device, t.dtype) for t in tensors if t is not None])
     # torch.compile warns of a cache.
     return (_why_not if torch.compiler.is_compiling() else _known_why_not)(kinds, alike)

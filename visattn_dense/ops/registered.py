@@ -38,11 +38,12 @@ def why_not_direct(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def is_transformed() -> bool:
-    """Whether torch.func transforms what is called: it has no rule for operators of this project.
-    """
-    return (not torch.compiler.is_compiling()
-            and torch._C._are_functorch_transforms_active())
+def why_not_transformed() -> str | None:
+    """Why an operator of this project cannot be called here, or None: torch.func has no rule for
+    it."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return 'torch.func transforms the call'
+    return None
 
 
 def is_batched(t: Tensor) -> bool:

@@ -22,7 +22,7 @@ def average_statistics(runner) -> None:
     if get_world_size() == 1:
         return
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    # A norm outside of training, by name: the modules of an averaged model tell nothing of it.
+    # By name, because the modules of an averaged model do not say whether a norm trains.
     names = [name for name, norm in model.named_modules()
              if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
              and norm.training and norm.running_mean is not None]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .. import choose
 from ..choose import Form, Operator, reference_form
-from ..registered import is_transformed
+from ..registered import why_not_transformed
 from . import reference, triton_form
 from .fused import fused_attention
 
@@ -237,7 +237,7 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: float,
 
 
 def _why_not_chunked(*_: object, **__: object) -> str | None:
-    return 'torch.func transforms the call' if is_transformed() else None
+    return why_not_transformed()
 
 
 routed_attention = Operator(
