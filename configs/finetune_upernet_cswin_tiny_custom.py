@@ -47,18 +47,6 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-# For --tta: half up to 1.75 times of the size of test_pipeline, and mirrored.
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='TestTimeAug', transforms=[
-        [dict(type='Resize', scale=(int(4 * size[0] * ratio), int(size[0] * ratio)),
-              keep_ratio=True) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
-        [dict(type='RandomFlip', prob=0., direction='horizontal'),
-         dict(type='RandomFlip', prob=1., direction='horizontal')],
-        [dict(type='LoadAnnotations')],
-        [dict(type='PackSegInputs')],
-    ]),
-]
 data = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(batch_size=batch_size, dataset=dict(pipeline=train_pipeline, **data))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **data))

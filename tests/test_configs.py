@@ -256,7 +256,7 @@ def test_palettes_are_tuples_for_every_reader():
     ('model.data_preprocessor.size=64,96', (64, 96)),
     ('model.backbone.out_indices=0,1', (0, 1)),
     ('model.data_preprocessor.mean=1,2,3', [1, 2, 3]),
-    ('tta_pipeline.1.transforms.0.0.scale_factor=2', 2),
+    ('train_pipeline.3.cat_max_ratio=2', 2),
     ('test_dataloader.dataset.metainfo.palette=[[1,2,3],[4,5,6],[7,8,9]]',
      [(1, 2, 3), (4, 5, 6), (7, 8, 9)]),
 ])

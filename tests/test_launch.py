@@ -26,7 +26,7 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import learning_rate_message
-from visattn_dense.openmmlab.engine.evaluation import _write_detections, prepare_test
+from visattn_dense.openmmlab.engine.evaluation import _write_detections, augment, prepare_test
 from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
@@ -165,6 +165,31 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_test(
     assert (labels / '0.png').read_bytes() == before
 
 
+@pytest.mark.parametrize(('resize', 'scales'), [
+    (dict(scale=(2048, 512)), [(1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768),
+                               (3584, 896)]),
+    (dict(scale=64), [32, 48, 64, 80, 96, 112]),
+    (dict(scale_factor=2.), [1., 1.5, 2., 2.5, 3., 3.5]),
+    (dict(scale_factor=(2., 1.)), [(1., .5), (1.5, .75), (2., 1.), (2.5, 1.25), (3., 1.5),
+                                   (3.5, 1.75)]),
+])
+def test_versions_are_made_from_the_pipeline_of_the_test(resize: dict, scales: list) -> None:
+    load, align, truth, pack = (dict(type=name) for name in (
+        'LoadImageFromFile', 'ResizeToMultiple', 'LoadAnnotations', 'PackSegInputs'))
+    steps = [load, dict(type='mmseg.Resize', keep_ratio=True, **resize), align, truth, pack]
+    cfg = Config(dict(model=dict(type='EncoderDecoder'),
+                      test_dataloader=dict(dataset=dict(pipeline=steps))))
+    augment(cfg, detection=False)
+    assert (cfg.model.type, cfg.model.module.type) == ('SegTTAModel', 'EncoderDecoder')
+    first, versions = cfg.test_dataloader.dataset.pipeline
+    (key,) = resize
+    resized, aligned, flips, *rest = versions.transforms
+    assert first == load and aligned == [align] and rest == [[truth], [pack]]
+    assert [step[key] for step in resized] == scales
+    assert {(step.type, step.keep_ratio) for step in resized} == {('mmseg.Resize', True)}
+    assert [flip.prob for flip in flips] == [0., 1.]
+
+
 def test_merged_flips_of_a_model_with_masks_are_refused_before_the_test() -> None:
     cfg = Config.fromfile(ROOT / 'configs/mask_rcnn_cswin_tiny_coco.py')
     args = Namespace(checkpoint='c.pth', show=False, show_dir=None, tta=True, out=None)
@@ -232,7 +257,6 @@ def test_evaluation_refuses_foreign_checkpoints(trained: Path, tmp_path: Path) -
         pickle.dump(os.system, file)
     assert_refused(run('test', tmp_path, config, tmp_path / 'trap.pth'),
                    'nothing of it was executed')
-    assert_refused(run('test', tmp_path, config, good, '--tta'), 'tta_model')
 
 
 def test_one_option_moves_the_data() -> None:

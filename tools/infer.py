@@ -66,8 +66,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                        help='pictures of one size that the model gets at once')
     model.add_argument('--half', action='store_true', help='compute in float16; bfloat16 on a CPU')
     model.add_argument('--optimize', action='store_true', help='make the model faster on a CPU')
-    model.add_argument('--tta', action='store_true', help='average over mirrored pictures, or what '
-                       "the config's tta_pipeline says")
+    model.add_argument('--tta', action='store_true', help='average over scaled and mirrored '
+                       'versions, as tools/test.py --tta does')
     model.add_argument('--native', action='store_true',
                        help='compute pictures at their own size, in tiles; TIFF files of any size')
     model.add_argument('--mode', choices=['whole', 'slide', 'tiles'],

@@ -61,8 +61,8 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
             `crop_size` and two thirds of it (tiles: three quarters).
         gather: where windows are summed or blended; where None the CPU, for tiles the device.
         native: leave out the resizing of the test pipeline.
-        tta: compute the versions of the config's `tta_pipeline`, else the picture and its mirror
-            image, and average their probabilities.
+        tta: compute the versions of the config's `tta_pipeline`, else the picture at six scales and
+            mirrored, and average their probabilities.
         half: compute in float16 (on a CPU in bfloat16), by autocast.
         optimize: call `layers.optimize_for_inference` on the model.
 
@@ -226,16 +226,9 @@ def _count_classes(model: nn.Module) -> int:
 
 
 def _augmented(cfg: Config) -> Config:
-    """The config with test-time augmentation: its own, else the picture and its mirror image."""
+    """The config with test-time augmentation, as tools/test.py makes it."""
     cfg = deepcopy(cfg)
-    detection = cfg.default_scope == 'mmdet'
-    if not detection and 'tta_pipeline' not in cfg:
-        flips = [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)]
-        steps = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline
-        cfg.tta_pipeline = [*steps[:-1], dict(
-            type='TestTimeAug', transforms=[flips, [dict(type='PackSegInputs')]])]
-        cfg.tta_model = dict(type='SegTTAModel')
-    augment(cfg, detection)
+    augment(cfg, cfg.default_scope == 'mmdet')
     return cfg
 
 

@@ -82,27 +82,55 @@ def _draw(cfg: Config, args: Any, detection: bool) -> None:
 def augment(cfg: Config, detection: bool) -> None:
     """Wrap the model in the one that merges the versions of a picture, and make the versions.
 
-    Raises:
-        UserError: a segmentor's config without `tta_model` and `tta_pipeline`.
+    Where the config has no `tta_pipeline`, a segmentor sees the picture at half up to 1.75 times of
+    the scale of its test, each also mirrored; a detector sees the picture and its mirror image.
     """
-    if not detection and not ('tta_model' in cfg and 'tta_pipeline' in cfg):
-        raise UserError(f'--tta needs tta_model and tta_pipeline, which {cfg.filename} does not '
-                        'have')
-    if 'tta_model' not in cfg:
-        cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(
-            nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset['dataset']
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(type='SegTTAModel') if not detection else dict(
+            type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
+                                             max_per_img=100))
     if 'tta_pipeline' not in cfg:
-        pack = dict(type='PackDetInputs', meta_keys=(
-            'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
-            'flip_direction'))
-        flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
-        cfg.tta_pipeline = [*deepcopy(dataset.pipeline)[:-1],
-                            dict(type='TestTimeAug', transforms=[flips, [pack]])]
+        steps = deepcopy(dataset.pipeline)
+        cfg.tta_pipeline = _flipped(steps) if detection else _scaled_and_flipped(steps)
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _flipped(steps: list[Any]) -> list[Any]:
+    pack = dict(type='PackDetInputs', meta_keys=(
+        'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+        'flip_direction'))
+    flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
+    return [*steps[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def _scaled_and_flipped(steps: list[Any]) -> list[Any]:
+    """Six scales of `Resize` and two flips; of a pipeline without `Resize`, the flips alone."""
+    names = [str(step['type']).rpartition('.')[2] for step in steps]
+    groups = [_scaled(step) if name == 'Resize' else [step]
+              for name, step in zip(names, steps, strict=True)]
+    # Before the annotations: the truth is not mirrored.
+    last = len(steps) - 1
+    groups.insert(next((i for i, name in enumerate(names) if 'Annotations' in name), last),
+                  [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)])
+    begin = next(i for i, group in enumerate(groups) if len(group) > 1)
+    return [*(step for group in groups[:begin] for step in group),
+            dict(type='TestTimeAug', transforms=groups[begin:])]
+
+
+def _scaled(resize: dict[str, Any]) -> list[Any]:
+    key = 'scale' if resize.get('scale') else 'scale_factor'
+    number = int if key == 'scale' else float
+
+    def times(ratio: float) -> Any:
+        sides = resize[key]
+        several = isinstance(sides, (list, tuple))
+        return tuple(number(side * ratio) for side in sides) if several else number(sides * ratio)
+
+    return [dict(resize, **{key: times(ratio)}) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
 
 
 def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
