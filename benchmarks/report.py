@@ -69,10 +69,14 @@ def write_report(markdown: Path, text: str, data: Path, report: Mapping[str, Any
 
 
 def _processor() -> str:
+    """The processor's name, and the instruction set that torch takes there."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return next(iter(names), platform.processor() or platform.machine())
+    named = dict(line.split(':', 1) for line in reversed(lines) if ':' in line)
+    names = {key.strip(): value.strip() for key, value in named.items()}
+    name = names.get('model name') or platform.processor() or platform.machine()
+    tiles = ' and AMX' if 'amx_tile' in names.get('flags', '').split() else ''
+    return f'{name} with {torch.backends.cpu.get_cpu_capability()}{tiles}'
 
 
 def _commit() -> str | None:

@@ -165,6 +165,7 @@ def test_table_json_and_plot(tmp_path: Path):
     assert table in done.stdout
     assert {'torch', 'numpy'} <= report['versions'].keys()
     assert report['environment']['commit'] in table and report['environment']['device'] in table
+    assert f' with {torch.backends.cpu.get_cpu_capability()}' in report['environment']['device']
     assert [(r['height'], r['width']) for r in report['records']] == [(64, 64), (96, 64)]
     for record in report['records']:
         assert record['parity']['passed'] and not record['trouble']
