@@ -14,7 +14,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, LogProcessor, Runner
 from torch import nn
@@ -26,6 +26,7 @@ from visattn_dense.openmmlab.engine.checkpoint_hook import AtomicCheckpointHook
 from visattn_dense.openmmlab.engine.checks import check_batch_norm
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
 from visattn_dense.openmmlab.engine.distributed import on_first_rank
+from visattn_dense.openmmlab.engine.few_groups import step_by_few_groups
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.openmmlab.engine.pictures import PicturesHook
@@ -153,7 +154,10 @@ class ResilientMixin:
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
         # mmengine writes a line for every parameter with settings of its own: hundreds of lines.
         with self._only_in_the_log_file():
-            return super().build_optim_wrapper(optim_wrapper)
+            built = super().build_optim_wrapper(optim_wrapper)
+        for wrapper in built.values() if isinstance(built, OptimWrapperDict) else [built]:
+            step_by_few_groups(wrapper.optimizer)
+        return built
 
     def _log_env(self, env_cfg: dict) -> None:
         with self._only_in_the_log_file():
