@@ -455,6 +455,14 @@ def test_compile_leaves_the_checkpoint_as_it_is(tmp_path: Path, monkeypatch) -> 
     assert 'backbone.stage1.0.norm1.weight' in names and not any('_orig_mod' in n for n in names)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('options, words', [
+    (['--graphs'], 'there is no GPU'), (['--graphs', '--compile'], 'exclude each other')])
+def test_graphs_that_cannot_be_are_refused(tmp_path: Path, options: list, words: str) -> None:
+    assert_refused(run('train', tmp_path, write_run(tmp_path), *options), words)
+    assert not (tmp_path / 'work').exists()
+
+
 def test_compile_needs_a_backbone_of_ours(tmp_path: Path) -> None:
     config = write_run(tmp_path, "model['backbone'] = dict(type='ResNet', depth=18)\n"
                        "model['decode_head']['in_channels'] = [64, 128, 256, 512]\n")

@@ -25,8 +25,9 @@ LAUNCH_NS = 2000
 """Nanoseconds that a driver takes for a launch, about."""
 ROUNDS = 15
 
-KINDS = 'forward', 'training', 'with_cp'
-"""Forward alone; a training step; a training step that computes activations again."""
+KINDS = 'forward', 'training', 'with_cp', 'graphs'
+"""Forward alone; a training step; a training step that computes activations again; a training step
+by the graphs of the backbone."""
 
 
 class Pass(NamedTuple):
@@ -35,7 +36,8 @@ class Pass(NamedTuple):
     Attributes:
         launches: kernels, copies and fills that torch and Triton started.
         host_ms: the median of `ROUNDS` passes.
-        peak_gib: the largest sum of tensors on the device, above the weights.
+        peak_gib: the largest sum of tensors on the device, above the weights; with graphs, their
+            memory too.
     """
     launches: int
     host_ms: float
@@ -87,6 +89,8 @@ def measured(model: nn.Module, batch: int, size: Size, kind: str) -> Pass:
     """
     x = torch.empty(batch, 3, *size, device='cuda')
     model.with_cp = kind == 'with_cp'
+    if kind == 'graphs':
+        model.graph_training()
     run = _forward(model.eval(), x) if kind == 'forward' else _training_step(model.train(), x)
     for _ in range(3):
         run()
@@ -96,11 +100,17 @@ def measured(model: nn.Module, batch: int, size: Size, kind: str) -> Pass:
     before, memory = counter(), torch.cuda.memory_allocated()
     run()
     launches, peak = counter() - before, torch.cuda.max_memory_allocated() - memory
+    if kind == 'graphs':
+        assert model.forward._graphs, 'nothing was recorded'
+        peak += sum(segment['total_size'] for segment in torch.cuda.memory_snapshot()
+                    if segment['segment_pool_id'] != (0, 0))
     times = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)
+    vars(model).pop('forward', None)             # the graphs go
+    torch.cuda.empty_cache()
     return Pass(launches, 1e3 * statistics.median(times), peak / 2**30)
 
 

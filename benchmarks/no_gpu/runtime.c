@@ -111,16 +111,24 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *found, const 
     return 0;
 }
 
+/* On a stream that is recorded, nothing waits for the host or reads its memory. */
+static cudaStream_t recorded;
+
+static cudaError_t unless(int forbidden) { return forbidden ? cudaErrorStreamCaptureUnsupported : 0; }
+cudaError_t cudaDeviceSynchronize(void) { return unless(!!recorded); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return unless(s && s == recorded); }
+
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
     memcpy(to, from, size);
-    return 0;
+    return unless(!!recorded);
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind,
                             cudaStream_t s) {
     visattn_launch();
-    if (kind != cudaMemcpyDeviceToDevice) memcpy(to, from, size);
-    return 0;
+    if (kind == cudaMemcpyDeviceToDevice) return 0;
+    memcpy(to, from, size);
+    return unless(s && s == recorded);
 }
 
 /* A small one may be a number that the host reads. */
@@ -183,8 +191,6 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const
 }
 
 /* Streams, events and graphs. A graph is one launch. */
-static int capturing;
-
 cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = handle(); return 0; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned f) { *s = handle(); return 0; }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned f, int p) { *s = handle(); return 0; }
@@ -200,17 +206,17 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1; return 0; }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
-    capturing = 1;
+    recorded = s;
     return 0;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
-    capturing = 0, *graph = handle();
+    recorded = 0, *graph = handle();
     return 0;
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
-    *status = capturing;
+    *status = s && s == recorded;
     return 0;
 }
 
@@ -221,7 +227,7 @@ cudaError_t cudaStreamGetCaptureInfo(
         const cudaGraphEdgeData **edges,
 #endif
         size_t *count) {
-    *status = capturing;
+    *status = s && s == recorded;
     if (id) *id = 1;
     if (graph) *graph = (cudaGraph_t)&no_module;
     if (count) *count = 0;

@@ -25,6 +25,7 @@ from visattn_dense.layers.block import Handover, accepts_handover
 from visattn_dense.layers.graphs import Replayable
 from visattn_dense.layers.half_weights import half_weights
 from visattn_dense.layers.plain import is_called_plainly
+from visattn_dense.layers.training_graphs import ReplayedTraining
 
 _CAST_TOGETHER = 8
 """Blocks whose weights are cast together inside autocast: one launch takes 64 tensors."""
@@ -247,6 +248,23 @@ class DenseBackbone(nn.Module, Replayable):
                 compiled[kind] = torch.compile(_call_named(name), **options)
             # What nn.Module.compile sets, too.
             block._compiled_call_impl = partial(compiled[kind], block)
+
+    def graph_training(self, shapes: int = 2) -> None:
+        """Replay training passes by CUDA graphs, where a shape of the images comes again.
+
+        For training at one size: the host starts two graphs in the place of a thousand kernels. The
+        numbers stay those of plain passes. See `layers.training_graphs.ReplayedTraining`.
+
+        Args:
+            shapes: for how many shapes a graph is kept, with the memory of the activations.
+
+        Raises:
+            UserError: `with_cp` is set.
+        """
+        if self.with_cp:
+            raise UserError('with_cp computes activations again, which a CUDA graph of a training '
+                            'step cannot record; choose one of the two')
+        self.forward = ReplayedTraining(self, shapes)
 
     def repeated_blocks(self) -> list[nn.Module]:
         """The modules that are alone at their depth in `layer_groups`, without the stem."""

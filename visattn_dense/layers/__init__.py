@@ -19,6 +19,7 @@ half_weights  inside autocast: casts all weights of a block in one launch
 packed     layers for inference: packed weights, built-in activations, several layers in one
 optimize   prepares a model for inference: puts packed layers in place of the plain ones
 graphs     replays the passes of a module, one recording for each shape: a CUDA graph on a GPU
+training_graphs  replays training passes: a CUDA graph forward, and one backward
 """
 from visattn_dense.ops.padding import crop, is_padded, pad_to_multiple
 from visattn_dense.ops.precision import without_autocast

@@ -99,16 +99,23 @@ class ReplayedForward:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) to the outputs of the module."""
-        if self.limit < 1 or not _can_replay(x) or any(self._hooks):
+        if self.limit < 1 or not self._can_replay(x) or any(self._hooks):
             return self._plain(x)
-        kind = x.device.type
-        key = (x.shape, x.stride(), x.dtype, x.device, torch.is_autocast_enabled(kind),
-               torch.get_autocast_dtype(kind), torch.get_num_threads())
+        key = self._key(x)
         with self._lock:
             graph = self._graph(key, x)
             if graph is not None:
                 return graph(x)
         return self._plain(x)
+
+    def _can_replay(self, x: Tensor) -> bool:
+        return _can_replay(x)
+
+    def _key(self, x: Tensor) -> tuple:
+        """What a graph is recorded for."""
+        kind = x.device.type
+        return (x.shape, x.stride(), x.dtype, x.device, torch.is_autocast_enabled(kind),
+                torch.get_autocast_dtype(kind), torch.get_num_threads())
 
     def _graph(self, key: tuple, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
         """The graph of a shape, recorded now if it is time; None for a pass as usual."""
@@ -142,15 +149,10 @@ class ReplayedForward:
         return type(self.module).forward(self.module, x)
 
     def _recorded(self, x: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        kind = x.device.type
-        record = self.record or _RECORDERS[kind]
-        # Outside inference_mode: its tensors could not be written to later. Without the cache of
-        # autocast: a graph must not read a weight that autocast frees.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(
-                kind, dtype=torch.get_autocast_dtype(kind),
-                enabled=torch.is_autocast_enabled(kind), cache_enabled=False):
-            given = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-            given.copy_(x)
+        record = self.record or _RECORDERS[x.device.type]
+        # Outside inference_mode: its tensors could not be written to later.
+        with torch.inference_mode(False), torch.no_grad(), autocast_without_cache(x):
+            given = kept_copy(x)
             replay = record(lambda: self._plain(given))
 
         def run(x: Tensor) -> tuple[Tensor, ...]:
@@ -158,6 +160,19 @@ class ReplayedForward:
             return replay()
 
         return run
+
+
+def kept_copy(x: Tensor) -> Tensor:
+    """An input of a recording: a copy that stays at its address."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+
+
+def autocast_without_cache(x: Tensor) -> torch.autocast:
+    """The autocast that is on now for the device of `x`, or off, for a recording: a graph must not
+    read a weight that autocast frees."""
+    kind = x.device.type
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind),
+                          enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
 
 
 def _can_replay(x: Tensor) -> bool:

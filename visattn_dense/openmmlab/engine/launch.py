@@ -59,6 +59,11 @@ def test(arguments: Sequence[str] | None = None) -> int:
 
 def _train(args: Namespace) -> None:
     cfg = _open(args, 'train')
+    prepare = [_compile] * args.compile + [_graph] * args.graphs
+    if len(prepare) > 1:
+        raise UserError('--compile and --graphs exclude each other')
+    if args.graphs and not torch.cuda.is_available():
+        raise UserError('--graphs records CUDA graphs, and there is no GPU here')
     world_size = get_dist_info()[1]
     if args.resume is not None:
         cfg.resume = 'auto' if args.resume == 'auto' else True
@@ -95,7 +100,7 @@ def _train(args: Namespace) -> None:
         quick_check(cfg)
 
     distributed.on_first_rank(check)
-    runner = _run(cfg, 'train', args.compile)
+    runner = _run(cfg, 'train', *prepare)
     if runner.rank == 0:
         runner.logger.info('Done. ' + closing_words(runner, args.config, args.tensorboard))
 
@@ -110,7 +115,7 @@ def _test(args: Namespace) -> None:
 
     distributed.on_first_rank(check)
     prepare_test(cfg, args)
-    _run(cfg, 'test', args.compile)
+    _run(cfg, 'test', *[_compile] * args.compile)
 
 
 def _open(args: Namespace, task: str) -> Config:
@@ -183,8 +188,8 @@ def _use_tensorboard(cfg: Config) -> None:
     cfg.visualizer = visualizer
 
 
-def _run(cfg: Config, task: str, compiled: bool) -> Any:
-    """Build the runner, let it train or test, and return it; with compiled blocks if `compiled`.
+def _run(cfg: Config, task: str, *prepare: Callable[[nn.Module], None]) -> Any:
+    """Build the runner, `prepare` its model, let it train or test, and return it.
 
     What fails before the first batch is an error of the config, of which the last cause is enough.
     """
@@ -196,8 +201,8 @@ def _run(cfg: Config, task: str, compiled: bool) -> Any:
     try:
         runner = runner_class(base).from_cfg(cfg)
         RUN_LOG.hand_over()
-        if compiled:
-            _compile(runner.model)
+        for change in prepare:
+            change(runner.model)
         getattr(runner, task)()
         return runner
     except (UserError, NonFiniteLossError):
@@ -213,11 +218,20 @@ def _run(cfg: Config, task: str, compiled: bool) -> Any:
 
 
 def _compile(model: nn.Module) -> None:
+    for backbone in _backbones(model, '--compile'):
+        backbone.compile_blocks()
+
+
+def _graph(model: nn.Module) -> None:
+    for backbone in _backbones(model, '--graphs'):
+        backbone.graph_training()
+
+
+def _backbones(model: nn.Module, option: str) -> list[DenseBackbone]:
     backbones = [part for part in model.modules() if isinstance(part, DenseBackbone)]
     if not backbones:
-        raise UserError('--compile goes with a backbone of visattn_dense, and the model has none')
-    for backbone in backbones:
-        backbone.compile_blocks()
+        raise UserError(f'{option} goes with a backbone of visattn_dense, and the model has none')
+    return backbones
 
 
 def _guarded(task: Callable[[Namespace], None], args: Namespace) -> int:

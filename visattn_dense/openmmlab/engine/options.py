@@ -30,6 +30,8 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument('--amp', nargs='?', const='auto', choices=['auto', 'bfloat16', 'float16'],
                         help='automatic mixed precision: bfloat16 where the GPU has it and on '
                         'CPUs, else float16 with loss scaling')
+    parser.add_argument('--graphs', action='store_true', help='replay the passes of the backbone '
+                        'as CUDA graphs: for training at one image size with few images on a GPU')
     parser.add_argument('--no-validate', action='store_true', help='no validation during training')
     parser.add_argument('--no-pictures', action='store_true', help='write no pictures into the '
                         'work directory (curve.png, val_ITER.jpg, labels.png, train_batch.jpg)')
