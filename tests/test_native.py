@@ -23,9 +23,12 @@ from visattn_dense.attention import (
 from visattn_dense.attention.naive import as_naive
 from visattn_dense.layers import (
     DepthwiseConv,
+    FusedMBConv,
     GroupedPointwiseConv,
+    MBConv,
     Mlp,
     Residual,
+    TransformerBlock,
     optimize_for_inference,
 )
 from visattn_dense.layers.norm import LayerNorm2d, PreNorm
@@ -34,6 +37,8 @@ from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
 from visattn_dense.ops.native import build
 from visattn_dense.ops.native import layers as native_layers
+
+from .tiny_backbones import BACKBONES
 
 compiler = shutil.which(os.environ.get('CXX', 'g++'))
 pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
@@ -801,6 +806,33 @@ def test_other_transposed_convolutions_stay(more):
     prepared = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(conv)).eval())
     assert type(prepared[0]) is torch.nn.ConvTranspose2d
     torch.testing.assert_close(prepared(x), conv(x))
+
+
+@pytest.mark.parametrize('channels', [3, 7])
+@pytest.mark.parametrize('layer', [
+    torch.nn.Linear(6, 8), torch.nn.LayerNorm(6), TransformerBlock(6, torch.nn.Identity()),
+    torch.nn.Conv2d(6, 8, 1), torch.nn.Conv2d(6, 8, 3), torch.nn.ConvTranspose2d(6, 8, 2, 2),
+    GroupedPointwiseConv(6, 8, groups=2), LayerNorm2d(6), Residual(MBConv(6, 6), shortcut=True),
+    Residual(FusedMBConv(6, 6), shortcut=True)], ids=lambda layer: type(layer).__name__)
+@torch.no_grad()
+def test_prepared_layers_refuse_other_channels(layer, channels, monkeypatch):
+    """The kernels would read memory that is not theirs."""
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    prepared = optimize_for_inference(torch.nn.Sequential(copy.deepcopy(layer)).eval())
+    takes_maps = not isinstance(layer, (torch.nn.Linear, TransformerBlock)) and (
+        type(layer) is not torch.nn.LayerNorm)
+    x = random(2, 5, 9, channels)
+    with pytest.raises(RuntimeError, match=f'takes 6 channels, got {channels}'):
+        prepared(x.permute(0, 3, 1, 2) if takes_maps else x)
+
+
+@torch.no_grad()
+def test_a_prepared_backbone_refuses_images_of_other_channels(monkeypatch):
+    monkeypatch.setenv('VISATTN_MEASURE', '0')
+    for family in ('CSWin', 'T2TViT'):
+        prepared = optimize_for_inference(BACKBONES[family]().eval())
+        with pytest.raises(RuntimeError, match='takes 3 channels, got 1'):
+            prepared(random(1, 1, 64, 64))
 
 
 @torch.no_grad()

@@ -145,12 +145,23 @@ class Native(Packed):
         layers: the matrix products that the layer consists of.
         dtype: of the result.
         activation: see the layer.
+        kernel_size: if the first product is one of k×k patches, k.
     """
 
-    def __init__(self, layers: list[native.Layer], dtype: torch.dtype,
-                 activation: str) -> None:
+    def __init__(self, layers: list[native.Layer], dtype: torch.dtype, activation: str, *,
+                 kernel_size: int = 1) -> None:
         super().__init__(dtype, activation)
         self.layers = layers
+        self.channels = layers[0].inputs // kernel_size**2
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(..., C) in float32.
+
+        Raises:
+            RuntimeError: x has other channels than the layer. The kernels would read beside it.
+        """
+        _check_channels(self, x, self.channels)
+        return x.float()
 
     @property
     def form(self) -> str:
@@ -174,7 +185,7 @@ class NativeLinear(Native):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        out = native.linear(x.float(), *self.layers, activation=self.activation)
+        out = native.linear(self.rows(x), *self.layers, activation=self.activation)
         return out.to(self.dtype)
 
 
@@ -190,12 +201,13 @@ class NativeConv2d(Native):
 
     def __init__(self, layer: nn.Conv2d, activation: str = 'none', *,
                  in_tiles: bool = True) -> None:
-        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, activation)
+        super().__init__([_convolution(layer, in_tiles)], layer.weight.dtype, activation,
+                         kernel_size=layer.kernel_size[0])
         self.patches = _patches(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
-        out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
+        out = native.linear(self.rows(x.permute(0, 2, 3, 1)), *self.layers, patches=self.patches,
                             activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
@@ -218,14 +230,14 @@ class NativeSplitLinear(Native):
         # From channel by channel to position by position.
         kernel = weight.unflatten(1, (-1, split.kernel_size**2)).transpose(1, 2).flatten(1)
         super().__init__([native.Layer.of(kernel, bias, in_tiles=in_tiles)], linear.weight.dtype,
-                         'none')
+                         'none', kernel_size=split.kernel_size)
         self.split = split                       # for who asks for the geometry
         self.patches = native.Patches(split.kernel_size, split.stride, split.padding)
         self.eps = None if norm is None else norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, H', W', outputs)."""
-        out = native.linear(x.float().permute(0, 2, 3, 1), *self.layers, patches=self.patches,
+        out = native.linear(self.rows(x.permute(0, 2, 3, 1)), *self.layers, patches=self.patches,
                             epsilon=self.eps)
         return out.to(self.dtype)
 
@@ -247,7 +259,7 @@ class NativeTransposedConv(Native):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', kH, kW), NHWC in memory."""
-        out = native.transposed(x.float().permute(0, 2, 3, 1), self.layers,
+        out = native.transposed(self.rows(x.permute(0, 2, 3, 1)), self.layers,
                                 activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
@@ -270,6 +282,7 @@ class NativeNorm(Packed):
         """
         x = x.to(self.dtype)
         x = x.permute(0, 2, 3, 1) if self.is_nchw else x
+        _check_channels(self, x, self.factors[0].numel())
         rows = x if native.why_not(x) is None else x.contiguous()
         if rows.numel():
             rows = native.add_norm(rows, None, *self.factors, eps=self.eps,
@@ -290,8 +303,8 @@ class NativeProjection(Native):
 
     def forward(self, x: Tensor, update: Tensor) -> Tensor:
         """(B, C', H, W) and (B, C, H, W) to (B, C', H, W), NHWC in memory."""
-        x, update = (t.float().permute(0, 2, 3, 1) for t in (x, update))
-        out = native.linear(update, *self.layers, addend=x)
+        x, update = (t.permute(0, 2, 3, 1) for t in (x, update))
+        out = native.linear(self.rows(update), *self.layers, addend=x.float())
         return out.to(self.dtype).permute(0, 3, 1, 2)
 
 
@@ -305,11 +318,14 @@ class NativeGroupedConv(Packed):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__(torch.float32, 'none')
         weight = layer.weight.flatten(1).unflatten(0, (layer.groups, -1))
+        self.channels = layer.in_channels
         self.outputs, self.packed = weight.shape[1], native.in_groups(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W) float32, NHWC in memory."""
-        out = native.grouped(x.float().permute(0, 2, 3, 1), self.packed, outputs=self.outputs)
+        x = x.permute(0, 2, 3, 1)
+        _check_channels(self, x, self.channels)
+        out = native.grouped(x.float(), self.packed, outputs=self.outputs)
         return out.permute(0, 3, 1, 2)
 
 
@@ -336,7 +352,7 @@ class NativeFeedForward(Native):
                 bias: None = None) -> Tensor:
         """Two (..., C) to (..., C); see `TransformerBlock.finish`. No bias is apart on a CPU."""
         following = handover.following if handover else None
-        out = native.chain(x.float(), *self.layers, update=update.float(),
+        out = native.chain(self.rows(x), *self.layers, update=update.float(),
                            epsilon=self.eps, activation=self.activation,
                            following=None if following is None else
                            (following.weight.float(), following.bias.float(), following.eps))
@@ -362,12 +378,12 @@ class NativeFusedMBConv(Native):
     def __init__(self, spatial: nn.Conv2d, point: nn.Conv2d, activation: str, *,
                  shortcut: bool, in_tiles: bool = True) -> None:
         super().__init__([_convolution(conv, in_tiles) for conv in (spatial, point)],
-                         point.weight.dtype, activation)
+                         point.weight.dtype, activation, kernel_size=spatial.kernel_size[0])
         self.patches, self.shortcut = _patches(spatial), shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
-        x = x.float().permute(0, 2, 3, 1)
+        x = self.rows(x.permute(0, 2, 3, 1))
         out = native.chain(x, *self.layers, patches=self.patches,
                            addend=x if self.shortcut else None,
                            activation=self.activation)
@@ -398,12 +414,17 @@ class NativeMBConv(Native):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W'), NHWC in memory."""
-        x = x.float().permute(0, 2, 3, 1)
+        x = self.rows(x.permute(0, 2, 3, 1))
         expand, project = self.layers
         out = native.mobile(x, expand, self.kernel, project, stride=self.stride,
                             addend=x if self.shortcut else None,
                             activation=self.activation)
         return out.to(self.dtype).permute(0, 3, 1, 2)
+
+
+def _check_channels(layer: Packed, x: Tensor, channels: int) -> None:
+    if x.shape[-1] != channels:
+        raise RuntimeError(f'{layer.form} takes {channels} channels, got {x.shape[-1]}')
 
 
 def _with_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
