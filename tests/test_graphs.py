@@ -134,6 +134,21 @@ def test_a_failed_recording_is_said_once_and_the_module_computes(monkeypatch, ca
     assert caplog.text.count('no graph of Double: operation not permitted') == 1
 
 
+@kernels
+@torch.inference_mode()
+def test_an_expanded_or_cut_image_is_recorded(caplog):
+    """A grey image as three channels, an image for a whole batch, a part of a larger image."""
+    model = BACKBONES['CSWin']().eval()
+    prepared = optimize_for_inference(copy.deepcopy(model), graphs=4)
+    large = torch.randn(1, 3, 80, 100)
+    for x in (large[:, :1].expand(-1, 3, -1, -1), large.expand(2, -1, -1, -1),
+              large[..., 3:67, ::2], large.mT):
+        for _ in range(3):
+            for out, expected in zip(prepared(x), model(x.clone()), strict=True):
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    assert len(prepared.forward._graphs) == 4 and not caplog.records
+
+
 @pytest.mark.skipif(native.available(), reason='there are compiled kernels')
 def test_on_a_cpu_without_kernels_nothing_is_recorded():
     model = optimize_for_inference(BACKBONES['CSWin']().eval(), graphs=2)

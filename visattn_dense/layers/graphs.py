@@ -163,8 +163,11 @@ class ReplayedForward:
 
 
 def kept_copy(x: Tensor) -> Tensor:
-    """An input of a recording: a copy that stays at its address."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
+    """An input of a recording: a copy that stays at its address.
+
+    In the same order in memory, but each number has a place: x may be expanded.
+    """
+    return torch.empty_like(x).copy_(x)
 
 
 def autocast_without_cache(x: Tensor) -> torch.autocast:
