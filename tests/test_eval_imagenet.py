@@ -151,6 +151,7 @@ def classes(*names: str) -> Callable[[Path], Path]:
     (classes('a', 'b', 'c'), ('--checkpoint', 'no.pth'), 'no.pth'),
     (classes('a', 'b', 'c'), ('--device', 'gpu'), '--device gpu'),
     (classes('a', 'b', 'c'), ('--json', '/no/where.json'), '--json'),
+    (classes('a', 'b', 'c'), ('--json', '/tmp'), '--json /tmp is a folder'),
 ])
 def test_what_does_not_fit_is_said(tool, make, args, message, tmp_path):
     make(tmp_path / 'val')
@@ -169,6 +170,15 @@ def test_what_does_not_fit_is_said(tool, make, args, message, tmp_path):
 def test_an_unknown_model_is_said(tool, model, message, tmp_path):
     with pytest.raises(UserError, match=message):
         tool(make_folder(tmp_path / 'val', ['a'], 1), model)
+
+
+@pytest.mark.parametrize(('option', 'number'), [('--num-classes', 0), ('--num-classes', -3),
+                                               ('--crop-pct', 0), ('--crop-pct', -1),
+                                               ('--crop-pct', 3)])
+def test_a_number_that_means_nothing_is_refused(tool, option, number, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool(make_folder(tmp_path / 'val', ['a'], 1), MODEL, option, number)
+    assert option in capsys.readouterr().err
 
 
 def test_a_refusal_is_one_line(tmp_path):

@@ -42,6 +42,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.batch_size < 1 or args.workers < 0 or args.img_size is not None and args.img_size < 1:
         parser.error('--batch-size and --img-size are at least 1, --workers at least 0')
+    if args.num_classes is not None and args.num_classes < 1:
+        parser.error(f'--num-classes is at least 1, got {args.num_classes}')
+    if args.crop_pct is not None and not 0 < args.crop_pct <= 1:
+        parser.error(f'--crop-pct is above 0 and at most 1, got {args.crop_pct:g}')
     return args
 
 
@@ -92,6 +96,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f'there is no folder {args.folder}')
     if args.json and not args.json.absolute().parent.is_dir():
         raise UserError(f'--json {args.json}: there is no such folder')
+    if args.json and args.json.is_dir():
+        raise UserError(f'--json {args.json} is a folder: name a file in it')
     model = build(args)
     samples = labelled_images(args.folder, model.num_classes)
     wanted = {key: value for key, value in (('img_size', args.img_size),
