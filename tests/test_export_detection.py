@@ -232,6 +232,28 @@ test_dataloader['dataset']['metainfo'] = metainfo
             np.testing.assert_array_equal(found.labels, expected.labels)
 
 
+@pytest.mark.parametrize('size', [None, (64, 64)])
+@pytest.mark.parametrize(('name', 'threshold'), [('retinanet_fpn', 1.), ('mask_rcnn_fpn', 1.),
+                                                 ('mask_rcnn_fpn', None)])
+def test_a_program_takes_pictures_of_one_object_and_of_none(tmp_path, name, threshold, size):
+    config = write_detection_run(tmp_path, f"""
+model = {settings(name)!r}
+metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 0, 0)])
+test_dataloader['dataset']['metainfo'] = metainfo
+""", images=2)
+    cfg = Config.fromfile(config)
+    detector = open_detector(cfg, write_weights(config, tmp_path / 'epoch_1.pth'))
+    path = tmp_path / 'data/images/0.png'
+    (found,) = Predictor(tmp_path, device='cpu')(path, conf=0.)
+    head = getattr(detector.model, 'roi_head', None) or detector.model.bbox_head
+    # Between the best object and the next.
+    head.test_cfg.score_thr = threshold or float(found.scores[:2].mean())
+    write_file(detector, make_card(cfg, detector, size=size), tmp_path / 'm.pt2',
+               to='torch-export', size=size)
+    (found,) = Predictor(tmp_path / 'm.pt2', device='cpu')(path, conf=0.)
+    assert len(found) == (0 if threshold else 1)
+
+
 def test_a_program_for_any_size_finds_the_objects_of_small_pictures(tmp_path):
     """From the smallest size to which the config pads; the map of stride 128 has one place then."""
     config = write_detection_run(tmp_path, f"""

@@ -81,8 +81,8 @@ def export_model(args: argparse.Namespace) -> int:
         raise UserError('--int8 is for segmentors: of detectors nobody has measured what 8 bits '
                         'change')
     if args.to == 'aoti' and detects:
-        raise UserError('--to aoti is for segmentors: of a detector, the compiled library fails on '
-                        'pictures without objects. Take --to onnx or --to torch-export')
+        raise UserError('--to aoti is for segmentors: nobody has measured the compiled library '
+                        'of a detector. Take --to onnx or --to torch-export')
     suffix = export.FORMATS[args.to]
     out = args.out or Path(Path(args.model).stem + suffix)
     if out.suffix != suffix:

@@ -13,19 +13,20 @@ import json
 import logging
 import os
 import platform
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.fx.experimental._config as fx_config
 import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch._library.fake_impl import FakeImplCtx
 
 import visattn_dense
 from visattn_dense.atomic import written_whole
@@ -360,9 +361,10 @@ def _exporting() -> Iterator[None]:
     """No fixed answer where the program asks if an open length is 1: a file for any size is then
     one for small sizes too, and is traced in a quarter of the time."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        # torchvision's shapes of NMS use a former name of torch.
-        warnings.simplefilter('ignore', FutureWarning)
+        # torchvision asks for the number of boxes that NMS keeps by a former name, which means two
+        # boxes or more: the program would refuse a picture with fewer.
+        stack.enter_context(mock.patch.object(FakeImplCtx, 'create_unbacked_symint',
+                                              FakeImplCtx.new_dynamic_size))
         if hasattr(fx_config, 'backed_size_oblivious'):
             stack.enter_context(fx_config.patch(backed_size_oblivious=True))
         yield
