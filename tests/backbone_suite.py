@@ -338,6 +338,16 @@ class BackboneSuite:
             for a, b in zip(model(x), compiled(x), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
+    def test_one_exported_program_serves_every_batch(self):
+        model = self.build().eval()
+        program = torch.export.export(model, (self.image(),), strict=False, dynamic_shapes={
+            'x': {0: torch.export.Dim.DYNAMIC}}).module()
+        with torch.no_grad():
+            for batch in (1, 3):
+                x = self.image(batch=batch)
+                for a, b in zip(program(x), model(x), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
     def test_grey_images(self):
         model = self.build(in_channels=1).eval()
         with torch.no_grad():

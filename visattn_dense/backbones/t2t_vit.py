@@ -264,7 +264,7 @@ class T2TViT(DenseBackbone):
         """The map of tokens (B, H/16, W/16, C) to what the first block takes: (B, 1 + N, C)."""
         table = self.position_table(self.pos_embed, (self.grid, self.grid),
                                     tuple(tokens.shape[1:3]))
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens.flatten(1, 2)], dim=1)
         return x + table
 
     def forward_features(self, x: Tensor) -> Tensor:
