@@ -160,6 +160,24 @@ def test_bad_images_are_one_message_before_anything_is_written(trained, photo, t
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='the limit is one of POSIX')
+def test_a_full_disk_is_one_message(trained, tmp_path):
+    """Files of at most 30 kB stand for the disk: no overlay fits. 30 pictures keep the model at
+    work while the writing fails."""
+    import resource
+    (tmp_path / 'photos').mkdir()
+    noise = np.random.default_rng(5).integers(0, 256, (30, 150, 200, 3), np.uint8)
+    for i, image in enumerate(noise):
+        Image.fromarray(image).save(tmp_path / f'photos/{i}.png')
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/infer.py'), *map(str, trained), tmp_path / 'photos',
+         '--out-dir', tmp_path / 'out', '--device', 'cpu'], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000)))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"error: [Errno 27] File too large: '{tmp_path}/out/0_overlay.png'\n"
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['classes.json']
+
+
 def test_a_checkpoint_of_another_model_is_refused(trained, photo, tmp_path):
     config, checkpoint = trained
     state = torch.load(checkpoint)['state_dict']

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import visattn_dense  # noqa: F401  (mends and registers)
 from visattn_dense.atomic import write_text_whole
 from visattn_dense.command import add_debug, run
-from visattn_dense.errors import UserError
+from visattn_dense.errors import FullDiskError, UserError
 from visattn_dense.evaluation.report import check_outputs
 from visattn_dense.openmmlab.config import add_cfg_options
 from visattn_dense.predict.rasters import SUFFIXES, Raster
@@ -157,7 +157,9 @@ def predict(args: argparse.Namespace) -> None:
     begun, count, sizes = time.monotonic(), 0, set()
     files = Files(args, names, look)
     try:
-        with files, tqdm(total=pictures.total, unit='image', disable=None) as bar:
+        # An error of the writing must end the threads of the model too, or they end Python.
+        with (contextlib.closing(results), files,
+              tqdm(total=pictures.total, unit='image', disable=None) as bar):
             for count, result in enumerate(results, 1):
                 files.write(result)
                 bar.update()
@@ -169,7 +171,7 @@ def predict(args: argparse.Namespace) -> None:
                                f'{height}x{width})', file=sys.stdout)
                     sys.stdout.flush()
     except UserError as error:
-        if not files.done:
+        if not files.done or isinstance(error, FullDiskError):
             raise
         raise UserError(f'{error}; the results of {files.done} images before are kept in '
                         f'{args.out_dir}') from error

@@ -1,10 +1,16 @@
 """Files that are written whole, or stay as they were."""
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from visattn_dense.errors import FullDiskError
+
+# No room on the disk, in the user's share of it, or in a file of the largest size.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def temporary_name(path: Path) -> Path:
@@ -18,6 +24,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
     After a kill or a power cut at any moment, `path` is either the old file or the whole new file.
     An exception inside removes the temporary file; then `path` stays as it was.
+
+    Raises:
+        FullDiskError: there is no room for the file.
     """
     path = Path(path)
     temporary = temporary_name(path)
@@ -25,9 +34,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno in _FULL:
+            # Pillow's error does not name the file.
+            raise FullDiskError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     _sync(path.parent)
 

@@ -22,6 +22,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file that the user named is not there."""
 
 
+class FullDiskError(OSError, UserError):
+    """A file that does not fit on the disk. The message is that of the `OSError`."""
+
+
 def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
     """The entries of `choices` that are most similar to `name`, best first; case is ignored.
 
