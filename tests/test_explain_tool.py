@@ -109,6 +109,7 @@ def test_heads_arrays_and_changes_are_written(main, photo: Path, tmp_path: Path,
 
 @pytest.mark.parametrize('arguments, message', [
     (['cswin_tiny', 'none', 'missing.jpg'], 'no image missing.jpg'),
+    (['cswin_tiny', 'none', '.'], '. is a folder: give one image file'),
     (['cswin_tinny', 'none', 'PHOTO'], "Did you mean 'cswin_tiny'"),
     (['no_config.py', 'none', 'PHOTO'], 'no_config.py'),
     (['cswin_tiny', 'missing.pth', 'PHOTO'], 'missing.pth'),

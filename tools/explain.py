@@ -105,6 +105,8 @@ def open_subject(args: argparse.Namespace) -> tuple[Callable[[str], DenseBackbon
 
 def show(args: argparse.Namespace) -> None:
     """Draw what the command line asks for."""
+    if args.image.is_dir():
+        raise UserError(f'{args.image} is a folder: give one image file')
     if not args.image.is_file():
         raise MissingFileError(f'no image {args.image}: there is no such file')
     for name in ('short_side', 'width'):
