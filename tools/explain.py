@@ -77,7 +77,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', help='where the model runs '
                         '(default: %(default)s)')
     add_debug(parser)
-    return parser.parse_args(arguments)
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    if '--point' in words[:-1]:
+        # argparse would take a point that begins with a minus for an option.
+        at = words.index('--point')
+        words[at:at + 2] = [f'--point={words[at + 1]}']
+    return parser.parse_args(words)
 
 
 def _point(text: str) -> tuple[float, float]:
