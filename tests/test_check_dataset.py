@@ -143,6 +143,17 @@ FAULTS = {
         dict(type='BaseSegDataset'), 'a.png (values 0, 255)', 'Save it as 0/1'),
     'wrong image suffix': (
         lambda root: None, dict(img_suffix='.png'), 'images/training', "img_suffix='.jpg'"),
+    'no image at all': (
+        lambda root: [image_path(root, name).unlink() for name in 'abcd'], {},
+        'there is no file in the folder of the images', 'images/training/*.jpg'),
+    'no image of many suffixes': (
+        lambda root: [image_path(root, name).rename(image_path(root, name).with_suffix('.gif'))
+                      for name in 'abcd'],
+        dict(type='FolderSegDataset', metainfo=dict(classes=['a', 'b'])),
+        "no file ends in '.jpg' or '.jpeg' or '.png'", "img_suffix='.gif'"),
+    'empty list of images': (
+        lambda root: (root / 'list.txt').write_text(''), dict(ann_file='list.txt'),
+        'the list of the images is empty', 'list.txt'),
     'reduce_zero_label set twice': (
         lambda root: None,
         dict(pipeline=[dict(type='LoadAnnotations', reduce_zero_label=False)]),

@@ -103,10 +103,15 @@ def check_folders(dataset: object, folders: Iterable[str], report: DatasetReport
 
 
 def report_no_images(dataset: object, folder: str, suffix: str, report: DatasetReport) -> None:
-    """Report a folder without any image of the expected suffix, and name the found suffixes."""
-    others = sorted({os.path.splitext(name)[1] for name in list_files(folder)} - {'', suffix})
+    """Report a folder without any image of the expected suffixes, and name the found ones."""
+    names = list_files(folder)
+    if not names:
+        report.add('there is no file in the folder of the images', source_hint(dataset), folder)
+        return
+    wanted = getattr(dataset, 'suffixes', (suffix,))
+    others = sorted({os.path.splitext(name)[1] for name in names} - {'', *wanted})
     if others:
         fix = f"it has files ending in {', '.join(others)}: set img_suffix='{others[0]}'"
     else:
         fix = source_hint(dataset)
-    report.add(f'no file ends in {suffix!r}', fix, folder)
+    report.add(f'no file ends in {" or ".join(map(repr, wanted))}', fix, folder)

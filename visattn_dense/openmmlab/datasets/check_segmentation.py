@@ -183,6 +183,10 @@ def check_segmentation(dataset: Any, num_classes: int, head_ignore: int | None,
                  for item in items]
     pairs = [(item['img_path'], item.get('seg_map_path')) for item in items]
     report.images = len(pairs)
+    if not pairs and listed:
+        report.add('the list of the images is empty', 'write a name in each line, without its '
+                   'suffix, or leave ann_file out', dataset.ann_file)
+        return
     if not pairs:
         report_no_images(dataset, image_dir, dataset.img_suffix, report)
         return
