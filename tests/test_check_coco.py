@@ -91,6 +91,13 @@ FAULTS = {
                 'write image_id, category_id, bbox, id, area'),
     'short box': (first_annotation(bbox=[1, 2, 3]), 'the bbox [1, 2, 3]', '[x, y, width, height]'),
     'no mask': (without('annotations', 'segmentation'), 'annotation 1', 'without mask_head'),
+    'mask beside its box': (
+        first_annotation(segmentation=[[24, 5, 34, 5, 34, 17, 24, 17]]), 'annotation 1 of 1.jpg',
+        'draw both on the same image'),
+    'RLE beside its box': (
+        # A column is 30 long: one pixel at (39, 29).
+        first_annotation(segmentation=dict(size=[30, 40], counts=[1199, 1])),
+        'annotation 1 of 1.jpg', 'draw both on the same image'),
     'no width': (without('images', 'width'), 'entry 0 of "images" has no width',
                  'write id, width, height, file_name'),
     'image file missing': (lambda root: (root / 'train/2.jpg').unlink(), 'train/2.jpg',
@@ -119,6 +126,17 @@ def test_fault_names_file_and_fix(root: Path, fault: str) -> None:
     found = problems(config(root))
     assert file in found
     assert fix in found
+
+
+@pytest.mark.parametrize('mask', [
+    [[4, 5, 6, 5, 6, 7]],                           # smaller than its box
+    [[3, 4, 15, 4, 15, 18, 3, 18]],                 # a pixel larger on each side
+    [[9, 5, 9, 11, 9, 17]],                         # a line
+    [[4, 5, 14, 5], [4, 5, 14, 5, 14, 17]],         # one polygon is not drawn
+    dict(size=[30, 40], counts=[155, 3, 1042])])
+def test_masks_that_fit_their_boxes(root: Path, mask: list | dict) -> None:
+    first_annotation(segmentation=mask)(root)
+    assert 'mask lies in the box' not in problems(config(root))
 
 
 def test_class_names_that_the_file_lacks(root: Path) -> None:

@@ -117,6 +117,15 @@ def _as_rle(mask: dict | list, size: tuple[int, int]) -> dict[str, Any]:
     return mask
 
 
+def mask_box(mask: dict | list, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """x, y, width and height of a mask without faults, in an image of `size` (H, W)."""
+    if isinstance(mask, dict):
+        return tuple(rle_tools.toBbox(_as_rle(mask, size)).tolist())
+    x, y = ([number for polygon in usable_polygons(mask) for number in polygon[first::2]]
+            for first in (0, 1))
+    return min(x), min(y), max(x) - min(x), max(y) - min(y)
+
+
 def _problem(result: Any) -> str | None:
     if not isinstance(result, dict):
         return f'is a {type(result).__name__}, not a dict'

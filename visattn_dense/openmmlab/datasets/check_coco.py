@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visattn_dense.errors import UserError, did_you_mean, few
+from visattn_dense.evaluation.coco_files import mask_box
 from visattn_dense.evaluation.coco_format import annotation_faults, read_json, usable_polygons
 from visattn_dense.files import list_files
 from visattn_dense.openmmlab.datasets.check_files import check_folders, source_hint
@@ -93,7 +94,7 @@ def check_coco(dataset: Any, has_masks: bool, report: DatasetReport, *, quick: b
     if 'annotations' in content:
         if not faults:
             used = _check_boxes(dataset, content['annotations'], images, label_of, report)
-            _check_masks(path, used, has_masks, report)
+            _check_masks(path, used, images, has_masks, report)
     elif not quick or os.path.getsize(path) <= QUICK_BYTES:
         if report.split == 'train':
             report.add('the file has no annotations to learn from', 'check that ann_file is the '
@@ -204,9 +205,10 @@ def _note_filtered(dataset: Any, images: dict, report: DatasetReport) -> None:
                    dataset.ann_file)
 
 
-def _check_masks(path: str, annotations: list[dict], has_masks: bool,
+def _check_masks(path: str, annotations: list[dict], images: dict, has_masks: bool,
                  report: DatasetReport) -> None:
-    """Report missing masks that the model needs, and parts of masks that are not drawn."""
+    """Report parts of masks that are not drawn; if the model needs masks, those that are missing
+    or lie beside their boxes."""
     dropped = [f'annotation {annotation["id"]}' for annotation in annotations
                if isinstance(annotation.get('segmentation'), list)
                and len(usable_polygons(annotation['segmentation'])) < len(
@@ -221,6 +223,29 @@ def _check_masks(path: str, annotations: list[dict], has_masks: bool,
     if bare:
         report.add(f'annotations without a segmentation in {path}, but the model has a mask head',
                    'add polygons or RLE, or train a detector without mask_head', bare)
+    beside = [f'annotation {annotation["id"]} of {images[annotation["image_id"]]["file_name"]}'
+              for annotation in annotations if _lies_beside(annotation, images)]
+    if beside:
+        report.add(f'{path}: less than half of the mask lies in the box of the object',
+                   'draw both on the same image, in pixels of the original size', beside,
+                   blocks=False)
+
+
+def _lies_beside(annotation: dict, images: dict) -> bool:
+    """Less than half of the rectangle around the mask is inside the box. A box may be larger than
+    its mask: it may hold the hidden part of an object."""
+    if not annotation.get('segmentation'):
+        return False
+    image = images[annotation['image_id']]
+    box, mask = annotation['bbox'], mask_box(annotation['segmentation'],
+                                             (image['height'], image['width']))
+    inside = 1.
+    for axis in (0, 1):
+        # A mask may be a line.
+        start, length = mask[axis], max(mask[axis + 2], 1.)
+        inside *= max(0., min(start + length, box[axis] + box[axis + 2])
+                      - max(start, box[axis])) / length
+    return inside < .5
 
 
 def _check_images(path: str, folder: str, images: list[dict], report: DatasetReport,
