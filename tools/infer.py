@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _checkout  # noqa: F401  (first)
 from tqdm import tqdm
@@ -141,9 +141,7 @@ def predict(args: argparse.Namespace) -> None:
     results = predictor(pictures, **wanted)
     names = list(predictor.classes)
     write_text_whole(args.out_dir / CLASSES, json.dumps(dict(enumerate(names)), indent=1) + '\n')
-    for name, path in maps.items():
-        with Raster(path) as raster:
-            height, width = raster.size
+    for name, (path, (height, width)) in maps.items():
         begun = time.monotonic()
         with tqdm(total=height, unit='row', desc=Path(path).name, disable=None) as bar:
             written = predictor.map(path, args.out_dir, name=name, geojson=args.geojson,
@@ -182,7 +180,7 @@ def predict(args: argparse.Namespace) -> None:
     print(f'{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s; {seen}')
 
 
-def check_options(args: argparse.Namespace, maps: dict[str, str], sources: Sources) -> None:
+def check_options(args: argparse.Namespace, maps: dict[str, Map], sources: Sources) -> None:
     """Refuse places of files, and options, that do not fit to the sources.
 
     Raises:
@@ -193,8 +191,8 @@ def check_options(args: argparse.Namespace, maps: dict[str, str], sources: Sourc
     for option, asked in (('--save-json', args.save_json), ('--video', args.video)):
         if maps and asked:
             raise UserError(f'{option} takes pictures that fit into memory, and '
-                            f'{next(iter(maps.values()))} is read in tiles: leave the option out, '
-                            'or the TIFF files')
+                            f'{next(iter(maps.values())).path} is read in tiles: leave the option '
+                            'out, or the TIFF files')
     if args.geojson and not maps:
         raise UserError('--geojson is for TIFF files, with --native; there is none')
     models = [path for path in (args.model, args.checkpoint) if path and Path(path).is_file()]
@@ -236,7 +234,7 @@ def _has_results(folder: Path) -> bool:
     return isinstance(names, dict) and [*names] == [str(i) for i in range(len(names))]
 
 
-def names_of(args: argparse.Namespace, maps: dict[str, str], pictures: Sources, end: str
+def names_of(args: argparse.Namespace, maps: dict[str, Map], pictures: Sources, end: str
              ) -> Iterator[str]:
     """The files that will be written to `--out-dir`, without new labels of frames.
 
@@ -259,7 +257,14 @@ def names_of(args: argparse.Namespace, maps: dict[str, str], pictures: Sources, 
                         args.out_dir.glob(f'{glob.escape(part.name)}_*{end}'))
 
 
-def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
+class Map(NamedTuple):
+    """A TIFF file that need not fit into memory. size: (H, W) in pixels."""
+
+    path: str
+    size: tuple[int, int]
+
+
+def split_maps(sources: Sources) -> tuple[dict[str, Map], Sources]:
     """The TIFF files, which need not fit into memory, by the names of their results; the others.
 
     Raises:
@@ -271,7 +276,7 @@ def split_maps(sources: Sources) -> tuple[dict[str, str], Sources]:
             with Raster(part.path) as raster:
                 # A codec that is missing shows at the first tile.
                 raster.read(((0, 1), (0, 1)))
-            maps[part.name] = part.path
+                maps[part.name] = Map(part.path, raster.size)
         else:
             others.append(part)
     total = None if sources.total is None else sources.total - len(maps)
