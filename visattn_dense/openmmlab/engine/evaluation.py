@@ -4,7 +4,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -42,18 +44,20 @@ def prepare_test(cfg: Config, args: Any) -> None:
     cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     detection = cfg.get('default_scope') == 'mmdet'
+    # --show-dir and --out ask for the same data set.
+    test_data = cache(lambda: _test_data(cfg))
     if args.show or args.show_dir:
-        _draw(cfg, args, detection)
+        _draw(cfg, args, detection, test_data)
     if args.tta:
         if detection and any(entry.get('mask_head') or entry.get('panoptic_head')
                              for _, entry in entries(cfg.model)):
             raise UserError('--tta: mmdetection merges boxes only, and this model finds masks too')
         augment(cfg, detection)
     if args.out:
-        _write_predictions(cfg, args.out, detection)
+        _write_predictions(cfg, args.out, detection, test_data)
 
 
-def _draw(cfg: Config, args: Any, detection: bool) -> None:
+def _draw(cfg: Config, args: Any, detection: bool, test_data: Callable[[], Any]) -> None:
     if get_dist_info()[1] > 1:
         # mmengine's visualizer does nothing in the other processes.
         raise UserError('--show and --show-dir paint in the first process alone, a part of the '
@@ -65,7 +69,7 @@ def _draw(cfg: Config, args: Any, detection: bool) -> None:
     cfg.visualizer = cfg.get('visualizer') or ConfigDict(type=f'{kind}LocalVisualizer')
     if args.show_dir:
         checks.check_folder(args.show_dir, 'the folder of pictures', '--show-dir')
-        dataset = _test_data(cfg)
+        dataset = test_data()
         images = images_of(dataset)
         folder, root = os.path.abspath(args.show_dir), painted_root(images)
         check_not_replaced((os.path.join(folder, painted_name(image, root)) for image in images),
@@ -133,14 +137,15 @@ def _scaled(resize: dict[str, Any]) -> list[Any]:
     return [dict(resize, **{key: times(ratio)}) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
 
 
-def _write_predictions(cfg: Config, out: str, detection: bool) -> None:
+def _write_predictions(cfg: Config, out: str, detection: bool,
+                       test_data: Callable[[], Any]) -> None:
     evaluators = cfg.test_evaluator
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     if detection:
         _write_detections(evaluators, out)
     else:
         checks.check_folder(out, 'the folder of predictions', '--out')
-        dataset = _test_data(cfg)
+        dataset = test_data()
         images = images_of(dataset)
         root = root_of(images)
         check_not_replaced((os.path.join(out, prediction_of(image, root) + '.png')
