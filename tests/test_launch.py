@@ -25,7 +25,7 @@ from tests.tiny_runs import (
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
-from visattn_dense.openmmlab.engine.checks import learning_rate_message
+from visattn_dense.openmmlab.engine.checks import check_loop, learning_rate_message
 from visattn_dense.openmmlab.engine.evaluation import _write_detections, augment, prepare_test
 from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.run_log import RUN_LOG
@@ -345,6 +345,23 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     assert_refused(run('train', tmp_path, broken), 'no train_dataloader', "'train_dataloder'")
     shown = run('train', tmp_path, tmp_path / 'tyny.py', VISATTN_DEBUG='1')
     assert shown.code == 2 and 'Traceback' in shown.output
+
+
+@pytest.mark.parametrize('entry', ['max_iters', 'max_epochs', 'val_interval'])
+def test_a_loop_without_an_iteration_is_refused(entry: str) -> None:
+    cfg = Config(dict(train_cfg={'max_iters': 8, 'val_interval': 4, entry: 0}, val_cfg=dict()))
+    with pytest.raises(UserError, match=f'train_cfg.{entry} is at least 1, got 0'):
+        check_loop(cfg)
+    cfg.train_cfg[entry] = 1
+    check_loop(cfg)
+
+
+def test_without_validations_their_interval_does_not_count(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    options = ['--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=0']
+    assert_refused(run('train', tmp_path, config, *options), '--no-validate')
+    done = run('train', tmp_path, config, '--no-validate', *options)
+    assert done.code == 0, done.output
 
 
 def test_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,20 @@ def check_entries(cfg: Config, task: str) -> None:
                         f'{task}ing needs. {did_you_mean(missing[0], others)}')
 
 
+def check_loop(cfg: Config) -> None:
+    """Check that the training has an iteration, and that its validations have an interval.
+
+    Raises:
+        UserError: a number below 1. The message names the entry.
+    """
+    for key in ('max_iters', 'max_epochs', 'val_interval'):
+        value = cfg.train_cfg.get(key)
+        if isinstance(value, (int, float)) and value < 1 and (
+                key != 'val_interval' or cfg.get('val_cfg') is not None):
+            hint = '; --no-validate trains without validations' if key == 'val_interval' else ''
+            raise UserError(f'train_cfg.{key} is at least 1, got {value}{hint}')
+
+
 def check_folder(path: str, what: str, option: str) -> None:
     """Check that a folder exists or can be made, and that files can be written there.
 

@@ -88,6 +88,7 @@ def _train(args: Namespace) -> None:
         randomness.update({} if args.seed is None else dict(seed=args.seed))
         randomness.update(dict(deterministic=True) if args.deterministic else {})
         cfg.randomness = randomness
+    checks.check_loop(cfg)
     for message in (checks.learning_rate_message(cfg, world_size),
                     checks.accumulation_message(cfg)):
         if message:
