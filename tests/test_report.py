@@ -228,6 +228,21 @@ def test_a_difference_of_detectors_is_told_from_chance():
     assert rows_of(told(a, b))[0][:3] == ['AP', *ap]
 
 
+def test_what_only_the_second_model_finds_has_its_legend_and_its_place_in_the_filter():
+    box = dict(image_id=1, bbox=[0., 0., 10., 10.])
+    truth = dict(images=[dict(id=1, width=40, height=20)],
+                 categories=[dict(id=i, name=name) for i, name in enumerate('ab')],
+                 annotations=[dict(box, id=1, category_id=0, area=100., iscrowd=0)])
+    right = dict(box, category_id=0, score=.9)
+    wrong = dict(image_id=1, bbox=[20., 0., 10., 10.], category_id=1, score=.95)
+    task = detection.Task(truth, 'bbox')
+    a, b = (detection.measure(found, task) for found in ([right], [right, wrong]))
+    page = str(compare.detections(a, b, task, Budget(9, 10**6)).content)
+    assert '<article data-classes="0 1">' in page
+    legend = page[page.index('class="legend"'):]
+    assert re.findall('</i>(.)</span>', legend) == ['a', 'b']
+
+
 def rows_of(table: str) -> list[list[str]]:
     """The cells of each row of a table, without the heading."""
     body = table.split('<tbody>')[1]

@@ -64,8 +64,9 @@ def detections(a: detection.Measured, b: detection.Measured, task: detection.Tas
     by_class = [_row(name, *(100 * m.scores.metrics(i)['AP'] for m in (a, b)),
                      drawn[1][:, i].mean(axis=1) - drawn[0][:, i].mean(axis=1))
                 for i, name in enumerate(task.classes)]
-    classes = detection.classes_of_images(a)
-    there = [classes.get(i, []) for i in range(a.matches.images)]
+    classes = [detection.classes_of_images(m) for m in (a, b)]
+    there = [sorted({i for of_model in classes for i in of_model.get(image, ())})
+             for image in range(a.matches.images)]
 
     def draw(i: int, note: str) -> Markup | None:
         return detection.draw_example(note, i, [('A', a), ('B', b)], task, budget, there[i])
