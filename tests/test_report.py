@@ -243,6 +243,28 @@ def test_what_only_the_second_model_finds_has_its_legend_and_its_place_in_the_fi
     assert re.findall('</i>(.)</span>', legend) == ['a', 'b']
 
 
+@pytest.mark.parametrize('images, told', [(5, 'cannot be said of fewer than 6 images'),
+                                          (6, 'B is better by mIoU')])
+def test_few_images_have_no_interval(tmp_path, images, told):
+    """B is better on each image; the second class is in the first image alone."""
+    for folder, wrong in (('labels', 0), ('a', 5), ('b', 4)):
+        for i in range(images):
+            values = np.repeat(np.array([0, int(i == 0)], np.uint8), 10)
+            values[:wrong] = values[10:10 + wrong] = 2
+            save(tmp_path / folder / f'{i}.png', values[None])
+    task = segmentation.Task('abc', distinct_palette(3), Settings(3), {})
+    a, b = (segmentation.measure(match_files(tmp_path / side, tmp_path / 'labels'), task, workers=1)
+            for side in 'ab')
+    content = str(compare.labels(a, b, task, Budget(0, 0)).content)
+    assert told in content
+    many, one, none = rows_of(content.split('IoU of each class')[1])[:3]
+    assert many[-1] == ('yes' if images == 6 else '–')
+    assert one[-2:] == none[-2:] == ['–', '–']
+    cards, sections = segmentation.sections(a, task, Budget(0, 0))
+    assert ('–' in cards[0][2]) == (images < 6)
+    assert [row[2] == '–' for row in rows_of(str(sections[0].content))] == [images < 6, True, True]
+
+
 def rows_of(table: str) -> list[list[str]]:
     """The cells of each row of a table, without the heading."""
     body = table.split('<tbody>')[1]

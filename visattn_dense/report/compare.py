@@ -11,7 +11,7 @@ import numpy as np
 
 from visattn_dense.errors import UserError, few
 from visattn_dense.report import detection, page, pictures, segmentation
-from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
+from visattn_dense.report.bootstrap import LEAST, LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
 
 _MOST_IMAGES, _MOST_EXAMPLES = 200, 8
@@ -31,12 +31,14 @@ def labels(a: segmentation.Measured, b: segmentation.Measured, task: segmentatio
                         f'{few(sorted(alone))}')
     weights = resamples(len(a.pairs), segmentation.RESAMPLES)
     drawn = [segmentation.resampled(m.areas, weights) for m in (a, b)]
-    rows = [_row(name, value_a, value_b, drawn[1][key] - drawn[0][key]) for name, value_a, value_b,
-            key in (('mIoU', a.scores.miou, b.scores.miou, 'mIoU'),
-                    ('pixel accuracy', a.scores.aacc, b.scores.aacc, 'aAcc'),
-                    ('mean accuracy', a.scores.macc, b.scores.macc, 'mAcc'))]
+    rows = [_row(name, value_a, value_b, drawn[1][key] - drawn[0][key], len(a.pairs))
+            for name, value_a, value_b, key in (
+                ('mIoU', a.scores.miou, b.scores.miou, 'mIoU'),
+                ('pixel accuracy', a.scores.aacc, b.scores.aacc, 'aAcc'),
+                ('mean accuracy', a.scores.macc, b.scores.macc, 'mAcc'))]
     by_class = [_row(name, a.scores.iou[i], b.scores.iou[i],
-                     drawn[1]['IoU'][:, i] - drawn[0]['IoU'][:, i])
+                     drawn[1]['IoU'][:, i] - drawn[0]['IoU'][:, i],
+                     int((a.areas[:, 2, i] > 0).sum()))
                 for i, name in enumerate(task.classes)]
     there = [np.flatnonzero(areas[2]).tolist() for areas in a.areas]
 
@@ -60,9 +62,10 @@ def detections(a: detection.Measured, b: detection.Measured, task: detection.Tas
     for name, part in (('AP', slice(None)), ('AP50', slice(0, 1)), ('AP75', slice(5, 6))):
         values = [mean_over_classes(d[..., part].mean(axis=2)) for d in drawn]
         rows.append(_row(name, 100 * metrics[0][name], 100 * metrics[1][name],
-                         values[1] - values[0]))
+                         values[1] - values[0], a.matches.images))
     by_class = [_row(name, *(100 * m.scores.metrics(i)['AP'] for m in (a, b)),
-                     drawn[1][:, i].mean(axis=1) - drawn[0][:, i].mean(axis=1))
+                     drawn[1][:, i].mean(axis=1) - drawn[0][:, i].mean(axis=1),
+                     a.matches.images_of(i))
                 for i, name in enumerate(task.classes)]
     classes = [detection.classes_of_images(m) for m in (a, b)]
     there = [sorted({i for of_model in classes for i in of_model.get(image, ())})
@@ -77,6 +80,9 @@ def detections(a: detection.Measured, b: detection.Measured, task: detection.Tas
 
 def verdict(name: str, difference: Interval) -> str:
     """The comparison in one sentence."""
+    if np.isnan(difference.low):
+        return (f'Whether the difference by {name} is chance cannot be said of fewer than {LEAST} '
+                'images.')
     if difference.excludes_zero:
         better = 'B' if difference.low > 0 else 'A'
         return (f'{better} is better by {name}: the {LEVEL} % interval of the difference, '
@@ -85,8 +91,8 @@ def verdict(name: str, difference: Interval) -> str:
             f'{page.between(difference)}, holds 0.')
 
 
-def _row(name: str, a: float, b: float, drawn: np.ndarray) -> tuple[list, Interval]:
-    interval = Interval.of(drawn, b - a)
+def _row(name: str, a: float, b: float, drawn: np.ndarray, images: int) -> tuple[list, Interval]:
+    interval = Interval.of(drawn, b - a, images)
     chance = '–' if np.isnan(interval.low) else 'yes' if interval.excludes_zero else 'no'
     return [name, page.number(a), page.number(b), page.number(b - a),
             page.Cell(page.between(interval), interval.low), chance], interval
@@ -117,5 +123,6 @@ def _section(name: str, rows: Sequence[tuple[list, Interval]],
         page.gallery(draw(i, f'A {a[i]:.1f}, B {b[i]:.1f}')
                      for i in map(int, order[:_MOST_EXAMPLES]))]
     return page.Section('Comparison', 'A is the model of this page, B the one that it is compared '
-                        'with. Of many classes, some differ by chance all the same: one in twenty.',
+                        'with. Of many classes, some differ by chance all the same: one in twenty. '
+                        f'Where fewer than {LEAST} images show a class, there is no interval.',
                         content)

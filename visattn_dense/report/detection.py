@@ -15,7 +15,7 @@ from visattn_dense.evaluation.coco import CocoScores, evaluate_coco
 from visattn_dense.evaluation.coco_files import masks_as_rle
 from visattn_dense.evaluation.segmentation import ratio
 from visattn_dense.report import charts, confusion, page, pictures
-from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
+from visattn_dense.report.bootstrap import LEAST, LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
 from visattn_dense.report.matching import (
     IGNORED,
@@ -148,15 +148,17 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
     metrics = measured.scores.metrics()
     ranges = {'AP': drawn.mean(axis=2), 'AP50': drawn[..., 0], 'AP75': drawn[..., 5]}
     cards = [(name, f'{100 * metrics[name]:.1f}',
-              page.likely(Interval.of_score(mean_over_classes(values), 100 * metrics[name])))
+              page.likely(Interval.of_score(mean_over_classes(values), 100 * metrics[name],
+                                            measured.matches.images)))
              for name, values in ranges.items()]
     m = measured.matches
     cards += [('objects', f'{len(m.found):,}', f'in {m.images:,} images'),
               ('detections', f'{len(m.score):,}', 'at most 100 per image and class')]
     return cards, [
         page.Section('Classes', f'AP in per cent. "{LEVEL} % interval": the range of the AP over '
-                     f'{RESAMPLES} resamples of the images. Small: area up to 32², medium: up to '
-                     '96² pixels.', _class_table(measured, task, ranges['AP'])),
+                     f'{RESAMPLES} resamples of the images, where {LEAST} or more show the class. '
+                     'Small: area up to 32², medium: up to 96² pixels.',
+                     _class_table(measured, task, ranges['AP'])),
         page.Section('Errors', 'Each wrong detection has one kind, at IoU 0.5. "Mending adds": how '
                      'much AP50 would grow without the errors of this kind.', _errors(measured)),
         page.Section('Confusion matrix', 'In per cent of each row, at IoU 0.5, of detections with '
@@ -184,7 +186,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     for i in m.seen_categories:
         _, name, objects = measured.scores.categories[i]
         metrics = measured.scores.metrics(i)
-        interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'])
+        interval = Interval.of_score(drawn[:, i], 100 * metrics['AP'], m.images_of(i))
         worst = int(kinds[:, i].argmax())
         classes.append([i])
         rows.append([str(name), page.number(100 * metrics['AP']),

@@ -81,6 +81,10 @@ class Matches:
         """Categories that have an object or a detection."""
         return np.union1d(self.object_category, self.category).tolist()
 
+    def images_of(self, category: int) -> int:
+        """How many images show an object of a category."""
+        return len(np.unique(self.object_image[self.object_category == category]))
+
 
 def match(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str,
           max_dets: int = 100) -> Matches:

@@ -16,7 +16,7 @@ from visattn_dense.evaluation.pairs import Pair, read_index_map
 from visattn_dense.evaluation.report import segmentation_summary
 from visattn_dense.evaluation.segmentation import Counts, Scores, Settings, count_each, ratio
 from visattn_dense.report import charts, confusion, page, pictures
-from visattn_dense.report.bootstrap import LEVEL, Interval, mean_over_classes, resamples
+from visattn_dense.report.bootstrap import LEAST, LEVEL, Interval, mean_over_classes, resamples
 from visattn_dense.report.html import Markup, element
 from visattn_dense.visualization.colour import Palette
 
@@ -143,13 +143,14 @@ def sections(measured: Measured, task: Task, budget: pictures.Budget
     summary = segmentation_summary(measured.scores)
     order = sorted(summary, key=lambda name: name != 'mIoU')
     cards = [(names[name], f'{summary[name]:.1f} %',
-              page.likely(Interval.of_score(drawn[name], summary[name])))
+              page.likely(Interval.of_score(drawn[name], summary[name], len(measured.pairs))))
              for name in order]
     cards.append(('images', f'{len(measured.pairs):,}', ''))
     counted = _confusion(measured.total, task)
     return cards, [
         page.Section('Classes', f'In per cent. "{LEVEL} % interval": the range of the IoU over '
-                     f'{RESAMPLES} resamples of the images. Click on a heading to sort.',
+                     f'{RESAMPLES} resamples of the images, where {LEAST} or more show the class. '
+                     'Click on a heading to sort.',
                      _class_table(measured, task, drawn['IoU'])),
         page.Section('Classes that are confused', 'Pixels of the truth that were predicted as '
                      'another class, most pixels first.', confusion.pairs(*counted, 'pixels')),
@@ -170,7 +171,7 @@ def _class_table(measured: Measured, task: Task, drawn: np.ndarray) -> Markup:
     in_images = (measured.areas[:, 2] > 0).sum(axis=0)
     rows = []
     for i, name in enumerate(task.classes):
-        interval = Interval.of_score(drawn[:, i], scores.iou[i])
+        interval = Interval.of_score(drawn[:, i], scores.iou[i], in_images[i])
         row = [name, page.number(scores.iou[i]),
                page.Cell(page.between(interval), interval.low),
                page.number(scores.acc[i]),
