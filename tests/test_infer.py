@@ -160,6 +160,12 @@ def test_bad_images_are_one_message_before_anything_is_written(trained, photo, t
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_folder_that_is_not_there_is_named(photo, tmp_path):
+    done = infer(tmp_path / 'run', photo)
+    assert done.returncode == 2 and done.stderr.endswith(
+        f'error: there is no file or folder {tmp_path}/run\n')
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='the limit is one of POSIX')
 def test_a_full_disk_is_one_message(trained, tmp_path):
     """Files of at most 30 kB stand for the disk: no overlay fits. 30 pictures keep the model at

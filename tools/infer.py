@@ -104,6 +104,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args.checkpoint = None
     if not Path(args.model).is_dir() and not _is_exported(args.model):
         args.checkpoint, *args.sources = args.sources
+        if not args.sources and not Path(args.model).exists():
+            parser.error(f'there is no file or folder {args.model}')
         if not args.sources:
             parser.error('CONFIG and CHECKPOINT are followed by at least one of SOURCES')
     return args
