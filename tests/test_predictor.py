@@ -415,6 +415,14 @@ def test_no_file_is_lost_that_the_command_did_not_write(detector, photos, tmp_pa
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize('ending', ['py', 'pth'])
+def test_no_file_of_a_run_is_lost(detector, photos, infer, ending):
+    (file,) = detector.glob(f'*.{ending}')
+    before = tree(detector)
+    assert 'over or among what is read' in infer.refused(detector, photos, '--save-json', file)
+    assert tree(detector) == before
+
+
 def test_results_may_lie_beside_the_sources_and_replace_older_results(detector, segmentor, photos,
                                                                       tmp_path, infer):
     for _ in range(2):

@@ -198,6 +198,8 @@ def check_options(args: argparse.Namespace, maps: dict[str, Map], sources: Sourc
     if args.geojson and not maps:
         raise UserError('--geojson is for TIFF files, with --native; there is none')
     models = [path for path in (args.model, args.checkpoint) if path and Path(path).is_file()]
+    # Of a run, all checkpoints and configs: which of them are read is not known here.
+    models += [path for ending in ('py', 'pth') for path in Path(args.model).glob(f'*.{ending}')]
     check_outputs([args.save_json, args.video, args.out_dir / CLASSES],
                   inputs=[*sources.files, *models])
 
