@@ -127,6 +127,14 @@ def test_bad_sources_are_one_message(tmp_path, source, message):
         list(open_sources(tmp_path / source if isinstance(source, str) and source else source))
 
 
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.symlink('nowhere', path)])
+@pytest.mark.parametrize('source', ['.', '*.png'])
+def test_pipes_and_lost_links_are_refused_at_once(folder, make, source):
+    make(folder / 'z.png')
+    with pytest.raises(UserError, match='z.png is no image'):
+        open_sources(folder / source)
+
+
 def test_hidden_files_are_no_pictures_of_a_folder(folder):
     """A Mac writes "._a.jpg" beside "a.jpg" where the disk is not its own."""
     (folder / '._a.jpg').write_bytes(b'no picture')

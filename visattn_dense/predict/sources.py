@@ -316,7 +316,11 @@ def _named(name: str, lists: tuple[str, ...] = ()) -> Sources:
     raise UserError(f'no image {path}: there is no such file or folder')
 
 
-def _files(paths: Iterable[Path]) -> Sources:
+def _files(paths: Sequence[Path]) -> Sources:
+    for path in paths:
+        # A pipe would be waited for without end.
+        if not path.is_file():
+            raise UserError(f'{path} is no image: it is no file, or leads to none')
     pictures = [Picture(path.stem, str(path)) for path in paths]
     _tell_apart(pictures)
     return Sources(pictures, len(pictures), [picture.path for picture in pictures])
