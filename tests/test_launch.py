@@ -23,6 +23,7 @@ from tests.tiny_runs import (
     write_run,
 )
 from visattn_dense.checkpoints import read_checkpoint
+from visattn_dense.command import run as run_command
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import check_loop, learning_rate_message
@@ -362,6 +363,13 @@ def test_without_validations_their_interval_does_not_count(tmp_path: Path) -> No
     assert_refused(run('train', tmp_path, config, *options), '--no-validate')
     done = run('train', tmp_path, config, '--no-validate', *options)
     assert done.code == 0, done.output
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a device of Linux')
+def test_a_full_disk_is_one_message(capsys) -> None:
+    """Where a library writes: the disk can be full in any of the files of a run."""
+    assert run_command(lambda _: Path('/dev/full').write_text('x'), Namespace()) == 2
+    assert capsys.readouterr().err == 'error: [Errno 28] No space left on device\n'
 
 
 def test_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -1,16 +1,12 @@
 """Files that are written whole, or stay as they were."""
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from visattn_dense.errors import FullDiskError
-
-# No room on the disk, in the user's share of it, or in a file of the largest size.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from visattn_dense.errors import FullDiskError, is_full_disk
 
 
 def temporary_name(path: Path) -> Path:
@@ -37,7 +33,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if is_full_disk(error):
             # Pillow's error does not name the file.
             raise FullDiskError(error.errno, os.strerror(error.errno), str(path)) from error
         raise

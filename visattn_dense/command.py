@@ -1,8 +1,8 @@
 """The frame of every command: its exit code, and what a user reads when something goes wrong.
 
-Exit codes: 0 done; 2 the user's input was wrong, with one message; 130 interrupted; 1 any other
-error, with its traceback. A command may use 1, or further codes, for a result; then its page says
-so. `--debug`, or VISATTN_DEBUG=1, shows the traceback of every error.
+Exit codes: 0 done; 2 the user's input was wrong, or the disk is full, with one message; 130
+interrupted; 1 any other error, with its traceback. A command may use 1, or further codes, for a
+result; then its page says so. `--debug`, or VISATTN_DEBUG=1, shows the traceback of every error.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 
-from visattn_dense.errors import UserError
+from visattn_dense.errors import UserError, is_full_disk
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +57,8 @@ def run(task: Callable[..., int | None], args: argparse.Namespace, *,
         return 130
     except Exception as error:
         code = next((code for kind, code in told.items() if isinstance(error, kind)), 1)
+        # A library's own file, such as the log of a training.
+        code = 2 if code == 1 and is_full_disk(error) else code
         sys.stdout.flush()
         if code == 1 or getattr(args, 'debug', False) or _debugging():
             traceback.print_exception(error)

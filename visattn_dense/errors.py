@@ -7,6 +7,7 @@ Everywhere else a `UserError` is an ordinary `ValueError`.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -24,6 +25,11 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class FullDiskError(OSError, UserError):
     """A file that does not fit on the disk. The message is that of the `OSError`."""
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """No room on the disk, in the user's share of it, or in a file of the largest size."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def closest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
