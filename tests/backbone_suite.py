@@ -357,6 +357,11 @@ class BackboneSuite:
         with pytest.raises(UserError, match=r'\(B, C, H, W\).*\(3, 64, 96\).*image\[None\]'):
             self.build()(self.image()[0])
 
+    @pytest.mark.parametrize('size', [(0, 64), (64, 0)])
+    def test_an_image_without_pixels_is_refused(self, size):
+        with pytest.raises(UserError, match='{}x{} has no pixels'.format(*size)):
+            self.build()(torch.zeros(2, 3, *size))
+
     @pytest.mark.parametrize('word, help', [
         ('in_chans', 'in_channels'), ('drop_path', 'drop_path_rate'), ('use_checkpoint', 'with_cp'),
         ('num_classes', 'docs/timm.md'), ('out_index', "'out_indices'")])

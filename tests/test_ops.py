@@ -163,6 +163,27 @@ def test_inference_computes_the_equation(name):
                                rtol=1e-4, atol=1e-5)
 
 
+WRONG = {
+    'norm': (add_norm, (None, torch.ones(7), torch.ones(7)), dict(eps=1e-3)),
+    'depthwise': (depthwise, (torch.ones(7, 1, 3, 3),), {}),
+    'depthwise, norm': (depthwise_norm, (torch.ones(7, 1, 3, 3), None, torch.ones(7),
+                                         torch.ones(7)), dict(eps=1e-3, dtype=None)),
+    'grouped pointwise': (grouped_pointwise, (torch.ones(7, 1, 1, 1),), dict(groups=7)),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+@pytest.mark.parametrize('channels', [3, 14])
+@pytest.mark.parametrize('mode', ['auto', 'inference'])
+@torch.no_grad()
+def test_a_map_of_other_channels_is_an_error(name, channels, mode):
+    """A kernel would read beside the parameters."""
+    operator, parameters, options = WRONG[name]
+    with pytest.raises(RuntimeError):
+        operator(torch.ones(1, 4, 5, channels), *parameters, **options, mode=mode)
+    operator(torch.ones(1, 4, 5, 7), *parameters, **options, mode=mode)
+
+
 def test_every_operator_is_held_to_its_equation():
     tested = {getattr(operator, 'func', operator).name for operator, _, _ in CALLS.values()}
     assert tested == {name for name in OPERATORS if name != 'toy'}

@@ -370,12 +370,14 @@ def check_image(x: Tensor) -> None:
     """`x` is a batch of images.
 
     Raises:
-        UserError: it has another number of dimensions than (B, C, H, W).
+        UserError: it has another number of dimensions than (B, C, H, W), or H or W is 0.
     """
     if x.ndim != 4:
         single = ': add the batch dimension with image[None]' if x.ndim == 3 else ''
         raise UserError('a backbone takes a batch of images (B, C, H, W), got a tensor of shape '
                         f'{tuple(x.shape)}{single}')
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise UserError(f'an image of {x.shape[2]}x{x.shape[3]} has no pixels')
 
 
 def _check_keywords(cls: type, given: Iterable[str]) -> None:

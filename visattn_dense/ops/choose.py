@@ -73,6 +73,14 @@ def compiled_form(compute: Callable[..., Any], why_not: Callable[..., str | None
     return Form(name, compute, why_not, modes=('inference',), devices=('cpu',))
 
 
+def of_other_channels(channels: int, *parameters: torch.Tensor | None) -> str | None:
+    """Why a kernel cannot compute a map of so many channels with parameters (channels, ...), or
+    None: it would read beside them. torch then says what is wrong."""
+    if any([t is not None and t.shape[0] != channels for t in parameters]):
+        return 'the parameters are for another number of channels'
+    return None
+
+
 def triton_form(compute: Callable[..., Any], why_not: Callable[..., str | None],
                 name: str = 'triton') -> Form:
     """A form that calls Triton kernels, with gradients, on a GPU or in Triton's interpreter."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..choose import of_other_channels
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import registered
 from ..sums import sum_rows
@@ -28,7 +29,7 @@ def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *,
         reason = 'the update has another shape than the stream'
     if reason is None and x.shape[-1] > MAX_CHANNELS:
         reason = f'there are more than {MAX_CHANNELS} channels'
-    return reason
+    return reason or of_other_channels(x.shape[-1], weight, bias, update_bias)
 
 
 def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,

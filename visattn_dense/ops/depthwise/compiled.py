@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..choose import of_other_channels
 from ..kept import kept
 from ..windows import window_corner
 
@@ -13,7 +14,8 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: in
         return 'the convolution has a stride'
     if onto is not None and (onto.dtype != x.dtype or native.why_not(onto)):
         return 'the map that the result is added to has another dtype or is not in rows'
-    return why_not_kernel(weight) or native.why_not(x)
+    return (of_other_channels(x.shape[-1], weight, bias) or why_not_kernel(weight)
+            or native.why_not(x))
 
 
 def why_not_kernel(weight: Tensor) -> str | None:
@@ -32,11 +34,11 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_inp
     return out
 
 
-def why_not_norm(x: Tensor, weight: Tensor, *_: object, dtype: torch.dtype | None,
-                 **__: object) -> str | None:
+def why_not_norm(x: Tensor, weight: Tensor, *vectors: Tensor | None, dtype: torch.dtype | None,
+                 **_: object) -> str | None:
     if dtype not in (None, x.dtype):
         return 'the norm has another dtype'
-    return why_not(x, weight)
+    return of_other_channels(x.shape[-1], *vectors) or why_not(x, weight)
 
 
 def depthwise_norm(x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor,

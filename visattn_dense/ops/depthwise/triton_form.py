@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..choose import of_other_channels
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two, readable
 from ..precision import product_dtype
 from ..registered import registered
@@ -33,7 +34,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Tens
         reason = f'the stride {stride} does not divide {_STRIP}'
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
-    return reason
+    return reason or of_other_channels(x.shape[-1], weight, bias)
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plus_input: bool = False,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import launching
+from ..choose import of_other_channels
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import registered, why_not_direct
 from ..sums import shares_of, sum_rows
@@ -34,7 +35,7 @@ def why_not(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = N
         reason = 'a map is not channels_last'
     if reason is None and activation not in ACTIVATIONS:
         reason = f'the activation {activation!r} has no kernel'
-    return reason
+    return reason or of_other_channels(x.shape[1], bias, *(() if norm is None else norm[:3]))
 
 
 def _is_channels_last(x: Tensor) -> bool:

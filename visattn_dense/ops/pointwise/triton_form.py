@@ -25,6 +25,8 @@ def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
         reason = f'a group has more than {most} channels'
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
+    if reason is None and x.shape[-1] != weight.shape[1] * groups:
+        reason = 'the parameters are for another number of channels'
     return reason
 
 
