@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -26,7 +26,7 @@ from visattn_dense.openmmlab.engine.checkpoint_hook import AtomicCheckpointHook
 from visattn_dense.openmmlab.engine.checks import check_batch_norm
 from visattn_dense.openmmlab.engine.data_stream import enter_at, numbered, seed_draws
 from visattn_dense.openmmlab.engine.distributed import on_first_rank
-from visattn_dense.openmmlab.engine.few_groups import step_by_few_groups
+from visattn_dense.openmmlab.engine.few_launches import average_together, step_by_few_groups
 from visattn_dense.openmmlab.engine.foreign import ForeignCheckpointHook
 from visattn_dense.openmmlab.engine.nonfinite import NonFiniteLossHook
 from visattn_dense.openmmlab.engine.pictures import PicturesHook
@@ -204,9 +204,15 @@ class ResilientMixin:
 
 
 class _StartedHook(Hook):
-    """Sets `started` at the first batch: errors before it are errors in building the run."""
+    """Sets `started` at the first batch: errors before it are errors in building the run. Readies
+    the averaged models, which exist from `before_run` on."""
 
     priority = 'HIGHEST'
+
+    def before_train(self, runner) -> None:
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                average_together(hook.ema_model)
 
     def _before_iter(self, runner, batch_idx: int, data_batch=None, mode: str = 'train') -> None:
         runner.started = True

@@ -1,4 +1,5 @@
-"""Optimizers step on few groups of parameters, and nobody sees another difference."""
+"""Optimizers step on few groups of parameters and averages move together; nobody sees another
+difference."""
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -6,9 +7,10 @@ from functools import partial
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.model import ExponentialMovingAverage, MomentumAnnealingEMA, StochasticWeightAverage
 from torch import nn, optim
 
-from visattn_dense.openmmlab.engine.few_groups import step_by_few_groups
+from visattn_dense.openmmlab.engine.few_launches import average_together, step_by_few_groups
 
 
 def make(optimizer: Callable[..., optim.Optimizer]) -> tuple[nn.Module, optim.Optimizer]:
@@ -88,3 +90,28 @@ def test_optimizers_of_others_are_left_alone():
     _, optimizer = make(partial(Whole, lr=.1))
     step_by_few_groups(optimizer)
     assert 'step' not in vars(optimizer)
+
+
+@pytest.mark.parametrize('kind, calls', [
+    (partial(ExponentialMovingAverage, momentum=.1, update_buffers=True), 4),
+    (partial(MomentumAnnealingEMA, momentum=.01, gamma=3, interval=2), 2),
+    (partial(StochasticWeightAverage), 0)])
+def test_averages_move_together_by_the_same_numbers(kind, calls, monkeypatch):
+    found = []
+    plain = torch._foreach_lerp_
+    monkeypatch.setattr(torch, '_foreach_lerp_', lambda *args: (found.append(args), plain(*args)))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    one, together = kind(model), kind(model)
+    average_together(together)
+    for _ in range(5):
+        model(torch.randn(3, 4))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        for averaged in (one, together):
+            averaged.update_parameters(model)
+        for a, b in zip(one.state_dict().values(), together.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    assert len(found) == calls
+    assert one.state_dict().keys() == copy.deepcopy(together).state_dict().keys()
