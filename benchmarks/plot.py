@@ -81,12 +81,13 @@ def _draw_fractions(axes: Any, records: Sequence[dict[str, Any]]) -> None:
                   color='white')
         share = record.get('forms', {}).get('optimized', {}).get('fraction')
         if share:
-            axes.text(share + .02, row - .2, f'{share:.2f}', va='center', fontsize=8)
+            axes.annotate(f'{share:.2f}', (share, row - .2), xytext=(6, 0), va='center',
+                          textcoords='offset points', fontsize=8)
             axes.plot([share], [row - .2], marker='D', color='black', markersize=5,
                       linestyle='none', label='optimize_for_inference')
     axes.set_yticks(range(len(own)), [r['name'] for r in own])
     axes.set_ylim(max(len(own), 4) - .5, -.5)
-    axes.set_xlim(0, max(1, axes.get_xlim()[1] + .05))
+    axes.set_xlim(0, max(1, 1.06 * axes.get_xlim()[1]))
     axes.set_xlabel('2·MACs / time / rate of a matrix product; pale: naive')
     axes.grid(axis='x', alpha=.25)
     axes.set_axisbelow(True)

@@ -70,6 +70,17 @@ def test_attention_is_its_equation(name, size, monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('name', ['soft', 'average pooling', 'adaptive max'])
+@torch.no_grad()
+def test_one_exported_attention_serves_every_batch(name):
+    attention = BiLevelRoutingAttention(8, 2, n_win=3, topk=2, **OPTIONS[name]).eval()
+    program = torch.export.export(attention, (torch.randn(2, 12, 9, 8),), strict=False,
+                                  dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
+    for batch in (1, 3):
+        x = torch.randn(batch, 12, 9, 8)
+        torch.testing.assert_close(program(x), attention(x))
+
+
 @pytest.mark.parametrize('size', [(1, 1), (2, 5)])
 def test_a_map_smaller_than_its_regions_is_padded(size):
     fast = BiLevelRoutingAttention(8, 2, n_win=7, topk=3).double()

@@ -63,7 +63,7 @@ def pool_regions(k: Tensor, v: Tensor, n_win: int, pool: Callable[[Tensor], Tens
     """Reduce the keys and values of each region: (B, H, W, ·) to (B, n_win, n_win, h', w', ·)."""
     kv = torch.cat([k, v], -1)
     kv = regions_of(kv, n_win).flatten(0, 2).permute(0, 3, 1, 2)
-    kv = pool(kv).permute(0, 2, 3, 1).unflatten(0, (len(k), n_win, n_win))
+    kv = pool(kv).permute(0, 2, 3, 1).unflatten(0, (k.shape[0], n_win, n_win))
     return kv.split([k.shape[-1], v.shape[-1]], -1)
 
 

@@ -122,7 +122,7 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, scale: f
     """
     shape = q.shape[:-1]
     q, k, v = (flat_regions(t) for t in (q, k, v))
-    image = torch.arange(len(q), device=q.device)[:, None, None]
+    image = torch.arange(q.shape[0], device=q.device)[:, None, None]
     k, v = k[image, index], v[image, index]                         # (B, R, K, M, h, ·)
     if weight is not None:
         k, v = (t * weight[..., None, None, None] for t in (k, v))

@@ -269,7 +269,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, index: Tensor | None, weight: Tens
 
 def _results(q: Tensor, v: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     return (empty((*q.shape[:3], v.shape[-1]), q),
-            empty(groups.statistics(len(q)), q, torch.float32))
+            empty(groups.statistics(q.shape[0]), q, torch.float32))
 
 
 @_forward.register_fake
