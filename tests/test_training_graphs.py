@@ -67,6 +67,22 @@ def loss_of(outputs: tuple[Tensor, ...]) -> Tensor:
     return sum((out * out.detach().cos()).mean() for out in outputs)
 
 
+def losses_of(model: nn.Module, device: str, autocast: bool, optimizer: torch.optim.Optimizer
+              ) -> list[float]:
+    """Six steps at two sizes in turn."""
+    torch.manual_seed(1)
+    losses = []
+    for size in ((64, 64), (64, 64), (70, 97), (64, 64), (70, 97), (70, 97)):
+        x = torch.randn(2, 3, *size, device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            loss = loss_of(model(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def assert_equal(model: nn.Module, fast: nn.Module) -> None:
     """All parameters, gradients and buffers are the same, to the bit."""
     for (name, one), other in zip(model.named_parameters(), fast.parameters(), strict=True):
@@ -82,19 +98,8 @@ def assert_equal(model: nn.Module, fast: nn.Module) -> None:
 def test_a_training_with_graphs_has_the_numbers_of_one_without(family, autocast):
     """Losses, weights, gradients, statistics of norms and random draws, at two sizes in turn."""
     model, fast, recorder = pair(family, drop_path_rate=.5)
-    losses = []
-    for each in (model, fast):
-        torch.manual_seed(1)
-        optimizer = torch.optim.AdamW(each.parameters(), lr=1e-3)
-        own = []
-        for size in ((64, 64), (64, 64), (70, 97), (64, 64), (70, 97), (70, 97)):
-            with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-                loss = loss_of(each(torch.randn(2, 3, *size)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            own.append(loss.item())
-        losses.append(own)
+    losses = [losses_of(each, 'cpu', autocast, torch.optim.AdamW(each.parameters(), lr=1e-3))
+              for each in (model, fast)]
     assert losses[0] == losses[1]
     assert (recorder.recorded, recorder.forwards, recorder.backwards) == (2, 4, 4)
     assert_equal(model, fast)
@@ -238,20 +243,8 @@ def test_cuda_graphs_train_as_without(family, autocast, caplog):
     model, fast, _ = pair(family, drop_path_rate=.5)
     model.cuda()
     fast.cuda().graph_training()
-    losses = []
-    for each in (model, fast):
-        torch.manual_seed(1)
-        optimizer = torch.optim.SGD(each.parameters(), lr=1e-2)
-        own = []
-        for size in ((64, 64), (64, 64), (70, 97), (64, 64), (70, 97), (70, 97)):
-            x = torch.randn(2, 3, *size, device='cuda')
-            with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
-                loss = loss_of(each(x))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            own.append(loss.item())
-        losses.append(own)
+    losses = [losses_of(each, 'cuda', autocast, torch.optim.SGD(each.parameters(), lr=1e-2))
+              for each in (model, fast)]
     assert 'no graph' not in caplog.text and len(fast.forward._graphs) == 2
     torch.testing.assert_close(*losses, rtol=2e-2 if autocast else 1e-4, atol=1e-5)
     for one, other in zip(model.buffers(), fast.buffers(), strict=True):

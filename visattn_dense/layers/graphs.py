@@ -42,16 +42,23 @@ def record_on_gpu(call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     Returns:
         A function that runs the kernels again; and the outputs, which each replay overwrites.
     """
+    warm_up(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph.replay, outputs
+
+
+def warm_up(call: Callable[[], Any]) -> torch.cuda.Stream:
+    """Make a call three times on a stream of its own, as CUDA asks before a recording; the stream.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
-    return graph.replay, outputs
+    return side
 
 
 def _replay_on_gpu(call: Callable[[], Outputs]) -> Callable[[], Outputs]:

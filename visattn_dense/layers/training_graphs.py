@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from visattn_dense.ops.precision import without_autocast
 from visattn_dense.ops.registered import is_traced
 
-from .graphs import Outputs, ReplayedForward, autocast_without_cache, kept_copy
+from .graphs import Outputs, ReplayedForward, autocast_without_cache, kept_copy, warm_up
 
 
 @dataclass
@@ -68,20 +68,16 @@ def record_step_on_gpu(call: Callable[[], Outputs], parameters: Sequence[Tensor]
     def grads_of(outputs: Outputs) -> tuple[Tensor | None, ...]:
         return tuple([torch.zeros_like(out) if out.requires_grad else None for out in outputs])
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            outputs = call()
-            grads = grads_of(outputs)
-            backward(outputs, grads)
-            # Autograd keeps the stream of a leaf as long as a graph has the leaf.
-            del outputs
-    torch.cuda.current_stream().wait_stream(side)
+    def step() -> None:
+        outputs = call()
+        backward(outputs, grads_of(outputs))
+
+    # On one stream: autograd keeps the stream of a leaf as long as a graph has the leaf.
+    options = dict(stream=warm_up(step), capture_error_mode='thread_local')
     graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-    options = dict(stream=side, capture_error_mode='thread_local')
     with torch.cuda.graph(graphs[0], **options):
         outputs = call()
+    grads = grads_of(outputs)
     with torch.cuda.graph(graphs[1], pool=graphs[0].pool(), **options):
         found = backward(outputs, grads)
     return Step(graphs[0].replay, tuple([out.detach() for out in outputs]), graphs[1].replay, grads,

@@ -46,10 +46,12 @@ def _joined(optimizer: Optimizer) -> list[dict[str, Any]]:
         # The groups are mmengine's ConfigDict, which takes ten times as long as a dict.
         settings = tuple([dict.get(group, name) for name in optimizer.defaults])
         try:
-            found = joined.setdefault(settings, dict(dict.items(group), params=[]))
+            hash(settings)
         except TypeError:                            # a setting is a list or the like
-            found = joined.setdefault(id(group), dict(dict.items(group), params=[]))
-        found['params'] += group['params']
+            settings = id(group)
+        if settings not in joined:
+            joined[settings] = dict(dict.items(group), params=[])
+        joined[settings]['params'] += group['params']
     return list(joined.values())
 
 
