@@ -53,7 +53,7 @@ ROWS = {
 CORE = {
     'backbones': ('cswin', 'flatten_cswin', 'biformer', 'efficientvit', 't2t_vit', 'layers'),
     'operators': ('ops', 'block', 'native', 'measured', 'graphs', 'mmcv_ext', 'mmcv_operators',
-                  'registered', 'routed_triton', 'triton_forms'),
+                  'registered', 'routed_triton', 'triton_forms', 'training_graphs', 'few_launches'),
     'checkpoints': ('checkpoints', 'checkpoint_properties'),
     'compilation': ('torch_compile', 'dynamic_shapes'),
     'registry and installation': ('registry', 'packaging'),
