@@ -45,6 +45,8 @@ pytestmark = pytest.mark.skipif(compiler is None, reason='no C++ compiler')
 
 # What the fixtures put others in the place of.
 TILES, LIBRARY = build.tiles, build.library
+# The products of bfloat16 of these processors take weights of the softmax in bfloat16 too.
+ROUNDS_WEIGHTS = TILES() or 'avx512_bf16' in build.processor()
 # Tiles, and vectors of 16, 8 and 4 floats, where the processor has them.
 PROCESSORS = ['native', *(['native, vectors'] if build.tiles() else []),
               *(['x86-64-v3', 'x86-64'] if os.uname().machine == 'x86_64' else [])]
@@ -90,6 +92,15 @@ def test_attention_of_all_tokens(kernels, tokens, heads, dim, width):
                                    rtol=1e-5, atol=5e-6)
 
 
+def test_routed_attention_to_regions_of_different_sizes(kernels):
+    q, k, v = (random(7, 8, seed=i).bfloat16() for i in range(3))
+    rows, starts = torch.arange(7, dtype=torch.int32), torch.tensor([0, 4, 7], dtype=torch.int32)
+    out = torch.empty_like(v)
+    native.attend(q, k, v, out, native.Groups(rows, starts, rows, starts, None), heads=2, scale=1.,
+                  routed=torch.tensor([[1, 0], [0, 1]]))
+    torch.testing.assert_close(out.double(), reference(q, k, v, 2, 1.), rtol=2**-7, atol=2**-8)
+
+
 def test_attention_of_more_tokens_than_the_kernel_takes_at_once(kernels):
     q, k, v = random(3, 8, 1050, 5)
     groups, _ = window_groups(8, 1050, 1, (1050, 1), False)
@@ -121,23 +132,26 @@ def test_attention_in_windows_of_a_padded_map(kernels, size, window, zero_keys):
             torch.testing.assert_close(out[i][at].double(), expected, rtol=1e-5, atol=5e-6)
 
 
-def test_routed_attention(kernels):
-    heads, n_win, tokens = 3, 3, 12
-    q, k, v = (random(2, 9, 12, heads * 10, seed=i) for i in range(3))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('width', [12, 9])                          # an odd number of tokens, too
+def test_routed_attention(kernels, width, dtype):
+    heads, n_win, tokens = 3, 3, width
+    q, k, v = (random(2, 9, width, heads * 10, seed=i).to(dtype) for i in range(3))
     routed = torch.stack([torch.randperm(9)[:4] for _ in range(18)])
     routed[3] = 5                                                   # one region four times
     routed += torch.arange(18)[:, None] // 9 * 9
     out = torch.empty_like(v)
-    native.attend(q, k, v, out, region_groups(2, 9, 12, n_win), heads=heads, scale=.3,
+    native.attend(q, k, v, out, region_groups(2, 9, width, n_win), heads=heads, scale=.3,
                   routed=routed)
 
     def regions(t: Tensor) -> Tensor:
-        t = t.unflatten(2, (n_win, 4)).unflatten(1, (n_win, 3))
+        t = t.unflatten(2, (n_win, -1)).unflatten(1, (n_win, 3))
         return t.transpose(2, 3).reshape(18, tokens, -1)
     for r in range(18):
         keys, values = (regions(t)[routed[r]].flatten(0, 1) for t in (k, v))
         expected = reference(regions(q)[r], keys, values, heads, .3)
-        torch.testing.assert_close(regions(out)[r].double(), expected, rtol=1e-5, atol=5e-6)
+        rtol, atol = (1e-5, 5e-6) if dtype == torch.float32 else (2**-7, 2**-8)
+        torch.testing.assert_close(regions(out)[r].double(), expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(('tokens', 'keys'), [(1, 1), (16, 130), (600, 33), (70, 900)])
@@ -340,8 +354,7 @@ def test_maps_in_bfloat16(kernels, dim):
         return outs
 
     (attended, convolved), (exact_attended, exact_convolved) = results(q, k, v), results(*exact)
-    # In tiles, the weights of the softmax are rounded to bfloat16 too.
-    near(attended, exact_attended, 2**-8 if build.tiles() else 1e-6)
+    near(attended, exact_attended, 2**-8 if ROUNDS_WEIGHTS else 1e-6)
     near(convolved, exact_convolved)
     # Added to what is there: the sum is in float32, and rounded once.
     before = random(2, *size, heads * dim, seed=4).bfloat16()

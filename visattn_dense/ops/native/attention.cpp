@@ -1,6 +1,7 @@
 // Softmax attention between groups of tokens, of NHWC maps in float32 or bfloat16: compiled for the
 // processor at hand (build.py), called by attention.py, which says what the arguments are. All sums are
-// float32; bfloat16 is a format of the maps in memory alone.
+// float32. Where the processor multiplies bfloat16 numbers, the products of bfloat16 maps are such, and the
+// weights of the softmax are rounded to bfloat16. Elsewhere bfloat16 is a format of the maps in memory alone.
 //
 // The keys of a group are taken some at a time, and the softmax is that of the keys so far (Milakov
 // and Gimelshein, 2018, algorithm 3).

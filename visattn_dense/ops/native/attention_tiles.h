@@ -46,24 +46,19 @@ struct InTiles {
     }
   }
 
-  // The first n numbers of a row of a tile, then zeros.
-  static __m512i line(const Bfloat16* x, int n) {
-    return _mm512_maskz_loadu_epi16(n >= DEPTH ? ~0u : (1u << n) - 1, x);
-  }
-
   void prepare_keys(const Item& item) {
     for (int j = 0; j < steps_of(item.keys) * DEPTH; j += SIDE)
       for (int d = 0; d < depth; d++) {
-        Vec pairs[W];
+        Vec key[W];
         for (int i = 0; i < W; i++) {
-          pairs[i] = Vec{};
+          key[i] = Vec{};
           if (j + i < item.keys)
-            pairs[i] = (Vec)line(a.key(k_rows[item.places[j + i]], item.head) + d * DEPTH,
-                                 a.dim - d * DEPTH);
+            key[i] = pairs(a.key(k_rows[item.places[j + i]], item.head) + d * DEPTH,
+                           a.dim - d * DEPTH);
         }
-        transpose(pairs);
+        transpose(key);
         Line* to = keys.get() + (int64_t(j / SIDE) * depth + d) * SIDE;
-        for (int i = 0; i < W; i++) _mm512_store_si512(to + i, (__m512i)pairs[i]);
+        for (int i = 0; i < W; i++) _mm512_store_si512(to + i, (__m512i)key[i]);
       }
   }
 
@@ -87,8 +82,8 @@ struct InTiles {
     for (int r = 0; r < item.count; r++) {
       Line* to = queries.get() + int64_t(r / SIDE) * depth * SIDE + r % SIDE;
       for (int d = 0; d < depth; d++)
-        _mm512_store_si512(to + d * SIDE, line(a.query(item.rows[r], item.head) + d * DEPTH,
-                                               a.dim - d * DEPTH));
+        _mm512_store_si512(to + d * SIDE, (__m512i)pairs(
+            a.query(item.rows[r], item.head) + d * DEPTH, a.dim - d * DEPTH));
       top[r] = item.absent > 0 ? 0.f : -std::numeric_limits<float>::infinity();
       store(sum.data() + r * W, Vec{item.absent});
     }
@@ -152,14 +147,6 @@ struct InTiles {
       case 3: return soften<6>(row, piece.block + r, less, to);
       default: return soften<8>(row, piece.block + r, less, to);
     }
-  }
-
-  // 2^x for x <= 0. The error of the cubic is 1e-4 of 2^x, a twentieth of bfloat16's.
-  static Vec rough_exp2(Vec x) {
-    const __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
-    const Vec f = x - (Vec)whole;
-    const Vec p = ((f * 5.5170980e-2f + .24260972f) * f + .69326097f) * f + .99992816f;
-    return (Vec)_mm512_scalef_ps((__m512)p, whole);
   }
 
   template <int N>

@@ -6,6 +6,18 @@
 
 namespace {
 
+// Whether keys, queries, weights and values lie by pairs: of two numbers of a row, of the weights of two
+// keys, of the values of two keys.
+template <typename Number>
+constexpr bool PAIRS = HAS_PAIRS && std::is_same_v<Number, Bfloat16>;
+
+template <typename Number>
+using ProductOf = std::conditional_t<PAIRS<Number>, OfPairs, OfNumbers>;
+
+// Of numbers or of pairs, how many n numbers are.
+template <typename Number>
+int places_of(int n) { return PAIRS<Number> ? (n + 1) / 2 : n; }
+
 // As vectors. A row of logits belongs to one key and has a vector for every W neighbouring queries: so the
 // softmax runs down a column and needs no sum across a vector. A row of the result belongs to a query.
 
@@ -21,7 +33,7 @@ constexpr int TOGETHER = W == 16 ? 8 : 4;
 struct Tile {
   const int32_t* rows;
   int count;
-  float* queries;           // transposed: dim rows of the vectors
+  float* queries;           // transposed: a row of the vectors for each number or pair
   float* result;            // a row for each query
   Vec top[2], sum[2];       // the largest logit; the sum of the weights
 };
@@ -33,15 +45,16 @@ inline void of_vectors(const Tile& tile, F&& f) {
   else f(std::integral_constant<int, 1>{});
 }
 
-// Copies of keys and values as floats, the values in whole vectors: the keys of an item in their order,
-// or at places.
+// Copies of keys and values as floats or pairs, the values in whole vectors: the keys of an item in their
+// order, or at places.
 struct Copies {
   const float *keys, *values;
-  int dim, width;
+  int depth, width, together;    // of a key; of a row of values; keys of a row of values
 
-  const float* key(int j) const { return keys + int64_t(j) * dim; }
-  const float* value(int j) const { return values + int64_t(j) * width; }
-  Copies from(int j) const { return {key(j), value(j), dim, width}; }
+  const float* key(int j) const { return keys + int64_t(j) * depth; }
+  const float* value(int row) const { return values + int64_t(row) * width; }
+  // From key j on, the first one of a row of values.
+  Copies from(int j) const { return {key(j), value(j / together), depth, width, together}; }
 };
 
 struct Places {
@@ -49,7 +62,9 @@ struct Places {
   const int32_t* places;
 
   const float* key(int j) const { return all.key(places[j]); }
-  const float* value(int j) const { return all.value(places[j]); }
+  const float* value(int row) const {
+    return all.value(places[row * all.together] / all.together);
+  }
   Places from(int j) const { return {all, places + j}; }
 };
 
@@ -64,6 +79,13 @@ void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
     for (int i = 0; i < W; i++)
       source[i] = a.query(tile.rows[std::min(c * W + i, tile.count - 1)], head);
     int d = 0;
+    if constexpr (PAIRS<Number>)
+      for (; d < a.dim; d += 2 * W) {
+        Vec x[W];
+        for (int i = 0; i < W; i++) x[i] = pairs(source[i] + d, a.dim - d);
+        transpose(x);
+        for (int i = 0; i < W; i++) store(tile.queries + ((d / 2 + i) * C + c) * W, x[i]);
+      }
     for (; d + W <= a.dim; d += W) {
       Vec x[W];
       for (int i = 0; i < W; i++) x[i] = load(source[i] + d) * factor;
@@ -77,15 +99,20 @@ void begin(const Attention<Number>& a, Tile& tile, int head, float absent) {
 }
 
 // The logits of n keys, n rows of C vectors, and the largest logit of each query so far.
-template <int C, typename Source>
-void logits(const Tile& tile, int dim, const Source& from, int n, float* to, Vec (&top)[C]) {
+template <int C, typename Number, typename Source>
+void logits(const Attention<Number>& a, const Tile& tile, const Source& from, int n, float* to,
+            Vec (&top)[C]) {
   in_blocks<(C > 1 ? ROWS : W > 8 ? 12 : 8)>(n, [&](int j, auto size) {
     constexpr int R = decltype(size)::value;
     const float* key[R];
     for (int r = 0; r < R; r++) key[r] = from.key(j + r);
     Vec acc[R][C] = {};
-    multiply_add<R, C>(dim, [&](int r, int d) { return key[r][d]; },
-                       [&](int d) { return tile.queries + d * C * W; }, acc);
+    multiply_add<R, C, ProductOf<Number>>(
+        places_of<Number>(a.dim), [&](int r, int d) { return key[r][d]; },
+        [&](int d) { return tile.queries + d * C * W; }, acc);
+    if constexpr (PAIRS<Number>)
+      UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < C; c++) acc[r][c] *= a.factor();
     UNROLL for (int r = 0; r < R; r++)
       UNROLL for (int c = 0; c < C; c++) store(to + ((j + r) * C + c) * W, acc[r][c]);
     UNROLL for (int c = 0; c < C; c++) {
@@ -95,16 +122,16 @@ void logits(const Tile& tile, int dim, const Source& from, int n, float* to, Vec
   });
 }
 
-// Adds to R rows of the result, and to N vectors of each, the values of n keys. A row is multiplied by its
-// `shrink` first.
-template <int R, int N, int C, typename Source>
+// Adds to R rows of the result, and to N vectors of each, n rows of values. A row of the result is
+// multiplied by its `shrink` first.
+template <int R, int N, int C, typename Product, typename Source>
 void add_values(const float* weights, const Source& from, int column, int n, const float* shrink,
                 float* result, int64_t pitch) {
   Vec acc[R][N];
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int c = 0; c < N; c++) acc[r][c] = load(result + r * pitch + c * W) * shrink[r];
-  multiply_add<R, N>(n, [&](int r, int j) { return weights[j * C * W + r]; },
-                     [&](int j) { return from.value(j) + column; }, acc);
+  multiply_add<R, N, Product>(n, [&](int r, int j) { return weights[j * C * W + r]; },
+                              [&](int j) { return from.value(j) + column; }, acc);
   UNROLL for (int r = 0; r < R; r++)
     UNROLL for (int c = 0; c < N; c++) store(result + r * pitch + c * W, acc[r][c]);
 }
@@ -115,7 +142,7 @@ void add(const Attention<Number>& a, Tile& tile, const Source& from, int n, floa
   Vec top[C], sum[C];
   float shrink[C * W];
   UNROLL for (int c = 0; c < C; c++) top[c] = tile.top[c];
-  logits<C>(tile, a.dim, from, n, weights, top);
+  logits<C>(a, tile, from, n, weights, top);
   UNROLL for (int c = 0; c < C; c++) {
     const Vec factor = exp2(tile.top[c] - top[c]);
     sum[c] = tile.sum[c] * factor;
@@ -126,19 +153,31 @@ void add(const Attention<Number>& a, Tile& tile, const Source& from, int n, floa
     float* weight = weights + j * C * W;
     Vec e[N];
     UNROLL for (int i = 0; i < N; i++) e[i] = load(weight + i * W) - top[i % C];
-    exp2(e);
+    if constexpr (PAIRS<Number>) {
+      // Blocks begin at an even key. Their pairs take half of the room.
+      weight = weights + j / 2 * C * W;
+      UNROLL for (int i = 0; i < N; i++) e[i] = rough_exp2(e[i]);
+      UNROLL for (int i = 0; i < N; i += 2 * C)
+        UNROLL for (int c = 0; c < C; c++)
+          store(weight + (i / 2 + c) * W, pairs(e[i + c], N > C ? e[(i + C + c) % N] : Vec{}));
+    } else {
+      exp2(e);
+      UNROLL for (int i = 0; i < N; i++) store(weight + i * W, e[i]);
+    }
     UNROLL for (int i = 0; i < N; i++) sum[i % C] += e[i];
-    UNROLL for (int i = 0; i < N; i++) store(weight + i * W, e[i]);
   });
   UNROLL for (int c = 0; c < C; c++) tile.top[c] = top[c], tile.sum[c] = sum[c];
-  const int whole = a.whole();
+  const int whole = a.whole(), rows = places_of<Number>(n);
+  using Product = ProductOf<Number>;
   in_blocks<ROWS>(tile.count, [&](int i, auto size) {
     constexpr int R = decltype(size)::value;
     int c = 0;
     for (; c + 2 * W <= whole; c += 2 * W)
-      add_values<R, 2, C>(weights + i, from, c, n, shrink + i, tile.result + i * whole + c, whole);
+      add_values<R, 2, C, Product>(weights + i, from, c, rows, shrink + i,
+                                   tile.result + i * whole + c, whole);
     if (c < whole)
-      add_values<R, 1, C>(weights + i, from, c, n, shrink + i, tile.result + i * whole + c, whole);
+      add_values<R, 1, C, Product>(weights + i, from, c, rows, shrink + i,
+                                   tile.result + i * whole + c, whole);
   });
 }
 
@@ -158,33 +197,52 @@ void finish(const Attention<Number>& a, const Tile& tile, int head) {
 template <typename Number>
 struct InVectors {
   const Attention<Number>& a;
-  // Whether to copy all keys of a head, since routed groups share them.
-  const bool all = a.groups.routes > 1 && int64_t(a.groups.keys()) * (a.dim + a.whole()) <= HEAD;
+  const int depth = places_of<Number>(a.dim);                    // of a key
+  const int lines = PAIRS<Number> ? ::whole(depth) : depth;      // of the queries of a tile
+  const int together = PAIRS<Number> ? 2 : 1;                    // keys of a row of values
+  // Whether to copy all keys of a head, since routed groups share them. No pair of keys may be of two groups.
+  const bool all = a.groups.routes > 1
+                   && int64_t(a.groups.keys()) * (depth + a.whole() / together) <= HEAD
+                   && std::all_of(a.groups.k_starts, a.groups.k_starts + a.groups.groups + 1,
+                                  [&](int start) { return start % together == 0; });
   int head = -1;                // whose keys `copies` are
   Copies copies;
   Floats keys, values;
   int most = 0;                 // keys for which there is room
-  const Floats weights = room(KEYS * 2 * W), vectors = room(TILES * 2 * W * (a.dim + a.whole()));
+  const Floats weights = room(KEYS * 2 * W), vectors = room(TILES * 2 * W * (lines + a.whole()));
   Tile tiles[TILES];
 
   explicit InVectors(const Attention<Number>& a) : a(a) {
     for (int t = 0; t < TILES; t++) {
-      tiles[t].queries = vectors.get() + t * 2 * W * (a.dim + a.whole());
-      tiles[t].result = tiles[t].queries + 2 * W * a.dim;
+      tiles[t].queries = vectors.get() + t * 2 * W * (lines + a.whole());
+      tiles[t].result = tiles[t].queries + 2 * W * lines;
     }
   }
   InVectors(const InVectors&) = delete;
 
   // Copies the keys and values at n places, or, without places, the first n ones.
   Copies copy_keys(int head, const int32_t* places, int n) {
-    const int64_t dim = a.dim, width = a.whole();
-    if (n > most) most = n, keys = room(n * dim), values = room(n * width);
+    const int64_t width = a.whole();
+    // Pairs are stored in whole vectors, whose end is the next key's.
+    if (n > most) most = n, keys = room(int64_t(n) * depth + W), values = room(n * width);
+    const auto row = [&](int j) { return a.groups.k_rows[places ? places[j] : j]; };
     for (int j = 0; j < n; j++) {
-      const int row = a.groups.k_rows[places ? places[j] : j];
-      copy(keys.get() + j * dim, a.key(row, head), a.dim);
-      copy(values.get() + j * width, a.value(row, head), a.width);
+      float* key = keys.get() + int64_t(j) * depth;
+      if constexpr (PAIRS<Number>) {
+        for (int d = 0; d < a.dim; d += 2 * W)
+          store(key + d / 2, pairs(a.key(row(j), head) + d, a.dim - d));
+        for (int c = 0; c < a.width && j % 2 == 0; c += W) {
+          const auto values_of = [&](int i) {
+            return i < n ? get(a.value(row(i), head) + c, a.width - c) : Vec{};
+          };
+          store(values.get() + j / 2 * width + c, pairs(values_of(j), values_of(j + 1)));
+        }
+      } else {
+        copy(key, a.key(row(j), head), a.dim);
+        copy(values.get() + j * width, a.value(row(j), head), a.width);
+      }
     }
-    return {keys.get(), values.get(), a.dim, a.whole()};
+    return {keys.get(), values.get(), depth, a.whole(), together};
   }
 
   void operator()(const Item& item) {

@@ -86,9 +86,9 @@ struct Registers {
 // row i of a right operand holds rows i and i + 16 of the matrix: the sum runs over the same pairs.
 template <int P = PARTS>
 inline void split(Vec even, Vec odd, Line* to) {
+  if (P == 1) return _mm512_store_si512(to, (__m512i)pairs(even, odd));
   constexpr uint32_t upper = 0xffff0000u;  // the bits of a float that are its first part
   Words low = (Words)even, high = (Words)odd;
-  if (P == 1) low += 0x8000u, high += 0x8000u;  // to the nearest
   UNROLL for (int part = 0; part < P; part++) {
     const Words first = low & upper, second = high & upper;
     _mm512_store_si512(to + part * SIDE, (__m512i)(low >> 16 | second));

@@ -111,6 +111,23 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
+// Pairs of bfloat16 numbers, each in the place of a float: the first n numbers of a row, then zeros.
+inline Vec pairs(const Bfloat16* x, int n) {
+#if defined(__AVX512BW__)
+  return (Vec)_mm512_maskz_loadu_epi16(n >= 2 * W ? ~0u : (1u << n) - 1, x);
+#else
+  Vec lanes{};
+  std::memcpy(&lanes, x, std::min(n, 2 * W) * sizeof *x);
+  return lanes;
+#endif
+}
+
+// The pairs of neighbours in two vectors, each number rounded to the nearest bfloat16.
+inline Vec pairs(Vec first, Vec second) {
+  const Words low = (Words)first + 0x8000u, high = (Words)second + 0x8000u;
+  return (Vec)(low >> 16 | (high & 0xffff0000u));
+}
+
 // The nearest bfloat16, the even one of two; NaN stays NaN.
 template <typename Bits>
 inline Bits rounded(Bits bits) {
@@ -215,6 +232,19 @@ inline Vec exp2(Vec x) {
   return one[0];
 }
 
+// The same of one vector, as near as bfloat16 needs.
+inline Vec rough_exp2(Vec x) {
+#if defined(__AVX512F__)
+  // The error of the cubic is 1e-4 of 2^x, a twentieth of bfloat16's.
+  const __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
+  const Vec f = x - (Vec)whole;
+  const Vec p = ((f * 5.5170980e-2f + .24260972f) * f + .69326097f) * f + .99992816f;
+  return (Vec)_mm512_scalef_ps((__m512)p, whole);
+#else
+  return exp2(x);
+#endif
+}
+
 // Row i and row i + W/2 interleaved, log2(W) times, is the transpose.
 inline void transpose(Vec (&x)[W]) {
   Ints low, high;
@@ -232,13 +262,32 @@ inline void transpose(Vec (&x)[W]) {
   }
 }
 
+// sum + x y, of numbers.
+struct OfNumbers {
+  static Vec add(Vec sum, float x, Vec y) { return sum + x * y; }
+};
+
+// sum + x y + x' y', of pairs of bfloat16 numbers.
+struct OfPairs;
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+constexpr bool HAS_PAIRS = true;
+struct OfPairs {
+  static Vec add(Vec sum, float x, Vec y) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(x), (__m512bh)y);
+  }
+};
+#else
+constexpr bool HAS_PAIRS = false;
+#endif
+
 struct Nothing {
   void operator()(int) const {}
 };
 
 // acc[r][c] += sum over i < n of left(i)[r] right(i)[c]: left(i) gives R floats, right(i) the place of C
 // vectors. Calls meanwhile(i) beside the products.
-template <int R, int C, typename Left, typename Right, typename F = Nothing>
+template <int R, int C, typename Product = OfNumbers, typename Left, typename Right,
+          typename F = Nothing>
 inline __attribute__((always_inline)) void multiply_add(int n, Left&& left, Right&& right,
                                                         Vec (&acc)[R][C], F&& meanwhile = {}) {
   // Places of several steps are one register and constants.
@@ -250,7 +299,7 @@ inline __attribute__((always_inline)) void multiply_add(int n, Left&& left, Righ
     UNROLL for (int c = 0; c < C; c++) line[c] = load(b + c * W);
     UNROLL for (int r = 0; r < R; r++) {
       const float x = left(r, i);
-      UNROLL for (int c = 0; c < C; c++) acc[r][c] += x * line[c];
+      UNROLL for (int c = 0; c < C; c++) acc[r][c] = Product::add(acc[r][c], x, line[c]);
     }
   }
 }
