@@ -243,6 +243,43 @@ def test_an_activation_is_not_fused_across_an_unknown_forward():
         torch.testing.assert_close(optimize_for_inference(model)(x), expected)
 
 
+class Backwards(nn.Sequential):
+    def forward(self, x):
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+class MixedMlp(Mlp):
+    """Mixes neighbours between fc1 and the activation."""
+
+    def __init__(self, dim, hidden_dim):
+        super().__init__(dim, hidden_dim)
+        self.mix = nn.Linear(hidden_dim, hidden_dim)
+
+    def before_last(self, x):
+        return self.act(self.mix(self.fc1(x)))
+
+
+ACT, POOL = nn.GELU(), nn.AvgPool2d(2)
+
+
+@pytest.mark.parametrize(('model', 'shape'), [
+    (nn.Sequential(nn.Conv2d(4, 4, 3), ACT, nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), ACT,
+                   nn.BatchNorm2d(4)), (2, 4, 9, 7)),
+    (nn.Sequential(nn.Conv2d(4, 4, 1), POOL, nn.GELU(), nn.Conv2d(4, 4, 1), POOL, nn.GELU()),
+     (2, 4, 9, 7)),
+    (Backwards(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.GELU()), (2, 4, 9, 7)),
+    (MixedMlp(4, 6), (2, 5, 4)),
+], ids=['norm', 'activation', 'forward', 'perceptron'])
+def test_only_what_follows_a_layer_is_fused_with_it(model, shape):
+    """A module that comes twice stands between two others each time."""
+    model, x = randomised(model), torch.randn(shape)
+    with torch.no_grad():
+        prepared = optimize_for_inference(copy.deepcopy(model))
+        torch.testing.assert_close(prepared(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has these settings')
 def test_freed_memory_is_kept():
     code = ('import resource, torch\n'

@@ -339,10 +339,16 @@ class Residual(nn.Module):
         return x + self.drop_path(update)
 
 
+def calls_in_order(parent: nn.Module) -> bool:
+    """Whether each child is known to take what the child before gives."""
+    return isinstance(parent, ConvNormAct) or (
+        type(parent).forward in (nn.Sequential.forward, ConvNorms.forward))
+
+
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Fold every BatchNorm into the convolution before it, in place. For inference alone.
 
-    Pairs are found inside `ConvNormAct`, and side by side in an nn.Sequential. The outputs stay the
+    Pairs are found where modules are called in their order (`calls_in_order`). The outputs stay the
     same up to rounding. The state dict changes, so load the checkpoint first.
 
     Args:
@@ -357,9 +363,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     if model.training:
         raise ValueError('fold_batch_norm needs running statistics: call model.eval() first')
     for parent in model.modules():
-        if not isinstance(parent, (ConvNormAct, nn.Sequential)):
+        if not calls_in_order(parent):
             continue
-        children = list(parent.named_children())
+        # `named_children` leaves out a module that comes again.
+        children = list(parent._modules.items())
         for (name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
             if type(conv) in (nn.Conv2d, DepthwiseConv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm))

@@ -30,6 +30,7 @@ from .mbconv import (
     GroupedPointwiseConv,
     MBConv,
     Residual,
+    calls_in_order,
     fold_batch_norm,
 )
 from .mlp import Mlp
@@ -117,10 +118,10 @@ def _pack(parent: nn.Module) -> None:
     if isinstance(parent, nn.TransformerEncoderLayer):
         return                                   # its forward reads the weights of its layers
     fused = _fused(parent)                       # finds the plain layers
-    children = [(name, child) for name, child in parent.named_children()
-                if not isinstance(child, nn.Identity)]
-    # Only in these parents is the next child known to take the output of the layer.
-    in_order = isinstance(parent, (ConvNormAct, Mlp, nn.Sequential))
+    # `named_children` leaves out a module that comes again.
+    children = [(name, child) for name, child in parent._modules.items()
+                if child is not None and not isinstance(child, nn.Identity)]
+    in_order = calls_in_order(parent) or type(parent) is Mlp
     for i, (name, layer) in enumerate(children):
         following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
         activation = activation_name(following[1]) or 'none'
