@@ -10,8 +10,11 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
+from visattn_dense.attention import LiteMLA, TokenPerformer
 from visattn_dense.layers import (
+    ConvNormAct,
     DepthwiseConv,
     DropPath,
     FusedMBConv,
@@ -22,6 +25,7 @@ from visattn_dense.layers import (
     PackedConv2d,
     PackedLinear,
     Residual,
+    SoftSplit,
     TransformerBlock,
     crop,
     drop_path_rates,
@@ -278,6 +282,66 @@ def test_only_what_follows_a_layer_is_fused_with_it(model, shape):
     with torch.no_grad():
         prepared = optimize_for_inference(copy.deepcopy(model))
         torch.testing.assert_close(prepared(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Scaled(Residual):
+    def add(self, x, update):
+        return x + .1 * update
+
+
+class Doubled(Residual):
+    def forward(self, x):
+        return x + 2 * self.main(x)
+
+
+class NormAct(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def hooked(model: nn.Module, name: str) -> nn.Module:
+    """With a hook on a module."""
+    model.get_submodule(name).register_forward_hook(lambda _, args, out: out * 3)
+    return model
+
+
+OWN = {
+    'residual sum': lambda: Scaled(MBConv(4, 4)),
+    'residual sum of an attention': lambda: Scaled(LiteMLA(4, 2)),
+    'residual forward': lambda: Doubled(FusedMBConv(4, 4)),
+    'norm': lambda: nn.Sequential(nn.Conv2d(4, 4, 3), NormAct(4)),
+    'norm by the batch': lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+    'hook on a convolution': lambda: hooked(ConvNormAct(4, 4, 3, act='hardswish'), 'conv'),
+    'hook on a norm': lambda: hooked(ConvNormAct(4, 4, 3, act='hardswish'), 'norm'),
+    'hook on an activation': lambda: hooked(ConvNormAct(4, 4, 3, act='hardswish'), 'act'),
+    'hook in a branch': lambda: hooked(Residual(MBConv(4, 4)), 'main.depth_conv.conv'),
+    'hook in a block': lambda: hooked(
+        nn.Sequential(TransformerBlock(7, nn.Identity())), '0.mlp.fc1'),
+    'hook on a split': lambda: hooked(
+        nn.Sequential(TokenPerformer(4 * 9, 8, split=SoftSplit(3, 2, 1))), '0.norm1'),
+}
+
+
+@pytest.mark.parametrize('name', OWN)
+@torch.no_grad()
+def test_what_a_user_changes_stays(name):
+    model, x = randomised(OWN[name]()), torch.randn(2, 4, 9, 7)
+    prepared = optimize_for_inference(copy.deepcopy(model))
+    torch.testing.assert_close(prepared(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pruned_weights_are_those_of_the_checkpoint():
+    """A hook of torch puts them together, at the next pass."""
+    def pruned():
+        model = nn.Sequential(nn.Linear(4, 5))
+        prune.random_unstructured(model[0], 'weight', .5)
+        return model.eval()
+
+    model, loaded, x = pruned(), pruned(), torch.randn(3, 4)
+    loaded.load_state_dict(model.state_dict())
+    torch.testing.assert_close(optimize_for_inference(loaded)(x), model(x))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone has these settings')

@@ -319,11 +319,11 @@ class Residual(nn.Module):
         main = self.main
         if not self.shortcut:
             return main(x)
-        if gains_by_operators(x) and self._adds_inside(main):
+        if gains_by_operators(x) and self.adds_inside(main):
             return main.added(x, x)
         return self.add(x, main(x))
 
-    def _adds_inside(self, main: nn.Module) -> bool:
+    def adds_inside(self, main: nn.Module) -> bool:
         """Whether the last layer of the branch can add x: where nothing watches or drops the result
         of the branch."""
         if not isinstance(main, Branch):
@@ -343,6 +343,14 @@ def calls_in_order(parent: nn.Module) -> bool:
     """Whether each child is known to take what the child before gives."""
     return isinstance(parent, ConvNormAct) or (
         type(parent).forward in (nn.Sequential.forward, ConvNorms.forward))
+
+
+def _folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether `norm` normalises the result of `conv` by running statistics, and does nothing else.
+    A hook may change what either gives, or its weights."""
+    return (type(conv) in (nn.Conv2d, DepthwiseConv2d) and type(norm) is nn.BatchNorm2d
+            and norm.running_mean is not None and not conv.training and not norm.training
+            and is_called_plainly(conv) and is_called_plainly(norm))
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -368,7 +376,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         # `named_children` leaves out a module that comes again.
         children = list(parent._modules.items())
         for (name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
-            if type(conv) in (nn.Conv2d, DepthwiseConv2d) and isinstance(norm, nn.BatchNorm2d):
+            if _folds(conv, norm):
                 setattr(parent, name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
     return model

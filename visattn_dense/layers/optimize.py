@@ -52,6 +52,7 @@ from .packed import (
     PackedLinear,
     PackedPointwiseConv,
 )
+from .plain import is_called_plainly
 from .split import ProjectsSplit, SoftSplit
 
 # A layer is measured on _ROWS / channels² tokens: a pyramid halves its sides where it doubles its
@@ -75,10 +76,11 @@ def optimize_for_inference(model: nn.Module, *, graphs: int = 0) -> nn.Module:
     with one launch, on a CPU without the Python between the kernels
     (`visattn_dense.layers.graphs`).
 
-    The outputs stay the same up to rounding. Afterwards you can no longer train or save the model,
-    load a checkpoint into the model, or move the model to another device. So load the checkpoint
-    first, and keep a copy if you need one. Packed layers compute in the dtype of their weights,
-    also inside autocast.
+    A layer with a hook stays as it is, and so does a layer that is pruned by torch. The outputs
+    stay the same up to rounding. Afterwards you can no longer train or save the model, load a
+    checkpoint into the model, or move the model to another device. So load the checkpoint first,
+    and keep a copy if you need one. Packed layers compute in the dtype of their weights, also
+    inside autocast.
 
     Args:
         model: any module in evaluation mode: a backbone, or a whole segmentor or detector.
@@ -124,7 +126,7 @@ def _pack(parent: nn.Module) -> None:
     in_order = calls_in_order(parent) or type(parent) is Mlp
     for i, (name, layer) in enumerate(children):
         following = children[i + 1] if in_order and i + 1 < len(children) else ('', None)
-        activation = activation_name(following[1]) or 'none'
+        activation = _known_activation(following[1]) or 'none'
         forms = _packed_forms(layer, activation)
         if not forms:
             _pack(layer)
@@ -144,6 +146,11 @@ def _pack(parent: nn.Module) -> None:
     if fused and (packed := _fastest(fused.what, fused.forms, fused.call, ('apart', fused.apart),
                                      fused.usual)):
         fused.install(packed)
+
+
+def _known_activation(module: nn.Module | None) -> str | None:
+    """The name of an activation that a layer can take in; None for another module."""
+    return None if module is None or not is_called_plainly(module) else activation_name(module)
 
 
 class _Form(NamedTuple):
@@ -218,7 +225,7 @@ def _fused(parent: nn.Module) -> _Fused | None:
     if isinstance(parent, TransformerBlock):
         mlp, norm = parent.mlp, parent.norm2
         if (type(parent).finish is not TransformerBlock.finish or type(norm) is not PreNorm
-                or type(mlp) is not Mlp
+                or type(mlp) is not Mlp or not _are_called_plainly(norm, mlp)
                 or (activation := activation_name(mlp.act)) in (None, 'none')):
             return None
         forms = _native_forms(NativeFeedForward, mlp.fc1.weight.numel(), norm, mlp.fc1, mlp.fc2,
@@ -232,6 +239,9 @@ def _fused(parent: nn.Module) -> _Fused | None:
 
         return _Fused(f'{norm}, {mlp}, {dtype}', forms, lambda packed: packed(tokens, tokens),
                       lambda: parent.finish(tokens, tokens, Handover()), install, usual)
+    if (type(parent).forward is not Residual.forward or not parent.adds_inside(parent.main)
+            or not _are_called_plainly(parent.main)):
+        return None
     if isinstance(parent.main, EndsInProjection):
         return _fused_projection(parent, dtype, usual) if parent.shortcut else None
     main, forms = parent.main, _fused_branch(parent.main, parent.shortcut)
@@ -247,13 +257,19 @@ def _fused(parent: nn.Module) -> _Fused | None:
     return _Fused(what, forms, lambda packed: packed(image), lambda: parent(image), install, usual)
 
 
+def _are_called_plainly(*modules: nn.Module) -> bool:
+    """Whether one layer may take the place of the modules: nothing watches them or their parts."""
+    return all(is_called_plainly(part) for module in modules for part in module.modules())
+
+
 def _fused_split(parent: nn.Module, dtype: torch.dtype, usual: bool) -> _Fused | None:
     """One layer in place of a soft split, its norm and its linear layer."""
     split, names = parent.split, parent.projection
     norm = parent.get_submodule(names[0]) if names[0] else None
     linear = parent.get_submodule(names[1])
     if (type(split) is not SoftSplit or type(norm) not in (PreNorm, type(None))
-            or type(linear) is not nn.Linear):
+            or type(linear) is not nn.Linear
+            or not _are_called_plainly(split, linear, *(() if norm is None else (norm,)))):
         return None
     channels = linear.in_features // split.kernel_size**2
     side = math.isqrt(_rows(linear.out_features)) * split.stride
@@ -369,6 +385,9 @@ def _packed_forms(layer: nn.Module, activation: str) -> list[_Form]:
     # A subclass may compute something else, or other code may read its weights.
     if type(layer) not in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, DepthwiseConv2d,
                            GroupedPointwiseConv, nn.LayerNorm, LayerNorm2d):
+        return []
+    # A hook may change what the layer gives, or its weights, as pruning does.
+    if not is_called_plainly(layer):
         return []
     weight = layer.weight
     if (weight is None or weight.device.type != 'cpu'
