@@ -302,3 +302,19 @@ def test_what_was_prepared_follows_the_weight():
     weight.data = torch.zeros(3)
     assert kept(double, weight).tolist() == [0, 0, 0]
     assert kept(double, torch.ones(3)).tolist() == [2, 2, 2] and next(calls) == 4
+
+
+def test_what_was_prepared_in_another_thread_is_not_taken():
+    """A thread prepares the weight for another size while this one compares its sizes."""
+    weight = torch.ones(3)
+
+    class Size(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            if isinstance(other, Size):
+                assert kept(torch.mul, weight, 5).tolist() == [5, 5, 5]
+            return int(self) == int(other)
+
+    for _ in range(2):
+        assert kept(torch.mul, weight, Size(2)).tolist() == [2, 2, 2]

@@ -21,9 +21,11 @@ def kept(prepare: Callable[..., Any], weight: Tensor, *more: Any) -> Any:
     """
     state = tuple(_state(argument) for argument in (weight, *more))
     found = _kept.setdefault(weight, {})
-    if prepare not in found or found[prepare][0] != state:
-        found[prepare] = state, prepare(weight, *more)
-    return found[prepare][1]
+    last = found.get(prepare)
+    if last is None or last[0] != state:
+        # Another thread may keep the result of other arguments meanwhile.
+        last = found[prepare] = state, prepare(weight, *more)
+    return last[1]
 
 
 def _state(argument: Any) -> Any:
