@@ -18,6 +18,7 @@ from visattn_dense.layers import graphs, optimize_for_inference
 from visattn_dense.layers.graphs import ReplayedForward
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention import rows
+from visattn_dense.ops.kept import kept
 from visattn_dense.ops.native import recording
 
 from .interpreting import fake_gpu
@@ -198,6 +199,42 @@ def test_a_graph_keeps_the_tables_that_the_kernels_read():
     for found, wanted in zip(fast(x), model(x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     assert others
+
+
+@kernels
+@pytest.mark.parametrize('family', BACKBONES)
+@torch.inference_mode()
+def test_a_recording_makes_tables_anew(family, caplog):
+    """Other shapes came since the first pass, and the tables of this one are gone."""
+    model = optimize_for_inference(BACKBONES[family]().eval(), graphs=1)
+    x = torch.randn(2, 3, 70, 90)
+    first = model(x)
+    for make in vars(rows).values():
+        if hasattr(make, 'cache_clear'):
+            make.cache_clear()
+    for _ in range(2):
+        for found, wanted in zip(model(x), first, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert len(model.forward._graphs) == 1, caplog.text
+
+
+@kernels
+@torch.inference_mode()
+def test_what_is_kept_has_no_part_in_a_recording():
+    """Replays write to the memory of a recording; later passes read the lists and tables."""
+    weight = torch.randn(3)
+
+    def call() -> tuple[torch.Tensor]:
+        groups, _ = rows.window_groups(2, 31, 1, (31, 1), False)
+        return groups.q_starts * kept(torch.Tensor.double, weight)[0],
+
+    rows.window_groups.cache_clear()
+    replay = native.record(call)
+    for _ in range(2):
+        torch.testing.assert_close(replay(), call())
+        groups, _ = rows.window_groups(2, 31, 1, (31, 1), False)
+        assert groups.q_starts.tolist() == [0, 31, 62]
+    assert kept(torch.Tensor.double, weight) not in replay.recording.memory
 
 
 @kernels

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _kept = WeakTensorKeyDictionary()
@@ -24,7 +25,9 @@ def kept(prepare: Callable[..., Any], weight: Tensor, *more: Any) -> Any:
     last = found.get(prepare)
     if last is None or last[0] != state:
         # Another thread may keep the result of other arguments meanwhile.
-        last = found[prepare] = state, prepare(weight, *more)
+        # What a recording makes, each replay writes anew.
+        with _disable_current_modes():
+            last = found[prepare] = state, prepare(weight, *more)
     return last[1]
 
 

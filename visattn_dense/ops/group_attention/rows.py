@@ -2,17 +2,33 @@
 
 A map of (B, H, W) has B·H·W rows. The lists for a shape are kept from one call to the next.
 """
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..native import Groups
 from ..padding import pad_to_multiple
 from ..windows import partition_windows
 
 
-@lru_cache(maxsize=64)
+def _kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose lists for 64 shapes are kept.
+
+    They lie on the CPU, whatever torch's default device is. No mode of torch sees how they are
+    made: a recording cannot read numbers, and each replay would write over its part of the lists.
+    """
+    @lru_cache(maxsize=64)
+    def unseen(*args: Any) -> Any:
+        with _disable_current_modes(), torch.device('cpu'):
+            return make(*args)
+    return unseen
+
+
+@_kept
 def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
                   zero_keys: bool) -> tuple[Groups, tuple[int, int]]:
     """Every window attends to itself; the map is padded, centred, to whole windows.
@@ -37,7 +53,7 @@ def window_groups(batch: int, height: int, width: int, window: tuple[int, int],
     return found, (top, left)
 
 
-@lru_cache(maxsize=64)
+@_kept
 def region_groups(batch: int, height: int, width: int, n_win: int) -> Groups:
     """The n_win × n_win regions of a map, row by row, image by image; n_win divides both sides."""
     rows = torch.arange(batch * height * width, dtype=torch.int32).view(batch, height, width)
