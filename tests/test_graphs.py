@@ -238,6 +238,19 @@ def test_what_is_kept_has_no_part_in_a_recording():
 
 
 @kernels
+@pytest.mark.parametrize('family', ['CSWin', 'BiFormer'])
+@torch.inference_mode()
+def test_a_default_device_is_for_other_tensors(family):
+    model = optimize_for_inference(BACKBONES[family]().eval(), graphs=1)
+    x = torch.randn(2, 3, 58, 66)
+    with torch.device('meta'):
+        outputs = [model(x) for _ in range(3)]
+    for found in outputs:
+        for one, wanted in zip(found, model(x), strict=True):
+            torch.testing.assert_close(one, wanted, rtol=0, atol=0)
+
+
+@kernels
 @torch.inference_mode()
 def test_the_memory_of_a_recording_is_used_again():
     def call() -> tuple[torch.Tensor]:

@@ -583,6 +583,18 @@ def test_linear_layers_take_maps_of_no_tokens_and_refuse_other_dtypes():
             native.linear(torch.ones(4, 2, dtype=dtype), layer)
 
 
+def test_packed_weights_have_the_dtype_that_the_kernels_read():
+    """With float16 as the default, they were written beyond the end of their memory."""
+    weight, before = random(3, 5), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = native.Layer.of(weight, None, in_tiles=False)
+    finally:
+        torch.set_default_dtype(before)
+    assert layer.packed.dtype == torch.float32
+    torch.testing.assert_close(native.linear(torch.eye(5), layer), weight.mT)
+
+
 def test_what_is_no_rows_is_refused():
     groups, _ = window_groups(1, 4, 1, (4, 1), False)
     x = random(1, 4, 8)

@@ -57,7 +57,8 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_head
                      pool: None = None) -> Tensor:
     batch, height, width, _ = q.shape
     if batch > 1:                                # regions are numbered through all images
-        index = index + torch.arange(0, batch * n_win**2, n_win**2)[:, None, None]
+        first = torch.arange(0, batch * n_win**2, n_win**2, device='cpu')
+        index = index + first[:, None, None]
     out = v.new_empty(v.shape)
     native.attend(q, k, v, out, region_groups(batch, height, width, n_win), heads=num_heads,
                   scale=scale, routed=index.flatten(0, 1))

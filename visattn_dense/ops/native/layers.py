@@ -49,7 +49,8 @@ class Layer(NamedTuple):
         weight, bias = (None if t is None else t.detach().float().contiguous()
                         for t in (weight, bias))
         in_tiles = in_tiles and suits_tiles(inputs * outputs)
-        packed = torch.empty(build.library().visattn_reordered(inputs, outputs, in_tiles))
+        packed = torch.empty(build.library().visattn_reordered(inputs, outputs, in_tiles),
+                             dtype=torch.float32, device='cpu')
         build.library().visattn_reorder(pointer(weight), pointer(bias), inputs, outputs, in_tiles,
                                   pointer(packed))
         return cls(packed.view(torch.bfloat16) if in_tiles else packed, inputs, outputs)

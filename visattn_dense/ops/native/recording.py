@@ -289,7 +289,7 @@ class _Replay:
     def __call__(self) -> tuple[Tensor, ...]:
         memory = {}
         for address, (size, moves) in self.moves.items():
-            memory[address] = torch.empty(size, dtype=torch.uint8)
+            memory[address] = _bytes(size)
             moves.to(memory[address].data_ptr())
         for function, arguments in self.calls:
             function(*arguments)
@@ -298,6 +298,11 @@ class _Replay:
                 output.size(), output.stride(), output.storage_offset())
             if life is not None and life.address in memory else output.clone()
             for output, life in zip(self.outputs, self.lives, strict=True))
+
+
+def _bytes(size: int) -> Tensor:
+    """Memory, whatever torch's default device is."""
+    return torch.empty(size, dtype=torch.uint8, device='cpu')
 
 
 def _results(out: Any) -> list[Any]:
@@ -349,7 +354,7 @@ class _Memory:
         if fits < len(self._free):
             block = self._free.pop(bisect_right(self._free, len(self._free[fits]), key=len) - 1)
         else:
-            block = torch.empty(size, dtype=torch.uint8)
+            block = _bytes(size)
             self._blocks[block.data_ptr()] = block
         lent = (ctypes.c_char * size).from_address(block.data_ptr())
         weakref.finalize(lent, self._returned.append, block).atexit = False
