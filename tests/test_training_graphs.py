@@ -231,6 +231,22 @@ def test_on_a_cpu_nothing_is_recorded():
     assert not model.forward._graphs
 
 
+def test_a_failed_recording_leaves_no_statistics():
+    """Its passes count no batches in the running statistics of norms."""
+    model, fast, _ = pair('EfficientViT')
+
+    def fails(call: Callable, parameters: list[Tensor]) -> Step:
+        call()
+        raise RuntimeError('CUDA out of memory')
+
+    fast.forward = ReplayedTraining(fast, 1, fails)
+    for _ in range(3):
+        x = torch.randn(2, 3, 64, 64)
+        loss_of(model(x)).backward()
+        loss_of(fast(x)).backward()
+    assert_equal(model, fast)
+
+
 def test_with_cp_is_refused():
     with pytest.raises(UserError, match='with_cp'):
         BACKBONES['CSWin'](with_cp=True).graph_training()

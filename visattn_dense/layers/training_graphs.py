@@ -180,11 +180,13 @@ def _unchanged(module: nn.Module, x: Tensor) -> Iterator[None]:
     restored at the end."""
     buffers = list(module.buffers())
     copies = [buffer.clone() for buffer in buffers]
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        yield
-    with torch.no_grad():
-        for buffer, copy in zip(buffers, copies, strict=True):
-            buffer.copy_(copy)
+    try:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, copy in zip(buffers, copies, strict=True):
+                buffer.copy_(copy)
 
 
 @contextmanager
