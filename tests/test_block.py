@@ -15,6 +15,7 @@ from benchmarks.options import Size
 from visattn_dense.backbones import BiFormer, CSWin, FLattenCSWin, T2TViT
 from visattn_dense.backbones.base import DenseBackbone
 from visattn_dense.layers import TransformerBlock
+from visattn_dense.layers import half_weights as half_weights_module
 from visattn_dense.layers.block import accepts_handover
 from visattn_dense.layers.half_weights import half_weights
 
@@ -220,6 +221,22 @@ def test_frozen_weights_that_are_cast_stay_out_of_the_graph():
         assert blocks[1][0].weight.dtype == blocks[1][2].weight.dtype == torch.bfloat16
         assert not blocks[1][0].weight.requires_grad
     assert all(type(p) is nn.Parameter for block in blocks for p in block.parameters())
+
+
+def test_a_cast_without_memory_leaves_the_weights(monkeypatch):
+    block = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False))
+    copies = half_weights_module._copies
+
+    def fails(tensors, dtypes):
+        if not tensors[0].requires_grad:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return copies(tensors, dtypes)
+
+    monkeypatch.setattr(half_weights_module, '_copies', fails)
+    with (pytest.raises(torch.OutOfMemoryError), torch.autocast('cpu', torch.bfloat16),
+          half_weights([block], torch.ones(1, 4))):
+        pass
+    assert block[0].weight is block[0]._parameters['weight']
 
 
 def test_a_gradient_of_a_gradient_goes_through_casts():

@@ -1,6 +1,6 @@
 """Inside autocast: cast the weights of several blocks in one launch, instead of one for each."""
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -59,38 +59,35 @@ def half_weights(blocks: Sequence[nn.Module], x: Tensor) -> AbstractContextManag
                                             for block in blocks):
         return nullcontext()
     dtype = autocast_dtype(x)
-    return nullcontext() if dtype is None else _CastWeights(blocks, dtype)
+    return nullcontext() if dtype is None else _cast_weights(blocks, dtype)
 
 
-class _CastWeights:
-    """A context in which the layers of blocks have cast weights."""
-
-    def __init__(self, blocks: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._named = [(layer.__dict__, name, weight) for block in blocks
-                       for layer in _casting(block) for name, weight in layer._parameters.items()
-                       if _is_plain(weight) and weight.dtype == torch.float32]
-
-    def __enter__(self) -> None:
-        # Frozen weights stay out of the graph.
-        trains = torch.is_grad_enabled()
-        self._hide([each for each in self._named if trains and each[2].requires_grad], _Cast.apply)
-        self._hide([each for each in self._named if not (trains and each[2].requires_grad)],
-                   lambda dtype, *weights: _copies(weights, [dtype] * len(weights)))
-
-    def _hide(self, named: list[tuple[dict[str, Any], str, Tensor]],
-              cast: Callable[..., Sequence[Tensor]]) -> None:
-        # An attribute of the instance hides the parameter of that name. Another thread that runs
-        # the same block may take the attribute away: then autocast casts the parameter, to the same
-        # values.
-        if named:
-            for (layer, name, _), copy in zip(
-                    named, cast(self._dtype, *(weight for *_, weight in named)), strict=True):
-                layer[name] = copy
-
-    def __exit__(self, *_: Any) -> None:
-        for layer, name, _ in self._named:
+@contextmanager
+def _cast_weights(blocks: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """While the block runs, the layers of `blocks` have cast weights."""
+    named = [(layer.__dict__, name, weight) for block in blocks
+             for layer in _casting(block) for name, weight in layer._parameters.items()
+             if _is_plain(weight) and weight.dtype == torch.float32]
+    # Frozen weights stay out of the graph.
+    trains = torch.is_grad_enabled()
+    try:
+        _hide([each for each in named if trains and each[2].requires_grad], dtype, _Cast.apply)
+        _hide([each for each in named if not (trains and each[2].requires_grad)], dtype,
+              lambda dtype, *weights: _copies(weights, [dtype] * len(weights)))
+        yield
+    finally:
+        for layer, name, _ in named:
             layer.pop(name, None)
+
+
+def _hide(named: list[tuple[dict[str, Any], str, Tensor]], dtype: torch.dtype,
+          cast: Callable[..., Sequence[Tensor]]) -> None:
+    # An attribute of the instance hides the parameter of that name. Another thread that runs the
+    # same block may take the attribute away: then autocast casts the parameter, to the same values.
+    if named:
+        for (layer, name, _), copy in zip(named, cast(dtype, *(weight for *_, weight in named)),
+                                          strict=True):
+            layer[name] = copy
 
 
 def _casting(block: nn.Module) -> Iterator[nn.Module]:
