@@ -134,6 +134,16 @@ def test_other_windows_are_left_to_torch(windows, sides, reason):
                                    window_attention(qkv, mode='reference', **arguments))
 
 
+def test_other_batches_and_channels_are_left_to_torch():
+    """The kernels would read beside them."""
+    q, k = torch.randn(2, 5, 8, device=DEVICE), torch.randn(1, 5, 8, device=DEVICE)
+    assert 'batches' in triton_form.why_not_full(q, k, k, num_heads=2)
+    assert 'keys and values' in triton_form.why_not_full(q, q, q[:, :3], num_heads=2)
+    qkv = torch.randn(1, 3, 4, 3, 6, device=DEVICE)
+    assert 'channels' in triton_form.why_not_windows(
+        qkv, [(3, 1)], num_heads=1, kernels=[torch.randn(3, 1, 3, 3, device=DEVICE)])
+
+
 def test_biases_in_half_precision():
     """One beside none is computed; two of several dtypes are left to torch."""
     qkv, half = torch.randn(1, 3, 4, 3, 6, device=DEVICE), torch.randn(3, device=DEVICE).bfloat16()

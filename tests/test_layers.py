@@ -193,6 +193,17 @@ def test_the_second_half_of_a_block_becomes_one_layer(act):
         block.state_dict()
 
 
+def test_the_update_of_a_block_may_be_one_for_all_tokens():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean(1, keepdim=True)
+
+    block, x = randomised(TransformerBlock(6, Mean())), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        prepared = optimize_for_inference(copy.deepcopy(block))
+        torch.testing.assert_close(prepared(x), block(x), rtol=1e-5, atol=1e-5)
+
+
 def test_another_mlp_stays_apart():
     class Halved(Mlp):
         def forward(self, x):

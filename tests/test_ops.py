@@ -56,6 +56,12 @@ def routing(batch: int, regions: int, topk: int) -> Tensor:
 CALLS = {
     'full': (full_attention, lambda: [random(2, 7, 10), random(2, 7, 10), random(2, 7, 6)],
              lambda: dict(num_heads=2, scale=.3)),
+    'full, fewer keys': (
+        full_attention, lambda: [random(2, 7, 10), random(2, 3, 10), random(2, 3, 6)],
+        lambda: dict(num_heads=2)),
+    'full, keys in columns': (
+        full_attention, lambda: [random(2, 7, 10), random(2, 10, 7).mT, random(2, 6, 7).mT],
+        lambda: dict(num_heads=2)),
     'windows': (window_attention, lambda: [random(2, 5, 7, 3, 6)],
                 lambda: dict(windows=[(3, 2)], num_heads=3, **kernels(6))),
     'windows, padding left out': (window_attention, lambda: [random(1, 5, 3, 3, 4)],
@@ -78,6 +84,8 @@ CALLS = {
     'region means': (region_means, lambda: [random(2, 6, 9, 70)], lambda: dict(n_win=3)),
     'top regions': (top_regions, lambda: [random(2, 19, 10), random(2, 19, 10)],
                     lambda: dict(count=5, scale=.3)),
+    'top regions, fewer keys': (top_regions, lambda: [random(2, 19, 10), random(2, 6, 10)],
+                                lambda: dict(count=5, scale=.3)),
     'top regions, all': (top_regions, lambda: [random(1, 4, 3), random(1, 4, 3)],
                          lambda: dict(count=9, scale=-2.)),
     'focused': (focused_attention, lambda: [random(2, 5, 7, 3, 6)],
@@ -98,6 +106,9 @@ CALLS = {
     'depthwise, added': (depthwise, lambda: [random(2, 5, 7, 3)],
                          lambda: dict(weight=random(3, 1, 3, 3), onto=random(2, 5, 7, 3),
                                       activation='hardswish')),
+    'depthwise, added to each image': (
+        depthwise, lambda: [random(2, 5, 7, 3)],
+        lambda: dict(weight=random(3, 1, 3, 3), onto=random(1, 5, 7, 3))),
     'depthwise, stride': (depthwise, lambda: [random(2, 5, 8, 3)],
                           lambda: dict(weight=random(3, 1, 3, 3), bias=random(3), stride=2)),
     'depthwise, windows': (depthwise, lambda: [random(2, 5, 7, 3)],
@@ -121,6 +132,9 @@ CALLS = {
                  lambda: dict(eps=1e-3, scale=random(2, 1, 1, 1))),
     'add_norm, bias': (add_norm, lambda: [random(2, 5, 7), random(2, 5, 7), random(7), random(7)],
                        lambda: dict(eps=1e-3, scale=random(2, 1, 1), update_bias=random(7))),
+    'add_norm, one update': (
+        add_norm, lambda: [random(2, 5, 3, 7), random(1, 1, 1, 7), random(7), random(7)],
+        lambda: dict(eps=1e-3)),
     'linear': (linear, lambda: [random(2, 5, 7), random(3, 7), random(3)], dict),
     'perceptron': (mlp, lambda: [random(2, 5, 7), random(9, 7), random(9), random(3, 9), random(3)],
                    dict),
@@ -169,6 +183,13 @@ WRONG = {
     'depthwise, norm': (depthwise_norm, (torch.ones(7, 1, 3, 3), None, torch.ones(7),
                                          torch.ones(7)), dict(eps=1e-3, dtype=None)),
     'grouped pointwise': (grouped_pointwise, (torch.ones(7, 1, 1, 1),), dict(groups=7)),
+    'windows': (lambda x, weight, **options: window_attention(
+        x[:, :, :, None].expand(-1, -1, -1, 3, -1).contiguous(), [(2, 3)], num_heads=1,
+        kernels=[weight], biases=[None], **options), (torch.ones(7, 1, 3, 3),), {}),
+    'focused': (lambda x, weight, **options: focused_attention(
+        x[:, :, :, None].expand(-1, -1, -1, 3, -1).contiguous(), (2, 3), num_heads=1,
+        position=x.new_ones(1, 6, x.shape[-1]), scale=x.new_ones(1, 1, x.shape[-1]), power=3,
+        epsilon=1e-6, kernel=weight, bias=None, **options), (torch.ones(7, 1, 3, 3),), {}),
 }
 
 

@@ -352,7 +352,7 @@ class NativeFeedForward(Native):
                 bias: None = None) -> Tensor:
         """Two (..., C) to (..., C); see `TransformerBlock.finish`. No bias is apart on a CPU."""
         following = handover.following if handover else None
-        out = native.chain(self.rows(x), *self.layers, update=update.float(),
+        out = native.chain(self.rows(x), *self.layers, update=update.float().expand_as(x),
                            epsilon=self.eps, activation=self.activation,
                            following=None if following is None else
                            (following.weight.float(), following.bias.float(), following.eps))

@@ -73,11 +73,22 @@ def compiled_form(compute: Callable[..., Any], why_not: Callable[..., str | None
     return Form(name, compute, why_not, modes=('inference',), devices=('cpu',))
 
 
+OTHER_CHANNELS = 'the parameters are for another number of channels'
+
+
 def of_other_channels(channels: int, *parameters: torch.Tensor | None) -> str | None:
     """Why a kernel cannot compute a map of so many channels with parameters (channels, ...), or
     None: it would read beside them. torch then says what is wrong."""
     if any([t is not None and t.shape[0] != channels for t in parameters]):
-        return 'the parameters are for another number of channels'
+        return OTHER_CHANNELS
+    return None
+
+
+def of_other_shapes(x: torch.Tensor, *maps: torch.Tensor | None) -> str | None:
+    """Why a kernel cannot compute x with maps that should be like it, or None: it would read beside
+    them. torch may broadcast them."""
+    if any([t is not None and t.shape != x.shape for t in maps]):
+        return 'the maps have different shapes'
     return None
 
 

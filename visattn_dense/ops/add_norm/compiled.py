@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..choose import of_other_channels
+from ..choose import of_other_channels, of_other_shapes
 
 
 def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,
@@ -15,8 +15,8 @@ def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, e
         return 'the branch has a bias'
     if dtype not in (None, x.dtype) or (update is not None and update.dtype != x.dtype):
         return 'the tensors have several dtypes'
-    return (of_other_channels(x.shape[-1], weight, bias) or native.why_not(x)
-            or (None if update is None else native.why_not(update)))
+    return (of_other_channels(x.shape[-1], weight, bias) or of_other_shapes(x, update)
+            or native.why_not(x) or (None if update is None else native.why_not(update)))
 
 
 def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..choose import of_other_channels
+from ..choose import of_other_channels, of_other_shapes
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..registered import registered
 from ..sums import sum_rows
@@ -25,11 +25,10 @@ def why_not(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *,
     reason = launching.why_not(x, update, scale, weight, bias, update_bias)
     if reason is None and dtype not in (None, *launching.DTYPES):
         reason = 'the result is neither float32, bfloat16 nor float16'
-    if reason is None and update is not None and update.shape != x.shape:
-        reason = 'the update has another shape than the stream'
     if reason is None and x.shape[-1] > MAX_CHANNELS:
         reason = f'there are more than {MAX_CHANNELS} channels'
-    return reason or of_other_channels(x.shape[-1], weight, bias, update_bias)
+    return (reason or of_other_shapes(x, update)
+            or of_other_channels(x.shape[-1], weight, bias, update_bias))
 
 
 def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, eps: float,

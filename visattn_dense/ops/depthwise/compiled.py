@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..choose import of_other_channels
+from ..choose import of_other_channels, of_other_shapes
 from ..kept import kept
 from ..windows import window_corner
 
@@ -14,8 +14,8 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: in
         return 'the convolution has a stride'
     if onto is not None and (onto.dtype != x.dtype or native.why_not(onto)):
         return 'the map that the result is added to has another dtype or is not in rows'
-    return (of_other_channels(x.shape[-1], weight, bias) or why_not_kernel(weight)
-            or native.why_not(x))
+    return (of_other_channels(x.shape[-1], weight, bias) or of_other_shapes(x, onto)
+            or why_not_kernel(weight) or native.why_not(x))
 
 
 def why_not_kernel(weight: Tensor) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
-from ..choose import of_other_channels
+from ..choose import of_other_channels, of_other_shapes
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two, readable
 from ..precision import product_dtype
 from ..registered import registered
@@ -34,6 +34,8 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Tens
         reason = f'the stride {stride} does not divide {_STRIP}'
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
+    if reason is None and onto is not None and stride == 1:
+        reason = of_other_shapes(x, onto)
     return reason or of_other_channels(x.shape[-1], weight, bias)
 
 

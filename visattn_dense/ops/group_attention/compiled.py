@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..choose import of_other_channels
 from ..depthwise.compiled import taps, why_not_kernel
 from ..kept import kept
 from ..windows import Window
@@ -15,7 +16,14 @@ def why_not_full(q: Tensor, k: Tensor, v: Tensor, **_: object) -> str | None:
     # Over a whole map the products are large, and torch has the tile registers for large products.
     if q.dtype == torch.bfloat16 and native.tiles():
         return "torch's fused attention is faster in bfloat16"
-    return native.why_not(q)
+    return _why_not(q, k, v)
+
+
+def _why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernel cannot read q, k and v by the same rows, or None."""
+    if q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        return 'the queries, keys or values are of different tokens'
+    return native.why_not(q) or native.why_not(k) or native.why_not(v)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
@@ -28,10 +36,11 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
 
 
 def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, kernels: Sequence[Tensor],
-                    **_: object) -> str | None:
+                    biases: Sequence[Tensor | None], **_: object) -> str | None:
     if len({kernel.shape[-1] for kernel in kernels}) > 1:
         return 'the convolutions have different sides'
-    return why_not_kernel(kernels[0]) or native.why_not(qkv[:, :, :, 0])
+    return (of_other_channels(qkv.shape[-1] // len(windows), *kernels, *biases)
+            or why_not_kernel(kernels[0]) or native.why_not(qkv[:, :, :, 0]))
 
 
 def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
@@ -49,7 +58,7 @@ def why_not_regions(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *,
                     **_: object) -> str | None:
     if weight is not None or pool is not None:
         return 'keys and values are weighted or pooled'
-    return native.why_not(q)
+    return _why_not(q, k, v)
 
 
 def region_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, *, num_heads: int,

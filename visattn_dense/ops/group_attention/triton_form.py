@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..choose import of_other_channels
 from ..depthwise import triton_form as depthwise_form
 from ..launching import empty, once_for_a_size, readable
 from ..precision import autocast_dtype
@@ -63,8 +64,9 @@ def why_not_windows(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
         return f'the side of the convolution is not one of {depthwise_form.SIDES}'
     batch, height, width, _, channels = qkv.shape
     counts = [n for h, w in windows for n in (h * w, -(-height // h) * -(-width // w))]
-    return _why_not(num_heads, scale, counts, qkv, elements=3 * height * width * channels,
-                    cast=True)
+    return (_why_not(num_heads, scale, counts, qkv, elements=3 * height * width * channels,
+                     cast=True)
+            or of_other_channels(channels // len(windows), *kernels, *biases))
 
 
 def window_attention(qkv: Tensor, windows: Sequence[Window], *, num_heads: int,
@@ -181,6 +183,8 @@ _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
 
 def why_not_full(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                  scale: float | None = None) -> str | None:
+    if not len(q) == len(k) == len(v) or k.shape[1] != v.shape[1]:
+        return 'the batches, or keys and values, have different lengths'
     elements = 3 * max(t.shape[1] * t.shape[2] for t in (q, k, v))
     return _why_not(num_heads, scale, (q.shape[1], k.shape[1]), q, k, v, elements=elements,
                     cast=True)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..choose import of_other_channels, of_other_shapes
 from ..depthwise.compiled import depthwise, taps, why_not_kernel
 from ..group_attention.rows import window_groups
 from ..kept import kept
@@ -12,15 +13,16 @@ from . import torch_form
 
 
 def why_not(qkv: Tensor, window: tuple[int, int], *, power: float, kernel: Tensor,
-            **_: object) -> str | None:
+            bias: Tensor | None, **_: object) -> str | None:
     if power not in range(1, 9):
         return 'the focusing factor is not a whole number from 1 to 8'
-    return why_not_convolution(qkv, window, kernel=kernel)
+    return why_not_convolution(qkv, window, kernel=kernel, bias=bias)
 
 
 def why_not_convolution(qkv: Tensor, window: tuple[int, int], *, kernel: Tensor,
-                        **_: object) -> str | None:
-    return why_not_kernel(kernel) or native.why_not(qkv[:, :, :, 0])
+                        bias: Tensor | None, **_: object) -> str | None:
+    return (of_other_channels(qkv.shape[-1], kernel, bias) or why_not_kernel(kernel)
+            or native.why_not(qkv[:, :, :, 0]))
 
 
 def convolution_alone(*args: Any, **kwargs: Any) -> Tensor:
@@ -47,7 +49,8 @@ def _inverse(scale: Tensor) -> Tensor:
 def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
     if any(each.dtype != qkv[0].dtype for each in qkv):
         return 'the sets of heads have several dtypes'
-    return next(filter(None, (native.why_not(_rows_of_tokens(each)) for each in qkv)), None)
+    return of_other_shapes(*qkv) or next(
+        filter(None, (native.why_not(_rows_of_tokens(each)) for each in qkv)), None)
 
 
 def relu_attention(*qkv: Tensor, epsilon: float) -> Tensor:

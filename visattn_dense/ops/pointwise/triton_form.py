@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..choose import OTHER_CHANNELS
 from ..launching import Launch, empty, once_for_a_size, power_of_two
 from ..precision import product_dtype
 from ..registered import registered
@@ -26,7 +27,7 @@ def why_not(x: Tensor, weight: Tensor, *, groups: int) -> str | None:
     if reason is None and x.stride(-1) != 1:
         reason = 'the channels are not side by side in memory (channels_last)'
     if reason is None and x.shape[-1] != weight.shape[1] * groups:
-        reason = 'the parameters are for another number of channels'
+        reason = OTHER_CHANNELS
     return reason
 
 

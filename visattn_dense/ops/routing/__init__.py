@@ -22,7 +22,7 @@ region_means = Operator(
     Form('torch', torch_form.region_means), reference_form(reference.region_means))
 
 top_regions = Operator(
-    'top_regions', compiled_form(compiled.top_regions, compiled.why_not),
+    'top_regions', compiled_form(compiled.top_regions, compiled.why_not_top),
     choose.triton_form(triton_form.top_regions, triton_form.why_not),
     Form('torch', torch_form.top_regions), reference_form(reference.top_regions))
 

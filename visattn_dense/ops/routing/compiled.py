@@ -2,10 +2,15 @@
 from torch import Tensor
 
 from .. import native
+from ..choose import of_other_shapes
 
 
 def why_not(x: Tensor, *_: object, **__: object) -> str | None:
     return native.why_not(x)
+
+
+def why_not_top(q: Tensor, k: Tensor, **_: object) -> str | None:
+    return of_other_shapes(q, k) or native.why_not(q) or native.why_not(k)
 
 
 def region_means(x: Tensor, n_win: int) -> Tensor:

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from .. import launching
+from ..choose import of_other_shapes
 from ..launching import Launch, empty, in_units, once_for_a_size, power_of_two, readable
 from ..registered import registered
 
@@ -15,11 +16,9 @@ def why_not(q: Tensor, k: Tensor, *, count: int, scale: float) -> str | None:
     reason = launching.why_not(q, k, alike=True)
     if reason is None and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         reason = 'a gradient is needed'
-    if reason is None and q.shape != k.shape:
-        reason = 'q and k have different shapes'
     if reason is None and k.shape[1] > MAX_REGIONS:
         reason = f'there are more than {MAX_REGIONS} regions'
-    return reason
+    return reason or of_other_shapes(q, k)
 
 
 def top_regions(q: Tensor, k: Tensor, *, count: int, scale: float) -> tuple[Tensor, Tensor]:
