@@ -35,6 +35,7 @@ from visattn_dense.layers import (
     partition_windows,
 )
 from visattn_dense.layers.activations import ACTIVATIONS
+from visattn_dense.layers.norm import PreNorm
 from visattn_dense.layers.packed import (
     NativeConv2d,
     NativeFeedForward,
@@ -202,6 +203,30 @@ def test_the_update_of_a_block_may_be_one_for_all_tokens():
     with torch.no_grad():
         prepared = optimize_for_inference(copy.deepcopy(block))
         torch.testing.assert_close(prepared(x), block(x), rtol=1e-5, atol=1e-5)
+
+
+class Two(nn.Sequential):
+    def forward(self, x):
+        handover = Handover(following=self[1].norm1)
+        return self[1](self[0](x, handover), handover)
+
+
+@pytest.mark.parametrize('module', [
+    lambda: nn.LayerNorm(6), lambda: LayerNorm2d(6), lambda: PreNorm(6), lambda: DepthwiseConv(6),
+    lambda: Two(TransformerBlock(6, nn.Identity()), TransformerBlock(6, nn.Identity())),
+    lambda: ConvNormAct(6, 6, 3, act='hardswish')])
+def test_vectors_may_have_gaps(module):
+    """Every second number of a larger vector, as a slice leaves them."""
+    model = randomised(nn.Sequential(module()))
+    for layer in model.modules():
+        for name, vector in layer._parameters.items():
+            if vector is not None and vector.ndim == 1:
+                setattr(layer, name, nn.Parameter(torch.rand(2 * len(vector))[::2]))
+    x = torch.randn(2, 6, 6, 6)
+    with torch.no_grad():
+        expected = model(x)
+        prepared = optimize_for_inference(model)
+        torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_another_mlp_stays_apart():

@@ -837,6 +837,14 @@ def test_top_regions(shape, dtype, count):
     assert torch.equal(index, places)
 
 
+def test_vectors_with_gaps_are_left_to_torch():
+    x, bias = channels_last(2, 8, 5, 3), random(16)[::2]
+    norm = Norm(random(16)[::2], random(16)[::2].square() + 1, random(8), 1e-3)
+    for each in (None, norm):
+        torch.testing.assert_close(norm_act(x, bias, each, activation='relu'),
+                                   norm_act(x, bias, each, activation='relu', mode='reference'))
+
+
 def test_regions_are_distinct_whatever_the_logits():
     q, k = random(1, 5, 16), random(1, 5, 16)
     q[0, 0], q[0, 1], k[0, 3] = float('nan'), 0, float('inf')

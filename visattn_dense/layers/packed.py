@@ -355,7 +355,8 @@ class NativeFeedForward(Native):
         out = native.chain(self.rows(x), *self.layers, update=update.float().expand_as(x),
                            epsilon=self.eps, activation=self.activation,
                            following=None if following is None else
-                           (following.weight.float(), following.bias.float(), following.eps))
+                           (following.weight.float().contiguous(),
+                            following.bias.float().contiguous(), following.eps))
         if following is None:
             return out.to(self.dtype)
         out, normed = out

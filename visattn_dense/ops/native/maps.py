@@ -32,7 +32,7 @@ def depthwise(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         RuntimeError: a tensor cannot be viewed as rows, or k is neither 3 nor 5.
     """
-    weight, bias, *factors = (None if t is None else t.float()
+    weight, bias, *factors = (None if t is None else t.float().contiguous()
                               for t in (weight, bias, *(norm[:2] if norm else (None, None))))
     normed = _depthwise(x, out, weight, bias, *(window or x.shape[1:3]), *corner, accumulate,
                         ACTIVATIONS.index(activation), *factors, norm[2] if norm else 0.)
@@ -77,8 +77,8 @@ def add_norm(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, 
     Raises:
         RuntimeError: x or update cannot be viewed as rows.
     """
-    total, normed = _add_norm(x, update, weight.float(), bias.float(), eps,
-                              ACTIVATIONS.index(activation))
+    total, normed = _add_norm(x, update, weight.float().contiguous(), bias.float().contiguous(),
+                              eps, ACTIVATIONS.index(activation))
     return x if update is None else total, normed
 
 

@@ -33,6 +33,9 @@ def why_not(x: Tensor, bias: Tensor | None, norm: Norm | TrainingNorm | None = N
                   else why_not_direct(*tensors))
     if reason is None and not (_is_channels_last(x) and (onto is None or _is_channels_last(onto))):
         reason = 'a map is not channels_last'
+    if reason is None and not all(t is None or t.is_contiguous()
+                                  for t in (bias, *(() if norm is None else norm[:3]))):
+        reason = 'the numbers of a vector are not side by side in memory'
     if reason is None and activation not in ACTIVATIONS:
         reason = f'the activation {activation!r} has no kernel'
     return reason or of_other_channels(x.shape[1], bias, *(() if norm is None else norm[:3]))
@@ -50,8 +53,7 @@ def _why_not_training(x: Tensor, bias: Tensor | None, onto: Tensor | None,
         return reason
     channels = x.shape[1]
     for t in (mean, variance, weight, bias):
-        if (t is None or t.dtype is not torch.float32 or t.numel() != channels
-                or not t.is_contiguous()):
+        if t is None or t.dtype is not torch.float32 or t.numel() != channels:
             return 'a vector of the norm is missing, or not float32 numbers of the channels'
     if batches.dtype is not torch.int64 or batches.device != x.device:
         return 'the number of batches is not an int64 beside the map'
