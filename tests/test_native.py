@@ -35,6 +35,7 @@ from visattn_dense.layers.norm import LayerNorm2d, PreNorm
 from visattn_dense.layers.packed import NativeGroupedConv, NativeNorm, NativeTransposedConv
 from visattn_dense.ops import native
 from visattn_dense.ops.group_attention.rows import region_groups, window_groups
+from visattn_dense.ops.linear_attention import focused_attention
 from visattn_dense.ops.native import build
 from visattn_dense.ops.native import layers as native_layers
 
@@ -664,6 +665,23 @@ def test_prepared_attention_in_bfloat16_is_as_near_as_torch(name, monkeypatch):
     assert error(out) < max(1.2 * error(torchs), 2**-8)
     # With tile registers, torch's own attention of whole maps is the faster one in bfloat16.
     assert bool(called) != (name == 'self' and native.tiles()), called
+
+
+@torch.no_grad()
+def test_the_scale_of_focused_attention_is_not_rounded():
+    """It multiplies every token: its errors do not cancel."""
+    qkv, position, scale = (random(*shape).bfloat16() for shape in (
+        (1, 8, 8, 3, 64), (1, 64, 64), (1, 1, 64)))
+
+    def out(dtype: torch.dtype, mode: str) -> Tensor:
+        return focused_attention(
+            qkv.to(dtype), (8, 8), num_heads=2, position=position.to(dtype),
+            scale=scale.to(dtype), power=3, epsilon=1e-6,
+            kernel=torch.zeros(64, 1, 5, 5, dtype=dtype), bias=None, mode=mode).double()
+
+    exact = out(torch.float64, 'reference')
+    torchs, ours = ((out(torch.bfloat16, mode) - exact).norm() for mode in ('auto', 'inference'))
+    assert ours < 1.2 * torchs
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

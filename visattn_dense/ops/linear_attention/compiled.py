@@ -43,7 +43,7 @@ def focused_attention(qkv: Tensor, window: tuple[int, int], *, num_heads: int, p
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    return 1 / F.softplus(scale.detach().flatten())
+    return 1 / F.softplus(scale.detach().flatten().float())
 
 
 def why_not_relu(*qkv: Tensor, **_: object) -> str | None:
