@@ -171,6 +171,12 @@ def test_without_auto_pad_a_bad_size_is_an_error():
         BiFormer(SMALL, head_dim=8, topks=(1, 4, 16, -3))
 
 
+@pytest.mark.parametrize('head_dim', [0, 32])
+def test_a_head_wider_than_the_stage_is_refused(head_dim):
+    with pytest.raises(UserError, match=f'16 in stage 0; got {head_dim}'):
+        BiFormer(dict(SMALL, embed_dims=(16, 32, 64, 128)), head_dim=head_dim)
+
+
 @pytest.mark.parametrize('attn', [SelfAttention(24, 3), LePESelfAttention(24, 3, qkv_bias=True)])
 def test_self_attention_is_torchs(attn):
     x = torch.randn(2, 5, 7, 24)

@@ -84,6 +84,12 @@ def test_bad_dimensions_are_refused(kwargs, message):
         LiteMLA(**kwargs)
 
 
+@pytest.mark.parametrize('head_dim', [0, 32])
+def test_a_head_wider_than_the_stage_is_refused(head_dim):
+    with pytest.raises(UserError, match=f'24 in stage 2; got {head_dim}'):
+        EfficientViT(dict(EfficientViT.archs['b0'], dims=(8, 16, 24, 40), head_dim=head_dim))
+
+
 @pytest.mark.parametrize('case, kwargs', [
     ('attn_litemla_scales35', dict(num_heads=8, out_dim=48, scales=(3, 5))),
     ('attn_litemla_scales5', dict(num_heads=4)),

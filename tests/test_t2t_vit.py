@@ -304,6 +304,7 @@ def test_other_image_channels_are_adapted(tokens, adapted, channels, tmp_path):
 
 @pytest.mark.parametrize('change, message', [
     (dict(fine_levels='coarse'), 'fine_levels'),
+    (dict(img_size=15), 'at least 16; got 15'), (dict(img_size=(224, 224)), 'square'),
     (dict(arch=dict(SMALL, num_heads=5)), 'num_heads 5 does not divide embed_dim 32'),
     (dict(arch=dict(SMALL, tokens='pooling')), "'convolution', got 'pooling'"),
     (dict(arch=dict(SMALL, mlp_ratio=3., se=True, ghost=True)), 'got se and ghost'),

@@ -137,6 +137,9 @@ class BiFormer(DenseBackbone):
         for i, width in enumerate(widths[:max(self.out_indices) + 1]):
             previous = widths[i - 1] if i else in_channels
             qk_dim = qk_dims[i] or width
+            if topks[i] > 0 and not 0 < head_dim <= qk_dim:
+                raise UserError(f'head_dim is at most the channels of q and k, {qk_dim} in stage '
+                                f'{i}; got {head_dim}')
             options = dict(
                 n_win=n_wins[i], topk=topks[i], qk_dim=qk_dim, side_dwconv=side_dwconv,
                 kv_downsample_mode=kv_downsample_mode, kv_per_win=kv_per_wins[i],

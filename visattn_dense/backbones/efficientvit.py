@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from visattn_dense.attention import LiteMLA
 from visattn_dense.checkpoints import rename
 from visattn_dense.checkpoints.matching import StateDict
+from visattn_dense.errors import UserError
 from visattn_dense.layers import (
     ConvNormAct,
     ConvPair,
@@ -143,6 +144,9 @@ class EfficientViT(DenseBackbone):
         rates = drop_path_rates(drop_path_rate, [1 + depth for depth in dims['depths']])
         for i, kind in enumerate(dims['stages'][:max(self.out_indices) + 1]):
             dim = dims['dims'][i]
+            if kind == 'attention' and not 0 < dims['head_dim'] <= dim:
+                raise UserError(f'head_dim is at most the channels of a stage with attention, '
+                                f'{dim} in stage {i}; got {dims["head_dim"]}')
             # Official `fewer_norm`: in the last two stages the hidden convolutions have biases.
             local = dict(common, inner_norm=i < 2)
             ratio = dims['expand_ratios'][i]

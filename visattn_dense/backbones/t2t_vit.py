@@ -115,6 +115,9 @@ class T2TViT(DenseBackbone):
         dim = dims['embed_dim']
         if fine_levels not in ('blocks', 'tokens'):
             raise UserError(f"fine_levels is 'blocks' or 'tokens', got {fine_levels!r}")
+        if not isinstance(img_size, int) or img_size < 16:
+            raise UserError('img_size is the side of the (square) training images, at least 16; '
+                            f'got {img_size!r}')
         steps, depths = plan_blocks(dims)
         widths = [steps[depth - 1][1] for depth in depths]
         if fine_levels == 'tokens':
