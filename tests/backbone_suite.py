@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.checkpoints import load_pretrained
@@ -180,6 +181,25 @@ class BackboneSuite:
         model = self.build().eval()
         with torch.no_grad():
             for a, b in zip(model(self.image()), how(model)(self.image()), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+    def test_pruned_convolutions_train_and_load(self):
+        """Also those whose weights go to an operator of an attention: nothing calls them."""
+        def pruned() -> DenseBackbone:
+            model = self.build()
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    prune.l1_unstructured(module, 'weight', .3)
+            return model
+
+        model, loaded, x = pruned().train(), pruned().eval(), self.image()
+        for _ in range(2):
+            sum(out.square().mean() for out in model(x)).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 1.01
+            loaded.load_state_dict(model.state_dict())
+            for a, b in zip(model.eval()(x), loaded(x), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
 
     def test_checkpointing_gives_equal_gradients(self):

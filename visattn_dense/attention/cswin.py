@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, is_called_plainly
 from visattn_dense.layers.linear import EndsInLinear, linear
+from visattn_dense.layers.plain import parameters_of
 from visattn_dense.ops import UsesOperators
 from visattn_dense.ops.group_attention import window_attention
 
@@ -121,13 +122,12 @@ class StripeAttention(StripeBranch):
 def _attend(branches: Sequence[StripeAttention], qkv: Tensor) -> Tensor:
     """The branches, which differ in their direction and in LePE alone, side by side."""
     first, size = branches[0], qkv.shape[1:3]
-    convolutions = [branch.get_v for branch in branches]
+    kernels, biases = zip(*[parameters_of(branch.get_v) for branch in branches], strict=True)
     return window_attention(
         qkv, [branch.window_size(*size) for branch in branches],
         num_heads=first.num_heads * len(branches), scale=first.scale,
         padding_counts=not first.mask_padding,
-        kernels=[convolution.weight for convolution in convolutions],
-        biases=[convolution.bias for convolution in convolutions], mode=first.mode)
+        kernels=kernels, biases=biases, mode=first.mode)
 
 
 class CrossShapedAttention(EndsInLinear):

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visattn_dense.layers import DepthwiseConv, resize_position_grid
+from visattn_dense.layers.plain import parameters_of
 from visattn_dense.ops.linear_attention import focused_attention
 
 from .cswin import CrossShapedAttention, Direction, StripeBranch
@@ -84,8 +85,8 @@ class FocusedStripeAttention(StripeBranch):
 
     def local_kernel(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of one convolution of v that equals the sum of DWC and LePE."""
-        return self.prepared(_sum_of_convolutions, self.dwc.weight, self.dwc.bias,
-                             self.get_v.weight, self.get_v.bias, self.num_heads)
+        return self.prepared(_sum_of_convolutions, *parameters_of(self.dwc),
+                             *parameters_of(self.get_v), self.num_heads)
 
 
 def _sum_of_convolutions(weight: Tensor, bias: Tensor, own: Tensor, own_bias: Tensor,

@@ -6,7 +6,7 @@ from visattn_dense.ops.depthwise import depthwise, depthwise_norm
 from visattn_dense.ops.precision import product_dtype
 
 from .norm import PreNorm
-from .plain import is_called_plainly
+from .plain import is_called_plainly, parameters_of
 
 
 class DepthwiseConv(UsesOperators, nn.Conv2d):
@@ -32,12 +32,14 @@ class DepthwiseConv(UsesOperators, nn.Conv2d):
 
     def add_to(self, x: Tensor) -> Tensor:
         """x + conv(x), (B, H, W, C) to (B, H, W, C)."""
-        return depthwise(x, self.weight, self.bias, plus_input=True, mode=self.mode)
+        weight, bias = parameters_of(self)
+        return depthwise(x, weight, bias, plus_input=True, mode=self.mode)
 
     def add_to_and_norm(self, x: Tensor, norm: PreNorm) -> tuple[Tensor, Tensor]:
         """y = x + conv(x) and norm(y), (B, H, W, C) to (B, H, W, C) each."""
         if type(norm) is not PreNorm or not is_called_plainly(norm):
             total = self.add_to(x)
             return total, norm(total)
-        return depthwise_norm(x, self.weight, self.bias, norm.weight, norm.bias, eps=norm.eps,
+        weight, bias = parameters_of(self)
+        return depthwise_norm(x, weight, bias, norm.weight, norm.bias, eps=norm.eps,
                               dtype=product_dtype(x), mode=self.mode)

@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _all
+from torch.nn.utils.prune import BasePruningMethod
 
 from visattn_dense.ops.launching import DEVICES
 
@@ -22,6 +23,17 @@ def is_called_plainly(module: nn.Module) -> bool:
                 or module._backward_hooks or module._backward_pre_hooks
                 or module._compiled_call_impl is not None
                 or 'forward' in module.__dict__)      # vars() breaks a graph of torch 2.6
+
+
+def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer that is not called.
+
+    The weight of a pruned layer is put together by a hook of torch before each call.
+    """
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            hook(layer, ())
+    return layer.weight, layer.bias
 
 
 # The hooks of all modules, such as `register_module_forward_hook` adds.
