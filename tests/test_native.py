@@ -915,6 +915,7 @@ def test_kernels_are_compiled_once(tmp_path):
 @pytest.mark.parametrize(('environment', 'reason'), [
     ({'VISATTN_NATIVE': '0'}, 'VISATTN_NATIVE=0'),
     ({'CXX': '/no/such/compiler'}, 'names no program'),
+    ({'CXX': 'g++ "'}, 'No closing quotation'),
     ({'CXX': 'false'}, 'failed'),
     ({'CXX': '', 'PATH': ''}, 'no C++ compiler'),
 ])

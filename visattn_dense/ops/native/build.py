@@ -163,7 +163,10 @@ def _open(path: Path) -> ctypes.CDLL:
 def _compiler() -> list[str]:
     named = os.environ.get('CXX')
     if named:
-        command = shlex.split(named)
+        try:
+            command = shlex.split(named)
+        except ValueError as error:
+            raise _Unavailable(f'CXX={named}: {error}') from error
         if not command or shutil.which(command[0]) is None:
             raise _Unavailable(f'CXX={named} names no program')
         return command
