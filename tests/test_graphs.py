@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -345,11 +346,18 @@ def test_a_hook_on_a_layer_is_called_at_every_pass():
     assert len(model.forward._graphs) == 1
     called = []
     layer = next(part for part in model.modules() if isinstance(part, native_layers()))
-    handle = layer.register_forward_hook(lambda *_: called.append(1))
-    model(x)
-    handle.remove()
-    model(x)
-    assert len(called) == 1
+
+    def hook(module: nn.Module, *_: object) -> None:
+        if module is layer:
+            called.append(1)
+
+    for register in layer.register_forward_hook, register_module_forward_hook:
+        called.clear()
+        handle = register(hook)
+        model(x)
+        handle.remove()
+        model(x)
+        assert len(called) == 1
 
 
 def native_layers() -> type:

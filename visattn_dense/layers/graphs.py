@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from visattn_dense.ops import native
 
+from .plain import HOOKS_OF_ALL
+
 Outputs = tuple[Tensor, ...]
 Recorder = Callable[[Callable[[], Outputs]], Callable[[], Outputs]]
 """Records a call. The result makes the call again, and gives outputs that belong to the caller."""
@@ -137,8 +139,9 @@ class ReplayedForward:
                 self._seen.clear()
             self._seen[key] += 1
             return None
-        self._hooks = [hooks for part in self.module.modules() if part is not self.module
-                       for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self._hooks = [*HOOKS_OF_ALL, *[
+            hooks for part in self.module.modules() if part is not self.module
+            for hooks in (part._forward_hooks, part._forward_pre_hooks)]]
         if any(self._hooks):
             return None
         if is_full:

@@ -19,7 +19,7 @@ def is_called_plainly(module: nn.Module) -> bool:
 
     False too if torch.compile has compiled the module.
     """
-    return not (any(_HOOKS_OF_ALL) or module._forward_hooks or module._forward_pre_hooks
+    return not (any(HOOKS_OF_ALL) or module._forward_hooks or module._forward_pre_hooks
                 or module._backward_hooks or module._backward_pre_hooks
                 or module._compiled_call_impl is not None
                 or 'forward' in module.__dict__)      # vars() breaks a graph of torch 2.6
@@ -37,5 +37,5 @@ def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 # The hooks of all modules, such as `register_module_forward_hook` adds.
-_HOOKS_OF_ALL = (_all._global_forward_hooks, _all._global_forward_pre_hooks,
+HOOKS_OF_ALL = (_all._global_forward_hooks, _all._global_forward_pre_hooks,
                  _all._global_backward_hooks, _all._global_backward_pre_hooks)
