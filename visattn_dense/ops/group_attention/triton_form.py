@@ -183,7 +183,7 @@ _windows.register_autograd(_windows_gradient, setup_context=_windows_context)
 
 def why_not_full(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int,
                  scale: float | None = None) -> str | None:
-    if not len(q) == len(k) == len(v) or k.shape[1] != v.shape[1]:
+    if not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1] != v.shape[1]:
         return 'the batches, or keys and values, have different lengths'
     elements = 3 * max(t.shape[1] * t.shape[2] for t in (q, k, v))
     return _why_not(num_heads, scale, (q.shape[1], k.shape[1]), q, k, v, elements=elements,
