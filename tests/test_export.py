@@ -374,6 +374,28 @@ def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
     assert (found.labels == expected.labels).mean() > 0.999
 
 
+def test_a_model_whose_preprocessor_pads_is_compared(folder, tmp_path):
+    config = tmp_path / 'x.py'
+    config.write_text(
+        f"_base_ = '{folder / 'tiny.py'}'\n"
+        "model = dict(data_preprocessor=dict(test_cfg=dict(size_divisor=32)))\n")
+    path, photo = tmp_path / 'x.pt2', folder / 'data/images/0.png'
+    assert export(config, folder / 'iter_8.pth', '--to', 'torch-export', '--size', 'dynamic',
+                  '--out', path) == 0
+    (expected,) = Predictor(config, folder / 'iter_8.pth', device='cpu')(photo)
+    (found,) = Predictor(path)(photo)
+    assert (found.labels == expected.labels).mean() > 0.999
+
+
+def test_wrong_places_and_pictures_are_said_before_the_model_is_traced(folder, tmp_path, capsys):
+    nothing = ('--int8', tmp_path / 'nowhere', '--out', tmp_path / 'small.onnx')
+    assert export(folder, *nothing) == 2
+    assert 'no image' in capsys.readouterr().err and not list(tmp_path.iterdir())
+    (tmp_path / 'taken.pt2').mkdir()
+    assert export(folder, '--to', 'torch-export', '--out', tmp_path / 'taken.pt2') == 2
+    assert 'taken.pt2 is a folder' in capsys.readouterr().err
+
+
 @needs_onnx
 def test_a_file_in_8_bits_gives_nearly_the_same(folder, tmp_path):
     import onnx

@@ -20,6 +20,7 @@ import _checkout  # noqa: F401  (first)
 import visattn_dense  # noqa: F401  (mends and registers)
 from visattn_dense.command import add_debug, run
 from visattn_dense.errors import UserError
+from visattn_dense.evaluation.report import check_outputs
 from visattn_dense.openmmlab.config import add_cfg_options, merge_options, read_config
 
 
@@ -91,17 +92,18 @@ def export_model(args: argparse.Namespace) -> int:
     if not sources:
         raise UserError("the config's test data is not here: name pictures for the comparison with "
                         '--images')
-    pictures = open_sources(sources)
+    pictures, ranges = open_sources(sources), open_sources(args.int8 or [])
     pictures.verify()
+    ranges.verify()
+    check_outputs([out])
     size = args.size if args.size != () else export.config_size(cfg) if detects else (512, 512)
     model = open_model(cfg, args.checkpoint)
     card = export.make_card(cfg, model, size=size, license=args.license,
                             pre_and_post=args.with_pre_and_post)
-    out.parent.mkdir(parents=True, exist_ok=True)
     card = export.export(model, card, out, to=args.to, size=size, half=args.half)
     if args.int8:
         from visattn_dense.openmmlab.int8 import quantize
-        card = quantize(out, card, open_sources(args.int8))
+        card = quantize(out, card, ranges)
     takes = f'inputs of {size[0]}x{size[1]}' if size else (
         f'inputs from {card.smallest_side}x{card.smallest_side} on')
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, {takes}, {len(card.classes)} classes, '

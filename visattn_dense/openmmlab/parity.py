@@ -116,7 +116,10 @@ def padded(inputs: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def _logits(segmentor: Segmentor, pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(1, C, H, W) for pixels (3, h, w)."""
-    inputs = segmentor.model.data_preprocessor(dict(inputs=[pixels]), False)['inputs']
+    from mmseg.structures import SegDataSample
+    # A preprocessor with a `test_cfg` notes on the sample what it pads.
+    inputs = segmentor.model.data_preprocessor(
+        dict(inputs=[pixels], data_samples=[SegDataSample()]), False)['inputs']
     if isinstance(inputs, (list, tuple)):
         inputs = torch.stack(list(inputs))
     inputs = padded(inputs, size)
