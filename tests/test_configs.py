@@ -251,12 +251,12 @@ def test_palettes_are_tuples_for_every_reader():
 
 
 @pytest.mark.parametrize('option, value', [
-    ('test_pipeline.1.scale=4096,4096', (4096, 4096)),
-    ('test_pipeline.1.scale=[4096,4096]', (4096, 4096)),
+    ('test_dataloader.dataset.pipeline.1.scale=4096,4096', (4096, 4096)),
+    ('test_dataloader.dataset.pipeline.1.scale=[4096,4096]', (4096, 4096)),
     ('model.data_preprocessor.size=64,96', (64, 96)),
     ('model.backbone.out_indices=0,1', (0, 1)),
     ('model.data_preprocessor.mean=1,2,3', [1, 2, 3]),
-    ('train_pipeline.3.cat_max_ratio=2', 2),
+    ('train_dataloader.dataset.pipeline.3.cat_max_ratio=2', 2),
     ('test_dataloader.dataset.metainfo.palette=[[1,2,3],[4,5,6],[7,8,9]]',
      [(1, 2, 3), (4, 5, 6), (7, 8, 9)]),
 ])
@@ -273,6 +273,13 @@ def test_options_make_tuples_where_the_config_has_them(tmp_path, option, value, 
     for part in option.partition('=')[0].split('.'):
         node = node[int(part) if part.isdigit() else part]
     assert node == value and type(node) is type(value)
+
+
+@pytest.mark.parametrize('key', ['norm_cfg', 'norm_cfg.type', 'test_pipeline.1.scale'])
+def test_an_option_that_changes_a_variable_alone_is_refused(key):
+    cfg = load(ROOT / 'configs/upernet_cswin_tiny_ade20k.py')
+    with pytest.raises(UserError, match=f'{key.split(".")[0]} is a variable of the config file'):
+        merge_options(cfg, {key: 'BN'})
 
 
 @pytest.mark.parametrize('name', ['upernet_cswin_tiny_camvid', 'mask_rcnn_cswin_tiny_coco'])

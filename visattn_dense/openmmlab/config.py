@@ -176,10 +176,12 @@ def _move_root(node: Any, old: str, new: str) -> None:
 def _check_variables(cfg: Config, wanted: Mapping[str, Any]) -> None:
     """Refuse to change a variable of the config file: entries made with it would not change."""
     for key in wanted:
-        if key in cfg and key not in _TOP_LEVEL and key != 'data_root':
-            raise UserError(f'--cfg-options {key}: {key} is a variable of the config file, and the '
-                            'entries that were made with it are made already. Change those (for '
-                            'example train_cfg.max_iters), or change it in a copy of the file')
+        name = key.split('.')[0]
+        if name in cfg and name not in _TOP_LEVEL and name != 'data_root':
+            raise UserError(f'--cfg-options {key}: {name} is a variable of the config file, and '
+                            'the entries that were made with it are made already. Change those '
+                            '(for example train_cfg.max_iters), or change it in a copy of the '
+                            'file')
 
 
 def _check_key(cfg: Config, key: str) -> None:
