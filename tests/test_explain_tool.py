@@ -139,7 +139,8 @@ def test_a_config_prepares_what_its_segmentor_gets(photo: Path, tmp_path: Path):
     config.write_text(f"_base_ = '{ROOT / 'demo/configs/demo_upernet_cswin_scenes.py'}'\n"
                       "test_pipeline = [dict(type='LoadImageFromFile'),\n"
                       "    dict(type='Resize', scale=(128, 96), keep_ratio=True),\n"
-                      "    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]\n")
+                      "    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]\n"
+                      "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n")
     cfg = read_config(str(config))
     backbone = open_backbone(cfg, 'none')
     from mmengine.registry import MODELS, DefaultScope

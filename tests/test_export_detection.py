@@ -260,7 +260,8 @@ def test_a_program_for_any_size_finds_the_objects_of_small_pictures(tmp_path):
 model = {settings('retinanet_fpn', TINY['EfficientViT'])!r}
 metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 0, 0)])
 test_dataloader['dataset']['metainfo'] = metainfo
-test_pipeline = [step for step in test_pipeline if step['type'] != 'Resize']
+test_dataloader['dataset']['pipeline'] = [
+    step for step in test_pipeline if step['type'] != 'Resize']
 """, images=2)
     weights = write_weights(config, tmp_path / 'epoch_1.pth')
     cfg = Config.fromfile(config)

@@ -31,7 +31,8 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
                       "model = dict(backbone=dict(arch=dict(depths=(1, 1, 1, 1))))\n"
                       "test_pipeline = [dict(type='LoadImageFromFile'),\n"
                       "    dict(type='Resize', scale=(120, 90), keep_ratio=True),\n"
-                      "    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]\n")
+                      "    dict(type='LoadAnnotations'), dict(type='PackSegInputs')]\n"
+                      "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n")
     cfg = Config.fromfile(config)
     register_scope('mmseg')
     torch.manual_seed(3)

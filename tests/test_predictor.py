@@ -146,6 +146,7 @@ def test_an_array_becomes_what_the_configs_loader_makes_of_a_file(segmentor, tmp
         f"_base_ = '{segmentor / 'tiny.py'}'\n"
         "test_pipeline = [\n"
         f"    dict(type='LoadImageFromFile', {loader}), dict(type='PackSegInputs')]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
         + ("model = dict(data_preprocessor=dict(mean=[127.5], std=[127.5]),\n"
            "             backbone=dict(in_channels=1))\n" if 'grayscale' in loader else ''))
     weights = (write_weights(config, tmp_path / 'x.pth') if 'grayscale' in loader else
@@ -249,6 +250,16 @@ def test_padding_of_the_preprocessor_is_cut_off(segmentor, tmp_path):
     np.testing.assert_array_equal(ours.labels, theirs)
 
 
+def test_pictures_are_prepared_as_the_test_data(segmentor, tmp_path):
+    """An option changes the pipeline of the data, not the variable that it was made with."""
+    cfg = Config.fromfile(segmentor / 'tiny.py')
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=(32, 24)))
+    cfg.dump(tmp_path / 'tiny.py')
+    shutil.copy(segmentor / 'iter_8.pth', tmp_path)
+    (result,) = Predictor(tmp_path, device='cpu')(segmentor / 'data/images/0.png')
+    assert result.model_size == (24, 32) and result.size == (40, 43)
+
+
 def test_the_best_checkpoint_of_a_run_comes_first(segmentor, tmp_path):
     shutil.copy(segmentor / 'tiny.py', tmp_path)
     with pytest.raises(UserError, match='has no checkpoint'):
@@ -292,7 +303,8 @@ def test_memory_stays_where_it_is_over_many_frames(segmentor, tmp_path, source):
     config.write_text(
         f"_base_ = '{segmentor / 'tiny.py'}'\n"
         "test_pipeline = [dict(type='LoadImageFromFile'),\n"
-        "    dict(type='Resize', scale=(32, 32)), dict(type='PackSegInputs')]\n")
+        "    dict(type='Resize', scale=(32, 32)), dict(type='PackSegInputs')]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n")
     coarse = np.random.default_rng(0).integers(0, 200, (16, 16, 3), np.uint8)
     frame = np.array(Image.fromarray(coarse).resize((288, 288)))
     frames = (frame + np.uint8(number % 50) for number in range(600))

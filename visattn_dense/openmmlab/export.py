@@ -36,6 +36,7 @@ from visattn_dense.inference.exported import without_guards
 from visattn_dense.inference.segmentor import Segmentor
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
 from visattn_dense.openmmlab.half import compute_in_half
+from visattn_dense.openmmlab.inference import steps_of_test
 from visattn_dense.openmmlab.onnx_operators import translations
 from visattn_dense.ops.choose import use_implementation
 from visattn_dense.predict.card import Card, Step
@@ -111,24 +112,17 @@ def config_size(cfg: Config) -> tuple[int, int]:
     Raises:
         UserError: the pipeline has no scale.
     """
-    for step in _pipeline(cfg):
+    for step in steps_of_test(cfg):
         scale = step.get('scale')
         if step['type'] == 'Resize' and isinstance(scale, (tuple, list)):
             return tuple(-(-side // 32) * 32 for side in sorted(scale))
     raise UserError('the test pipeline has no Resize with a scale: name a size with --size HxW')
 
 
-def _pipeline(cfg: Config) -> Sequence[Any]:
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return cfg.get('test_pipeline') or dataset.pipeline
-
-
 def _steps(cfg: Config, padding: Mapping[str, Any]) -> list[Step]:
     """The resizing of a config's test pipeline, and the padding of its data_preprocessor."""
     steps: list[Step] = []
-    for step in _pipeline(cfg)[1:]:
+    for step in steps_of_test(cfg)[1:]:
         kind, method = step['type'], step.get('interpolation', 'bilinear')
         if kind.endswith('Annotations') or kind.endswith(('PackSegInputs', 'PackDetInputs')):
             continue

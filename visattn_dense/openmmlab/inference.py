@@ -232,14 +232,18 @@ def _augmented(cfg: Config) -> Config:
     return cfg
 
 
+def steps_of_test(cfg: Config) -> Sequence[Any]:
+    """The steps of a config's test data, as tools/test.py takes them; without test data, those of
+    the variable `test_pipeline`."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset.get('pipeline') or cfg.test_pipeline
+
+
 def preparation(cfg: Config, native: bool = False, tta: bool = False) -> Preparation:
     """The test pipeline without annotations, cut behind the loader."""
-    steps = None if tta else cfg.get('test_pipeline')
-    if not steps:
-        dataset = (_augmented(cfg) if tta else cfg).test_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
-        steps = dataset.pipeline
+    steps = steps_of_test(_augmented(cfg) if tta else cfg)
     kept = _without(steps, ('Annotations', *(('Resize',) if native else ())))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         loader, rest = Compose(kept[:1]), Compose(kept[1:])
