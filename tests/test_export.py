@@ -30,7 +30,7 @@ from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
 from visattn_dense.inference.exported import without_guards
-from visattn_dense.openmmlab.export import AveragePool, Graph, trace, write
+from visattn_dense.openmmlab.export import AveragePool, Graph, make_card, trace, write
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.ops.choose import use_implementation
@@ -372,6 +372,17 @@ def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
     (expected,) = Predictor(folder, device='cpu')(photo)
     (found,) = Predictor(folder / name)(photo)
     assert (found.labels == expected.labels).mean() > 0.999
+
+
+def test_a_step_that_a_file_for_any_size_cannot_describe_is_refused(folder):
+    cfg = Config.fromfile(folder / 'tiny.py')
+    segmentor = open_segmentor(cfg, folder / 'iter_8.pth')
+    step = dict(type='Resize', scale=(30, 20), keep_ratio=True)
+    cfg.test_dataloader.dataset.pipeline.insert(1, step)
+    assert make_card(cfg, segmentor, size=None).steps[0]['scale'] == [30, 20]
+    step['backend'] = 'pillow'
+    with pytest.raises(UserError, match='cannot describe the step'):
+        make_card(cfg, segmentor, size=None)
 
 
 def test_a_model_whose_preprocessor_pads_is_compared(folder, tmp_path):

@@ -126,7 +126,8 @@ def _steps(cfg: Config, padding: Mapping[str, Any]) -> list[Step]:
         kind, method = step['type'], step.get('interpolation', 'bilinear')
         if kind.endswith('Annotations') or kind.endswith(('PackSegInputs', 'PackDetInputs')):
             continue
-        known = method in ('bilinear', 'bicubic')
+        # Pillow smooths where it shrinks.
+        known = method in ('bilinear', 'bicubic') and step.get('backend', 'cv2') == 'cv2'
         scale = step.get('scale')
         if kind == 'Resize' and scale is not None and known:
             scale = [scale, scale] if isinstance(scale, int) else list(scale)
