@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from visattn_dense.atomic import written_whole
 from visattn_dense.errors import UserError
 from visattn_dense.evaluation.segmentation import Scores, ratio
-from visattn_dense.visualization.figure import figure_of
+from visattn_dense.visualization.figure import figure_of, plain
 
 PLOT_SUFFIXES = ('.png', '.pdf', '.svg')
 # With more classes than this, numbers do not fit into the cells.
@@ -37,7 +37,7 @@ def plot_segmentation(scores: Scores, classes: Sequence[str], path: str | os.Pat
     Classes without pixels are left out. The right side has the confusion matrix in the order of the
     classes. Each row adds up to 100 % of the pixels with the label of its class.
     """
-    n = len(classes)
+    n, classes = len(classes), list(map(plain, classes))
     # Inches: 0.16 for a line of text, and room for the titles.
     side = min(30., max(4.5, 0.16 * n + 1.5))
     figure = figure_of(6.5 + side + 1.5, side + 1, layout='constrained')

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from visattn_dense.visualization.figure import figure_of
+from visattn_dense.visualization.figure import figure_of, plain
 
 from .looks import Look, half_area, percent
 from .rows import Routing
@@ -200,7 +200,7 @@ def draw_changes(depths: Sequence[str], parts: Mapping[str, Sequence[float]], ti
     axes.grid(axis='y', alpha=.25)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title, loc='left', weight='bold', fontsize=10)
+    axes.set_title(plain(title), loc='left', weight='bold', fontsize=10)
     return figure
 
 
