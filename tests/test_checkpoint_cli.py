@@ -123,6 +123,16 @@ def test_conversion_keeps_heads_and_drops_the_optimizer(trained, b0, tmp_path):
     assert load_pretrained(EfficientViT('b0'), tmp_path / 'half.pth').fraction == 1
 
 
+def test_weights_that_another_precision_does_not_hold_are_refused(b0, tmp_path, capsys):
+    state = b0.state_dict()
+    state['stem.0.norm.running_var'] = state['stem.0.norm.running_var'] + 1e5
+    torch.save(state, tmp_path / 'x.pth')
+    assert run('convert', tmp_path / 'x.pth', tmp_path / 'half.pth', '--dtype', 'float16') == 2
+    assert 'infinity in float16: stem.0.norm.running_var' in capsys.readouterr().err
+    assert not (tmp_path / 'half.pth').exists()
+    assert run('convert', tmp_path / 'x.pth', tmp_path / 'half.pth', '--dtype', 'bfloat16') == 0
+
+
 def test_a_part_of_a_trained_model_is_taken_out(trained, b0, tmp_path, capsys):
     assert run('extract', trained, tmp_path / 'b.pth') == 0
     b0.load_state_dict(torch.load(tmp_path / 'b.pth', weights_only=True)['state_dict'], strict=True)

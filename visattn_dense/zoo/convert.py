@@ -111,11 +111,13 @@ def convert(contents: Any, *, family: str | None = None, heads: bool = True,
     inside = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
     state |= {inside + name: buffer
               for name, buffer in implied_buffers(backbone, found.report).items()}
+    state = _as_dtype(state, dtype)
     if broken := nonfinite(state):
-        raise UserError(f'{len(broken)} tensors hold NaN or infinity: {few(broken)}')
+        raise UserError(f'{len(broken)} tensors hold NaN or infinity'
+                        f'{f" in {dtype}" if dtype else ""}: {few(broken)}')
     archs = ' or '.join(dict.fromkeys(candidate.arch for candidate in candidates
                                       if candidate.family == found.family))
-    return _as_dtype(state, dtype), f'{found.family} {archs}: {found.report}'
+    return state, f'{found.family} {archs}: {found.report}'
 
 
 def extract(contents: Any, part: str = 'backbone') -> StateDict:
