@@ -128,6 +128,16 @@ def test_sheet_shows_truth_beside_prediction():
         draw_sheet([Row(row.image, truth, prediction.T)], ['a', 'b', 'c'], PALETTE)
 
 
+def test_an_evaluation_stands_at_its_iteration(tmp_path):
+    """Where mmengine writes the epoch of an evaluation, and where it writes the iteration."""
+    lines = [dict(iter=50, epoch=1, loss=2., step=50), dict(mIoU=1., step=1),
+             dict(iter=100, epoch=2, loss=1., step=100), dict(mIoU=2., step=2),
+             dict(mIoU=3., step=120)]
+    path = tmp_path / 'scalars.json'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert [entry['step'] for entry in read_scalars(path)] == [50, 50, 100, 100, 120]
+
+
 def test_curve_draws_and_refuses_an_empty_record(tmp_path):
     entries = [{'iter': i, 'loss': 3 / (i + 1)} for i in range(20)] + [{'step': 20, 'mIoU': 31.}]
     draw_curve(tmp_path / 'curve.png', entries)

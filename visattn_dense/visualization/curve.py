@@ -21,7 +21,8 @@ _NO_SCORES = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 def read_scalars(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries of mmengine's `vis_data/scalars.json`, one JSON object per line.
 
-    A run in progress may have written half of its last line: that one is left out.
+    A run in progress may have written half of its last line: that one is left out. `step` of an
+    evaluation is its iteration here: mmengine writes the epoch, unless told otherwise.
 
     Raises:
         UserError: no such file, or a line other than the last is no JSON.
@@ -38,7 +39,14 @@ def read_scalars(path: str | os.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise UserError(f'{file}, line {number}, is no JSON: {error.msg}') from error
-    return [entry for entry in entries if isinstance(entry, dict)]
+    entries = [entry for entry in entries if isinstance(entry, dict)]
+    iteration = 0
+    for entry in entries:
+        if 'loss' in entry:
+            iteration = entry.get('iter', iteration)
+        elif 'step' in entry:
+            entry['step'] = max(entry['step'], iteration)
+    return entries
 
 
 def newest_scalars(work_dir: str | os.PathLike) -> Path | None:
