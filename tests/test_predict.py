@@ -111,6 +111,7 @@ def test_paths_folders_patterns_and_lists(folder):
     ('missing.jpg', 'no such file'), ('none-*.jpg', 'no image matches'),
     ('sub2', 'holds no images'), ('empty.txt', 'names nothing'),
     ('circle.txt', 'circle.txt leads back to itself'),
+    ('half.txt', 'half.txt cannot be read: Invalid IPv6'), (300 * 'x', 'name too long'),
     ('', 'name of a source is empty'), (object(), 'cannot predict on object'),
     ('broken.mp4', 'cannot be opened'), (99, 'cannot be opened'),
     (np.zeros((2, 3, 4, 3), np.uint8), r'got \(2, 3, 4, 3\)'), (np.zeros((4, 4), int), 'int64'),
@@ -121,6 +122,7 @@ def test_bad_sources_are_one_message(tmp_path, source, message):
     (tmp_path / 'sub2').mkdir()
     (tmp_path / 'empty.txt').write_text('\n')
     (tmp_path / 'circle.txt').write_text('sub2/back.txt\n')
+    (tmp_path / 'half.txt').write_text('http://[::1/a.png\n')
     (tmp_path / 'sub2/back.txt').write_text('../circle.txt\n')
     (tmp_path / 'broken.mp4').write_bytes(b'not a video')
     with pytest.raises(UserError, match=message):

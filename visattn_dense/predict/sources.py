@@ -180,7 +180,13 @@ def open_sources(source: Any, *, channels: str = 'rgb') -> Sources:
     if isinstance(source, Sources):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return _named(os.fspath(source))
+        try:
+            return _named(os.fspath(source))
+        except UserError:
+            raise
+        # A name that is too long, a folder that may not be read, half an address.
+        except (OSError, ValueError) as error:
+            raise UserError(f'{source} cannot be read: {error}') from error
     if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
         return _video(int(source))
     if _is_one(source):
