@@ -730,7 +730,7 @@ def test_predictions_keep_folders_where_names_are_equal(images, root, names):
     (['nowhere'], 'there is no folder nowhere'),
     (['pred', '--truth', 'labels'], 'not both'),
     (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--images', 'labels/x'],
-     'does not exist'),
+     'there is no folder of images labels/x'),
     (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--out', 'pred/x.html'],
      'give a place outside'),
     (['--predictions', 'pred', '--truth', 'labels', '--num-classes', '5', '--images', 'twins'],

@@ -111,7 +111,7 @@ def convert(args: argparse.Namespace, files: list[str]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if not Path(args.masks).is_dir():
-        raise UserError(f'the folder of masks {args.masks} does not exist')
+        raise UserError(f'there is no folder of masks {args.masks}')
     files = [name for name in list_files(args.masks) if name.lower().endswith(_SUFFIXES)]
     if not files:
         raise UserError(f'{args.masks} holds no masks ({", ".join(_SUFFIXES)})')

@@ -119,7 +119,7 @@ def images_of(folder: str | None, pred_suffix: str, names: list[str]) -> dict[st
     if folder is None:
         return {}
     if not Path(folder).is_dir():
-        raise UserError(f'the folder of images {folder} does not exist')
+        raise UserError(f'there is no folder of images {folder}')
     # Predictions have the names of the images: what ends a prediction ends an image too.
     ending = Path(pred_suffix).stem if Path(pred_suffix).suffix else ''
     by_stem = images_by_stem(folder, [name + ending for name in names])

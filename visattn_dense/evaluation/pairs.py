@@ -96,7 +96,7 @@ def match_files(pred_dir: str | os.PathLike, label_dir: str | os.PathLike, *,
 
 def _by_name(folder: str | os.PathLike, suffix: str, what: str) -> dict[str, str]:
     if not Path(folder).is_dir():
-        raise UserError(f'the folder of {what} {folder} does not exist')
+        raise UserError(f'there is no folder of {what} {folder}')
     found: dict[str, str] = {}
     for relative in list_files(os.fspath(folder), suffix):
         name = os.path.basename(relative).removesuffix(suffix)
