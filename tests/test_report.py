@@ -422,6 +422,20 @@ def test_confusion_counted_by_hand(kind):
     assert confusion(twins, 0.).tolist() == [[1, 0, 2], [0, 0, 2], [0, 1, 0]]
 
 
+def test_what_is_confused_is_a_share_of_all_objects_of_a_class():
+    """Of four objects, one is taken for the other class and three are not detected."""
+    def item(category: int, x: float, **more: object) -> dict:
+        return dict(image_id=1, category_id=category, bbox=[x, 0., 10., 10.], area=100., **more)
+
+    truth = dict(images=[dict(id=1, width=300, height=20)],
+                 categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+                 annotations=[item(1, 30. * at, id=at + 1) for at in range(4)])
+    task = detection.Task(truth, 'bbox')
+    measured = detection.measure([item(2, 1., score=0.9)], task)
+    _, table = str(detection._confusion(measured, task)).split('Classes that are confused')
+    assert rows_of(table) == [['a', 'b', '1', '25.0', '100.0']]
+
+
 def test_rows_and_columns_of_the_confusion_add_up():
     truth, results, _ = coco(np.random.default_rng(8), images=30)
     matches = match(truth, results, 'bbox')

@@ -48,7 +48,7 @@ def _cell(value: float, title: str) -> Markup:
 
 
 def pairs(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], what: str,
-          numbers: Sequence[int] | None = None) -> Markup:
+          numbers: Sequence[int] | None = None, whole: np.ndarray | None = None) -> Markup:
     """A table of the pairs of classes that are confused most.
 
     Args:
@@ -56,10 +56,11 @@ def pairs(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str], what:
         rows, columns: names.
         what: is counted, for example 'pixels'.
         numbers: of the classes, for the page's class filter; None: 0, 1, 2, ...
+        whole: (R,) of each class; None: its row.
     """
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    labelled = counts.sum(axis=1)
+    labelled = counts.sum(axis=1) if whole is None else whole
     found, classes = [], []
     for at in np.argsort(-wrong.ravel(), kind='stable')[:_MOST_PAIRS]:
         i, j = divmod(int(at), wrong.shape[1])

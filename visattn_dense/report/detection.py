@@ -227,7 +227,8 @@ def _confusion(measured: Measured, task: Task) -> Markup:
     counts = counts[np.ix_([*shown, -1], [*shown, -1])]
     return element('div', confusion.matrix(counts, names, names, [*shown, None]),
                    element('h3', 'Classes that are confused'),
-                   confusion.pairs(counts[:-1, :-1], names[:-1], names[:-1], 'detections', shown))
+                   confusion.pairs(counts[:-1, :-1], names[:-1], names[:-1], 'detections', shown,
+                                   counts[:-1].sum(axis=1)))
 
 
 def _curves(measured: Measured, task: Task) -> Markup:
