@@ -150,8 +150,6 @@ def test_a_detector_that_the_export_does_not_know_is_refused_in_one_message(tmp_
     assert 'The FCOSHead of this detector' in capsys.readouterr().err
     assert export(config, weights, '--int8', tmp_path) == 2
     assert '--int8 is for segmentors' in capsys.readouterr().err
-    assert export(config, weights, '--to', 'aoti') == 2
-    assert '--to aoti is for segmentors' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('family', TINY)

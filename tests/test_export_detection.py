@@ -2,6 +2,7 @@
 import ast
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from visattn_dense import Predictor
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
 from visattn_dense.openmmlab.export import export as write_file
-from visattn_dense.openmmlab.export import make_card
+from visattn_dense.openmmlab.export import make_card, write
 from visattn_dense.openmmlab.inference import open_detector
 from visattn_dense.openmmlab.parity_detection import compare_detectors
 from visattn_dense.predict.card import Card
@@ -33,6 +34,7 @@ from visattn_dense.predict.sources import open_sources
 MISSING = [name for name in ('onnx', 'onnxruntime', 'onnxscript')
            if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f'the extra "export" lacks {MISSING}')
+needs_compiler = pytest.mark.skipif(shutil.which('g++') is None, reason='needs g++')
 CARD = Card(classes=['a', 'b', 'c'], palette=[[0, 0, 0]] * 3, mean=[0.] * 3, std=[1.] * 3,
             steps=[], task='instances', thresholds=dict(score=0.05, nms=0.5, mask=0.5))
 
@@ -209,6 +211,33 @@ def test_torch_export_and_pixels_as_input(folder):
     """A program of torch.export, and a file that takes pixels, find what the model finds."""
     assert export(folder, '--to', 'torch-export', '--with-pre-and-post', '--out',
                   folder / 'model.pt2') == 0
+
+
+class PerObject(nn.Module):
+    """Two convolutions of as many inputs as the first row of the picture has positive numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, image: torch.Tensor, content: torch.Tensor) -> torch.Tensor:
+        found = (image[0, 0, 0] > 0).nonzero()[:, 0]
+        return self.second(self.first(image.repeat(image.shape[3], 1, 1, 1)[found]))
+
+
+@needs_compiler
+def test_a_library_computes_each_object(tmp_path):
+    model, size = PerObject().eval(), (12, 16)
+    image, content = torch.randn(1, 3, *size), torch.tensor(size)
+    program = torch.export.export(model, (image, content), strict=False)
+    write(program, dict(image=image, content=content), CARD, tmp_path / 'm.pt2', to='aoti',
+          size=size)
+    compute = Predictor(tmp_path / 'm.pt2').runtime.compute
+    for picture in (image, -image.abs(), image.abs()):
+        with torch.no_grad():
+            expected = model(picture, content)
+        (found,) = compute(picture.numpy(), content.numpy())
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @needs_onnx

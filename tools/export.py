@@ -81,9 +81,6 @@ def export_model(args: argparse.Namespace) -> int:
     if args.int8 and detects:
         raise UserError('--int8 is for segmentors: of detectors nobody has measured what 8 bits '
                         'change')
-    if args.to == 'aoti' and detects:
-        raise UserError('--to aoti is for segmentors: nobody has measured the compiled library '
-                        'of a detector. Take --to onnx or --to torch-export')
     suffix = export.FORMATS[args.to]
     out = args.out or Path(Path(args.model).stem + suffix)
     if out.suffix != suffix:

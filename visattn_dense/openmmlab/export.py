@@ -437,10 +437,14 @@ def _write_program(program: Any, inputs: Mapping[str, Tensor], card: Card, path:
 def _write_library(program: Any, inputs: Mapping[str, Tensor], card: Card, path: Path, at: str
                    ) -> None:
     package = path.with_name(f'{path.name}.pt2')
+    options: dict[str, Any] = {'aot_inductor.metadata': card.strings()}
+    if card.task != 'segmentation':
+        # With it, torch 2.15 computes wrong masks and boxes: it mistakes the layout between two
+        # convolutions whose batch is the number of objects.
+        options['layout_optimization'] = False
     try:
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(package),
-            inductor_configs={'aot_inductor.metadata': card.strings()})
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package),
+                                                 inductor_configs=options)
         os.replace(package, path)
     except Exception as error:
         raise UserError(f'torch cannot compile this model{at}: {_first_line(error)}; a compiler '
