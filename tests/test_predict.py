@@ -181,6 +181,19 @@ def test_arrays_tensors_images_and_bytes_are_the_same_picture():
     np.testing.assert_array_equal(turned.rgb(), image)
 
 
+@pytest.mark.parametrize('channels', ['rgb', 'bgr'])
+def test_a_generator_may_write_all_pictures_into_one_array(channels):
+    """As cv2.VideoCapture.read(frame) does. Pictures are read ahead."""
+    def frames():
+        frame = np.empty((6, 7, 3), np.uint8)
+        for number in range(9):
+            frame[:] = number
+            yield frame
+
+    pictures = list(open_sources(frames(), channels=channels))
+    assert [int(picture.rgb().max()) for picture in pictures] == list(range(9))
+
+
 @pytest.mark.parametrize('kind', ['RGB', 'L', 'RGBA', 'LA', 'P', '1', 'I;16', 'CMYK', 'exif',
                                   'pages'])
 def test_pillow_gives_what_the_loader_of_a_config_gives(tmp_path, kind):

@@ -439,7 +439,8 @@ def _array_as_rgb(array: np.ndarray, channels: str) -> np.ndarray:
     if array.shape[2] == 1:
         return np.repeat(array, 3, axis=2)
     array = array[..., :3]
-    return np.ascontiguousarray(array[..., ::-1] if channels == 'bgr' else array)
+    # A copy: who gave the array may write the next picture into it before this one is computed.
+    return np.array(array[..., ::-1] if channels == 'bgr' else array, order='C')
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
