@@ -444,6 +444,13 @@ def test_rollout_needs_tokens(image: Tensor):
         rollout(BACKBONES['CSWin']().eval(), image)
 
 
+def test_a_receptive_field_is_there_in_inference_mode():
+    model, image = CSWin(cross_arch(), out_indices=(0,)).eval(), torch.randn(3, 64, 96)
+    expected = receptive_fields(model, image)[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(receptive_fields(model, image + 0)[0], expected)
+
+
 def test_a_receptive_field_is_what_moves_the_map():
     """A pixel outside the field of the stem's convolution and stripes does not change the map."""
     model = CSWin(cross_arch(), out_indices=(0,)).eval()

@@ -43,8 +43,8 @@ def receptive_fields(model: nn.Module, image: Tensor, point: tuple[float, float]
     if any(isinstance(module, Packed) for module in backbone.modules()):
         raise UserError(f'{type(backbone).__name__} has packed weights, which have no gradient: '
                         'take the model before optimize_for_inference')
-    with torch.enable_grad():
-        image.requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        image = image.clone().requires_grad_()
         maps = backbone(image)
         stages = getattr(backbone, 'out_indices', range(len(maps)))
         for number, (stage, each) in enumerate(zip(stages, maps, strict=True)):
