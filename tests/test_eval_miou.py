@@ -294,6 +294,8 @@ def test_outputs_never_overwrite_what_is_evaluated(tmp_path: Path) -> None:
     assert 'written over or among' in refused(*paths, '--num-classes', 1, '--plot',
                                               tmp_path / 'pred' / 'a.png')
     assert (tmp_path / 'pred' / 'a.png').read_bytes() == before
+    assert 'two results would be written to' in refused(
+        *paths, '--num-classes', 1, '--csv', tmp_path / 'a', '--json', tmp_path / 'a')
     assert 'has to end in one of .png' in refused(*paths, '--num-classes', 1, '--plot',
                                                   tmp_path / 'plot.txt')
 

@@ -31,11 +31,15 @@ def check_outputs(outputs: Iterable[str | os.PathLike | None],
             one.
 
     Raises:
-        UserError: a file cannot be written there.
+        UserError: a file cannot be written there, or two outputs are one file.
     """
-    guarded = [Path(path).resolve() for path in inputs]
+    guarded, taken = [Path(path).resolve() for path in inputs], set()
     for output in filter(None, outputs):
         path = Path(output).resolve()
+        if path in taken:
+            raise UserError(f'two results would be written to {output}: give each a name of its '
+                            'own')
+        taken.add(path)
         if path.is_dir():
             raise UserError(f'{output} is a folder; give the file to write')
         for folder in guarded:
