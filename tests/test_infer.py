@@ -103,6 +103,15 @@ def test_whole_and_slide_agree_with_mmseg(trained, photo):
     assert (reference != whole).any(), 'windows change nothing: the case proves nothing'
 
 
+@pytest.mark.parametrize('kind', [list, tuple])
+def test_the_windows_of_the_config_have_its_steps(trained, kind):
+    config, checkpoint = trained
+    cfg = Config.fromfile(config)
+    cfg.model.test_cfg = dict(mode='slide', crop_size=kind((40, 52)), stride=kind((27, 30)))
+    for crop, stride in ((None, (27, 30)), ((40, 52), (27, 30)), ((40, 48), (26, 32))):
+        assert open_segmentor(cfg, checkpoint, crop=crop).stride == stride
+
+
 def test_a_window_larger_than_the_image_is_the_whole_image(trained, photo):
     config, checkpoint = trained
     cfg = Config.fromfile(config)

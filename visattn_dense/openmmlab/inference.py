@@ -77,10 +77,11 @@ def open_segmentor(cfg: Config, checkpoint: str | os.PathLike, *, device: str = 
     # The auxiliary head has no part in inference.
     model_cfg.pop('auxiliary_head', None)
     test_cfg = model_cfg.get('test_cfg') or {}
-    crop = crop or test_cfg.get('crop_size') or cfg.get('crop_size') or (512, 512)
+    crop = tuple(crop or test_cfg.get('crop_size') or cfg.get('crop_size') or (512, 512))
     mode = mode or ('tiles' if native else test_cfg.get('mode', 'whole'))
     if mode != 'tiles':
-        stride = stride or (None if crop != test_cfg.get('crop_size') else test_cfg.get('stride'))
+        is_theirs = crop == tuple(test_cfg.get('crop_size') or ())
+        stride = stride or (test_cfg.get('stride') if is_theirs else None)
         stride = stride or tuple(max(1, side * 2 // 3) for side in crop)
     crop, stride = _windows(crop, stride, mode, tta)
     gather = gather or (device if mode == 'tiles' else 'cpu')
