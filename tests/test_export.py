@@ -30,7 +30,14 @@ from tests.tiny_runs import ROOT, write_detection_run, write_run
 from visattn_dense import Predictor
 from visattn_dense.errors import UserError
 from visattn_dense.inference.exported import without_guards
-from visattn_dense.openmmlab.export import AveragePool, Graph, make_card, trace, write
+from visattn_dense.openmmlab.export import (
+    AveragePool,
+    Graph,
+    make_card,
+    sample_images,
+    trace,
+    write,
+)
 from visattn_dense.openmmlab.inference import open_segmentor
 from visattn_dense.openmmlab.parity import compare
 from visattn_dense.ops.choose import use_implementation
@@ -381,6 +388,14 @@ def test_a_step_that_a_file_for_any_size_cannot_describe_is_refused(folder):
     step['backend'] = 'pillow'
     with pytest.raises(UserError, match='cannot describe the step'):
         make_card(cfg, segmentor, size=None)
+
+
+def test_a_data_set_of_several_has_no_pictures_for_the_comparison(folder, monkeypatch):
+    cfg = Config.fromfile(folder / 'tiny.py')
+    assert [path.name for path in sample_images(cfg, 2)] == ['0.png', '1.png']
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.test_dataloader.dataset])
+    monkeypatch.chdir(folder)
+    assert list(sample_images(cfg, 2)) == []
 
 
 def test_a_model_whose_preprocessor_pads_is_compared(folder, tmp_path):

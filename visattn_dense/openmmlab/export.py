@@ -462,7 +462,8 @@ def sample_images(cfg: Config, count: int) -> Sequence[Path]:
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     prefix = dataset.get('data_prefix') or {}
-    folder = Path(dataset.get('data_root') or '', prefix.get('img_path') or prefix.get('img', ''))
+    parts = [*filter(None, (dataset.get('data_root'), prefix.get('img_path') or prefix.get('img')))]
+    folder = Path(*parts)
     suffixes = [dataset['img_suffix']] if 'img_suffix' in dataset else ['.jpg', '.jpeg', '.png']
     found = (path for suffix in suffixes for path in folder.rglob(f'*{suffix}'))
-    return sorted(found)[:count] if folder.is_dir() else []
+    return sorted(found)[:count] if parts and folder.is_dir() else []
