@@ -261,6 +261,25 @@ test_dataloader['dataset']['metainfo'] = metainfo
             np.testing.assert_array_equal(found.labels, expected.labels)
 
 
+@pytest.mark.parametrize('name', ['mask_rcnn_fpn', 'cascade_mask_rcnn'])
+def test_a_detector_of_two_stages_may_have_no_masks(tmp_path, name):
+    """Faster R-CNN, and Cascade R-CNN with boxes alone."""
+    model = settings(name)
+    del model['roi_head']['mask_head'], model['roi_head']['mask_roi_extractor']
+    config = write_detection_run(tmp_path, f"""
+model = {model!r}
+metainfo = dict(classes=('p', 'q', 'r'), palette=[(9, 9, 9), (0, 255, 0), (255, 0, 0)])
+test_dataloader['dataset']['metainfo'] = metainfo
+""", images=2)
+    cfg = Config.fromfile(config)
+    detector = open_detector(cfg, write_weights(config, tmp_path / 'epoch_1.pth'))
+    write_file(detector, make_card(cfg, detector, size=(64, 64)), tmp_path / 'm.pt2',
+               to='torch-export', size=(64, 64))
+    parity = compare_detectors(detector, Predictor(tmp_path / 'm.pt2').runtime,
+                               open_sources(str(tmp_path / 'data/images')))
+    assert parity.fault() is None and parity.matched > 20 and parity.mask is None
+
+
 @pytest.mark.parametrize('size', [None, (64, 64)])
 @pytest.mark.parametrize(('name', 'threshold'), [('retinanet_fpn', 1.), ('mask_rcnn_fpn', 1.),
                                                  ('mask_rcnn_fpn', None)])

@@ -81,15 +81,14 @@ class DetectionGraph(nn.Module):
         boxes, _, _ = _dense(self.model.rpn_head, maps, limits, proposals=True)
         if isinstance(roi.bbox_head, nn.ModuleList):
             boxes, scores, labels = _cascade(roi, maps, boxes, limits)
-            heads, extractors = roi.mask_head, roi.mask_roi_extractor
         else:
             boxes, scores, labels = _second_stage(
                 roi.bbox_head, boxes, limits, roi.test_cfg,
                 *_box_branch(roi.bbox_head, roi.bbox_roi_extractor, maps, boxes))
-            heads, extractors = [roi.mask_head], [roi.mask_roi_extractor]
         if not roi.with_mask:
             return boxes, scores, labels
-        return boxes, scores, labels, _masks(heads, extractors, maps, boxes, labels)
+        return boxes, scores, labels, _masks(_several(roi.mask_head),
+                                             _several(roi.mask_roi_extractor), maps, boxes, labels)
 
 
 class Affine(nn.Module):
