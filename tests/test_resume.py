@@ -236,7 +236,8 @@ train_cfg['max_iters'] = 4
 
 @pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
 @pytest.mark.parametrize('workers, at_once', [(0, False), (2, False), (2, True)])
-def test_stream_is_entered_anywhere(sampler: type, workers: int, at_once: bool,
+@pytest.mark.parametrize('images', [7, 5])
+def test_stream_is_entered_anywhere(sampler: type, workers: int, at_once: bool, images: int,
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """The iteration loop's batches after a resume, also where the sampler ends after each pass.
 
@@ -245,7 +246,8 @@ def test_stream_is_entered_anywhere(sampler: type, workers: int, at_once: bool,
     monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda _: None)
 
     def loop(done: int) -> SimpleNamespace:
-        cfg = numbered(dict(dataset=Noise(7), batch_size=2, num_workers=workers, drop_last=False,
+        cfg = numbered(dict(dataset=Noise(images), batch_size=2, num_workers=workers,
+                            drop_last=False,
                             sampler=dict(type=sampler, shuffle=True)))
         loader = DenseRunner.build_dataloader(cfg, seed=3)
         out = SimpleNamespace(dataloader=loader, iter=done, epoch=0,
@@ -261,7 +263,7 @@ def test_stream_is_entered_anywhere(sampler: type, workers: int, at_once: bool,
 
     whole = loop(0).dataloader_iterator
     expected = [next(whole) for _ in range(13)]
-    # Four batches are a pass; eight are on their way when two workers have been started.
+    # Four or three batches are a pass; four are on their way when two workers have been started.
     for done in (1, 3, 4, 6, 8, 11):
         resumed = loop(done).dataloader_iterator
         assert [next(resumed) for _ in range(done, 13)] == expected[done:]
@@ -355,3 +357,25 @@ def test_the_middle_of_an_epoch_of_mmdet(detector: Path, tmp_path: Path) -> None
     assert sorted(steps) == [6, 7, 8, 9]
     expected = logged_losses(detector / 'work')
     assert steps == {step: expected[step] for step in steps}
+
+
+def test_the_end_of_an_epoch_that_was_saved_as_an_iteration(detector: Path, tmp_path: Path) -> None:
+    by_iteration = ['--no-validate', '--cfg-options', 'default_hooks.checkpoint.by_epoch=False',
+                    'default_hooks.checkpoint.interval=3']
+    config, work = detector / 'tiny_det.py', tmp_path / 'work'
+    assert run('train', tmp_path, config, *by_iteration).code == 0
+    for done, after in ((3, [4, 5, 6, 7, 8, 9]), (9, [])):
+        again = tmp_path / f'after {done}'
+        resumed = run('train', tmp_path, config, '--work-dir', again, '--resume',
+                      work / f'iter_{done}.pth', *by_iteration)
+        assert resumed.code == 0, resumed.output
+        expected = logged_losses(work)
+        assert logged_losses(again) == {step: expected[step] for step in after}
+
+
+def test_an_epoch_of_another_length_is_whole(detector: Path, tmp_path: Path) -> None:
+    """Three batches are an epoch, and two with the other batch size."""
+    done = run('train', tmp_path, detector / 'tiny_det.py', '--no-validate', '--resume',
+               detector / 'work' / 'epoch_1.pth', '--cfg-options', 'train_dataloader.batch_size=3')
+    assert done.code == 0, done.output
+    assert sorted(logged_losses(tmp_path / 'work')) == [4, 5, 6, 7]

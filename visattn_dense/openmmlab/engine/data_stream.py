@@ -165,7 +165,11 @@ class _NoneForPastBatches:
         if self._past:
             self._past -= 1
             return None
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except StopIteration:
+            # A pass of past batches alone, after one that the workers had loaded as a whole.
+            return next(self._batches)
 
     def skip_iter(self, num_iters: int) -> None:
         """Drop `num_iters` batches. onedl-mmengine's loop calls this in the place of next()."""
@@ -186,7 +190,11 @@ def enter_at(loop: BaseLoop) -> None:
         loop.dataloader_iterator = _NoneForPastBatches(loop.dataloader_iterator, done - in_flight)
         draws.first = done
     else:
-        draws.count = loop.epoch * len(loop.dataloader)
-        # In the middle of an epoch, unless the data has changed meanwhile.
-        inside = draws.count <= done < draws.count + len(loop.dataloader)
+        length = len(loop.dataloader)
+        draws.count = loop.epoch * length
+        # The message hub is that of the checkpoint still.
+        hub = loop.runner.message_hub
+        before = hub.get_info('max_iters', 0) // hub.get_info('max_epochs', 1)
+        # In the middle of an epoch or at its end. An epoch of another length begins anew.
+        inside = before == length and draws.count <= done <= draws.count + length
         draws.first = done if inside else draws.count

@@ -336,4 +336,6 @@ def _is_runtime_info(key: str, value: Any) -> bool:
     if key == 'keep_ckpt_ids':
         return isinstance(value, list) and all(type(step) is int and 0 <= step < _MOST_STEPS
                                                for step in value)
+    if key in ('max_iters', 'max_epochs'):
+        return type(value) is int and 0 < value < _MOST_STEPS
     return True
