@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import run, write_run
+from tests.tiny_runs import run, write_detection_run, write_run
 from visattn_dense.openmmlab.engine.resumed_config import differences, parse_config
 
 
@@ -63,6 +63,68 @@ def test_an_extended_schedule_goes_on_as_if_it_had_been_so_long(begun, tmp_path)
     expected = rates(tmp_path / 'whole')
     assert rates(tmp_path / 'again') == pytest.approx({step: expected[step] for step in (5, 6, 7)})
     assert expected[5] > expected[6] > 0
+
+
+def test_a_schedule_without_an_end_of_its_own_ends_with_the_run(tmp_path):
+    config = write_run(tmp_path, "train_cfg.update(max_iters=4)\ndel param_scheduler[0]['end']\n")
+    assert run('train', tmp_path, config, '--no-validate').code == 0
+    longer = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=7']
+    done = run('train', tmp_path, config, '--resume', tmp_path / 'work' / 'iter_4.pth',
+               '--work-dir', tmp_path / 'again', *longer)
+    assert done.code == 0, done.output
+    assert run('train', tmp_path, config, '--work-dir', tmp_path / 'whole', *longer).code == 0
+    expected = rates(tmp_path / 'whole')
+    assert rates(tmp_path / 'again') == pytest.approx({step: expected[step] for step in (5, 6, 7)})
+    assert expected[5] > expected[6] > 0
+
+
+def test_steps_of_epochs_and_of_iterations_keep_their_order(tmp_path):
+    """A warm-up by iterations ends in the first epoch, before the first step of the cosine."""
+    config = write_detection_run(tmp_path, """
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=3),
+    dict(type='CosineAnnealingLR', eta_min=1e-4, by_epoch=True, begin=0, end=6)]
+""")
+    options = ['--no-validate', '--cfg-options']
+    assert run('train', tmp_path, config, *options, 'train_cfg.max_epochs=3').code == 0
+    done = run('train', tmp_path, config, '--resume', tmp_path / 'work' / 'epoch_2.pth',
+               '--work-dir', tmp_path / 'again', *options, 'optim_wrapper.optimizer.lr=2e-3')
+    assert done.code == 0, done.output
+    # Two steps of six: three quarters of the way from eta_min to the rate are left.
+    assert rates(tmp_path / 'again') == pytest.approx(
+        {step: 1e-4 + .75 * (2e-3 - 1e-4) for step in (7, 8, 9)})
+
+
+def test_another_rate_holds_without_a_schedule(tmp_path):
+    config = write_detection_run(tmp_path)
+    options = ['--no-validate', '--cfg-options']
+    assert run('train', tmp_path, config, *options, 'train_cfg.max_epochs=1').code == 0
+    done = run('train', tmp_path, config, '--resume', tmp_path / 'work' / 'epoch_1.pth',
+               '--work-dir', tmp_path / 'again', *options, 'train_cfg.max_epochs=2',
+               'optim_wrapper.optimizer.lr=1e-2')
+    assert done.code == 0, done.output
+    assert rates(tmp_path / 'again') == {step: 1e-2 for step in (4, 5, 6)}
+
+
+def test_a_scaled_rate_holds(begun, tmp_path):
+    done = resume(begun, tmp_path, '--auto-scale-lr')
+    assert done.code == 0, done.output
+    assert 'auto_scale_lr.enable: False in the checkpoint, True in the config' in done.output
+    before = rates(begun / 'work')
+    assert rates(tmp_path / 'again') == pytest.approx({3: before[3] / 8, 4: before[4] / 8})
+
+
+def test_a_rate_that_scales_with_the_batch_holds(begun, tmp_path):
+    done = run('train', tmp_path, begun / 'tiny.py', '--no-validate', '--auto-scale-lr')
+    assert done.code == 0, done.output
+    done = run('train', tmp_path, begun / 'tiny.py', '--no-validate', '--auto-scale-lr', '--resume',
+               tmp_path / 'work' / 'iter_2.pth', '--work-dir', tmp_path / 'again',
+               '--cfg-options', 'train_dataloader.batch_size=4')
+    assert done.code == 0, done.output
+    assert "began at 0.000125, the config's begins at 0.00025 with this batch" in done.output
+    before = rates(tmp_path / 'work')
+    assert before[3] > 0
+    assert rates(tmp_path / 'again') == pytest.approx({3: 2 * before[3], 4: 2 * before[4]})
 
 
 def test_other_data_hold_and_are_named(begun, tmp_path):

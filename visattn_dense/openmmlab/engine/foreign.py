@@ -10,7 +10,7 @@ from visattn_dense.checkpoints.matching import unwrap
 from visattn_dense.checkpoints.pretrained import require_finite
 from visattn_dense.errors import few
 from visattn_dense.openmmlab.engine.resume import cannot_resume, check_training_state
-from visattn_dense.openmmlab.engine.resumed_config import compare
+from visattn_dense.openmmlab.engine.resumed_config import begins_elsewhere, compare
 from visattn_dense.zoo.segmentor import is_native, match_parts, place_weights, require_fit
 
 # The fraction of a model's tensors that a new training needs from load_from, as with init_cfg.
@@ -69,6 +69,8 @@ class ForeignCheckpointHook(Hook):
                 # mmengine would restore these over the config.
                 checkpoint.pop('param_schedulers', None)
             check_training_state(runner, checkpoint, origin)
+            if not runner.schedule_changed:
+                runner.schedule_changed = begins_elsewhere(runner, checkpoint.get('optimizer'))
         # EMAHook, unlike the loader, compares the names as they are.
         own = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
         place_weights(checkpoint, own if native else filled)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from visattn_dense.openmmlab.engine.resume import cannot_resume
 
 # What is compared. The model is compared by its tensors.
-SECTIONS = ('optim_wrapper', 'param_scheduler', 'train_cfg', 'train_dataloader', 'randomness')
+SECTIONS = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg', 'train_dataloader',
+            'randomness')
 # Text of a config beyond this is no config.
 _LONGEST = 4 << 20
 _ABSENT = 'absent'
@@ -79,7 +81,19 @@ def _differences(then: Any, now: Any, name: str = '') -> Iterator[tuple[str, tup
 def is_of_the_schedule(name: str) -> bool:
     """Whether a difference changes rates: mmengine would keep the values of the checkpoint."""
     return name.startswith(('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg',
-                            'param_scheduler'))
+                            'param_scheduler', 'auto_scale_lr.enable'))
+
+
+def _ends_with_the_run(schedulers: Any) -> bool:
+    """Whether a scheduler has no end of its own: mmengine takes that of the run then."""
+    if isinstance(schedulers, list):
+        return any(map(_ends_with_the_run, schedulers))
+    if not isinstance(schedulers, dict):
+        return False
+    if 'type' not in schedulers:
+        return any(map(_ends_with_the_run, schedulers.values()))
+    # What a metric has done to a rate cannot be done again.
+    return 'end' not in schedulers and 'ReduceOnPlateau' not in str(schedulers['type'])
 
 
 def report(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
@@ -126,7 +140,34 @@ def compare(runner: Any, meta: Mapping[str, Any], origin: Any) -> bool:
                                 'that it began with')
     for line in report(changed):
         runner.logger.warning(line + '.')
-    return any(map(is_of_the_schedule, changed))
+    longer = any(name.startswith('train_cfg.max_') for name in changed)
+    return any(map(is_of_the_schedule, changed)) or (
+        longer and _ends_with_the_run(now.get('param_scheduler')))
+
+
+def begins_elsewhere(runner: Any, state: Any) -> bool:
+    """Whether the rates of a checkpoint began with other values than those of a run, as with
+    auto_scale_lr and another batch or number of processes; says so.
+
+    Args:
+        runner: mmengine's, about to resume.
+        state: the checkpoint's entry `optimizer`, checked.
+    """
+    if not state or not runner.cfg.get('param_scheduler'):
+        return False
+    own = [wrapper.optimizer.param_groups for wrapper in _wrappers(runner.optim_wrapper)]
+    several = hasattr(runner.optim_wrapper, 'optim_wrappers')
+    stored = [entry['param_groups'] for entry in (state.values() if several else [state])]
+    for groups, others in zip(own, stored, strict=True):
+        for group, other in zip(groups, others, strict=True):
+            here, there = group.get('initial_lr'), other.get('initial_lr')
+            if (isinstance(here, float) and isinstance(there, float)
+                    and not math.isclose(here, there)):
+                runner.logger.warning(f'The learning rate of the checkpoint began at {there:.4g}, '
+                                      f"the config's begins at {here:.4g} with this batch; the "
+                                      "config's holds.")
+                return True
+    return False
 
 
 class Schedule:
@@ -149,6 +190,8 @@ class Schedule:
                 begun = {key.removeprefix('initial_'): value for key, value in settings.items()
                          if key.startswith('initial_')}
                 group.update({**settings, **begun})
+        if runner.param_schedulers is None:
+            return
         schedulers = runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler))
         runner.param_schedulers = schedulers
         everyone = [scheduler for several in schedulers.values() for scheduler in several] if (
@@ -156,12 +199,14 @@ class Schedule:
         for scheduler in everyone:
             # mmengine warns of schedulers that step before their optimizer; it has stepped.
             scheduler.optimizer._global_step = 0
-        for by_epoch, done in ((True, runner.epoch), (False, runner.iter)):
-            # In the order in which a run takes its steps.
-            for _ in range(done):
-                for scheduler in everyone:
-                    if scheduler.by_epoch == by_epoch:
-                        scheduler.step()
+        # In the order in which a run takes its steps: each iteration's, and each epoch's after it.
+        steps_by_epoch = [False] * runner.iter
+        for epoch in range(runner.epoch, 0, -1):
+            steps_by_epoch.insert(epoch * len(runner.train_dataloader), True)
+        for by_epoch in steps_by_epoch:
+            for scheduler in everyone:
+                if scheduler.by_epoch == by_epoch:
+                    scheduler.step()
 
 
 def _wrappers(wrapper: Any) -> list[Any]:
