@@ -271,8 +271,11 @@ def test_one_option_moves_the_data() -> None:
 
 def test_mmdet_by_the_same_launcher(tmp_path: Path) -> None:
     config = write_detection_run(tmp_path)
-    done = run('train', tmp_path, config, '--cfg-options', 'train_cfg.max_epochs=1')
+    done = run('train', tmp_path, config, '--cfg-options', 'train_cfg.max_epochs=1',
+               'default_hooks.checkpoint.save_best=auto')
     assert done.code == 0, done.output
+    # Not by the first class.
+    assert (tmp_path / 'work' / 'best_coco_bbox_mAP_epoch_1.pth').is_file()
     done = run('test', tmp_path, config, tmp_path / 'work' / 'epoch_1.pth', '--tta',
                '--work-dir', tmp_path / 'evaluated', '--out', tmp_path / 'found')
     assert done.code == 0, done.output

@@ -69,6 +69,9 @@ class ValidationRecordHook(Hook):
                 metric.total_area_to_metrics = counted
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        # mmdet gives the scores of classes first, and save_best='auto' takes the first score.
+        for key in [key for key in metrics or () if key.endswith(_OF_CLASS)]:
+            metrics[key] = metrics.pop(key)
         if not (self._training and metrics and is_main_process()):
             return
         classes = self._classes or {
