@@ -309,6 +309,21 @@ def test_a_write_that_ends_replaces_the_file(tmp_path: Path) -> None:
     assert path.read_text() == 'new' and os.listdir(tmp_path) == ['x.pth']
 
 
+def test_a_checkpoint_of_the_best_score_knows_that_it_is(tmp_path: Path) -> None:
+    """So an early stop does not compare with an older score after a resume."""
+    config = write_run(tmp_path, """
+custom_imports['imports'].append('visattn_dense.openmmlab.engine')
+custom_hooks = [dict(type='EarlyStopHook', monitor='mIoU')]
+default_hooks['checkpoint']['save_best'] = 'mIoU'
+train_cfg.update(max_iters=2, val_interval=2)
+""")
+    done = run('train', tmp_path, config)
+    assert done.code == 0, done.output
+    info = torch.load(tmp_path / 'work' / 'iter_2.pth', weights_only=False)[
+        'message_hub']['runtime_info']
+    assert info['early_stop'] == [0, pytest.approx(info['best_score'])]
+
+
 def test_unseeded_run_keeps_its_seed(reference: Path, tmp_path: Path) -> None:
     config = write_run(tmp_path, 'randomness = dict(seed=None)\ntrain_cfg["max_iters"] = 4\n')
     assert run('train', tmp_path, config, '--no-validate').code == 0

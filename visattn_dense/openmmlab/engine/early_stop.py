@@ -15,9 +15,13 @@ class EarlyStopHook(EarlyStoppingHook):
     config. In a resumed run it also forgets how many validations it has waited. The arguments are
     those of `EarlyStoppingHook`; `patience` counts validations.
 
-    A checkpoint is written before the validation of its iteration. So a resumed run knows all
-    validations before this one.
+    A checkpoint is written before the validation of its iteration, and once more after it if its
+    score is the best (`save_best`). So a resumed run knows all validations before this one, and
+    this one if it was the best.
     """
+
+    # Before the checkpoint of the best score.
+    priority = 'LOW'
 
     def before_run(self, runner) -> None:
         pass
