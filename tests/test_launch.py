@@ -29,6 +29,7 @@ from visattn_dense.openmmlab.config import merge_options
 from visattn_dense.openmmlab.engine.checks import check_loop, learning_rate_message
 from visattn_dense.openmmlab.engine.evaluation import _write_detections, augment, prepare_test
 from visattn_dense.openmmlab.engine.launch import _use_amp
+from visattn_dense.openmmlab.engine.options import train_parser
 from visattn_dense.openmmlab.run_log import RUN_LOG
 
 SHORT = ['--no-validate', '--cfg-options', 'train_cfg.max_iters=2']
@@ -291,6 +292,8 @@ def test_mmdet_by_the_same_launcher(tmp_path: Path) -> None:
     ('randomnes.seed=4', ["'randomness'"]),
     ('train_pipeline.9.prob=1', ['list of 6']),
     ('work_dir.x=1', ['has no entries']),
+    ('norm_cfg.type=BN', ['norm_cfg is a variable of the config file']),
+    ('train_pipeline.3.prob=1', ['train_pipeline is a variable of the config file']),
 ])
 def test_option_typos_are_refused(tmp_path: Path, option: str, words: list[str]) -> None:
     cfg = Config.fromfile(write_run(tmp_path, "work_dir = 'here'\n"))
@@ -304,10 +307,25 @@ def test_new_options_are_taken_and_named(tmp_path: Path, caplog) -> None:
     cfg = Config.fromfile(write_run(tmp_path))
     merge_options(cfg, {'model.backbone.with_cp': True, 'randomness.deterministic': True,
                         'find_unused_parameters': True, '+train_dataloader.batchsize': 3,
-                        'train_pipeline.3.prob': 0.0})
+                        'train_dataloader.dataset.pipeline.3.prob': 0.0})
     assert cfg.model.backbone.with_cp and cfg.find_unused_parameters
-    assert cfg.train_dataloader.batchsize == 3 and cfg.train_pipeline[3].prob == 0.0
+    assert cfg.train_dataloader.batchsize == 3
+    assert cfg.train_dataloader.dataset.pipeline[3].prob == 0.0
     assert len(caplog.messages) == 2 and "had no 'with_cp'" in caplog.messages[0]
+
+
+def test_values_of_options_keep_their_spaces(capsys) -> None:
+    parser = train_parser()
+
+    def values(*options: str) -> list:
+        return list(parser.parse_args(['tiny.py', '--cfg-options', *options]).cfg_options.values())
+
+    assert values('data_root=/my data/a b', 'work_dir="/my runs"', 'a= 1e-3', 'b=None', 'c= True',
+                  'd=(1, 2)', 'e=[x, y]', 'f=3, 4') == [
+        '/my data/a b', '/my runs', 1e-3, None, True, (1, 2), ['x', 'y'], [3, 4]]
+    with pytest.raises(SystemExit) as refused:
+        values('a=[1,2')
+    assert refused.value.code == 2 and 'Imbalanced brackets' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('world', 'accumulated', 'words'), [

@@ -23,18 +23,28 @@ _TOP_LEVEL = {
     'launcher', 'env_cfg', 'log_processor', 'log_level', 'visualizer', 'default_scope',
     'randomness', 'experiment_name', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn',
     'compile', 'activation_checkpointing', 'efficient_conv_bn_eval', 'custom_imports',
-    'runner_type', 'tta_model', 'tta_pipeline', 'env',
+    'runner_type', 'tta_model', 'tta_pipeline', 'env', 'strategy',
 }
 
 
 class ConfigOptions(DictAction):
-    """mmengine's KEY=VALUE action, with a usage error instead of a traceback."""
+    """mmengine's KEY=VALUE action, with a usage error instead of a traceback. A path, or another
+    value that is no list, keeps its spaces."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         wrong = [value for value in values if '=' not in value]
         if wrong:
             parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(wrong)}')
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            parser.error(f'--cfg-options: {error}')
+
+    @staticmethod
+    def _parse_iterable(text: str) -> Any:
+        plain = text.strip('\'\" ')
+        return (DictAction._parse_iterable(text) if ',' in plain or plain[:1] in ('(', '[') else
+                DictAction._parse_int_float_bool(plain))
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
