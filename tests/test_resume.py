@@ -139,6 +139,19 @@ def test_goes_on_from_the_newest_that_loads(reference: Path, tmp_path: Path) -> 
     assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
 
 
+def test_a_published_copy_is_no_checkpoint_to_resume_from(reference: Path, tmp_path: Path) -> None:
+    """mmengine writes it last: the weights, and the iteration, without the optimizer's state."""
+    options = ['--no-validate', '--cfg-options', 'default_hooks.checkpoint.published_keys=[meta,'
+               'state_dict]', 'default_hooks.checkpoint.interval=4']
+    config, work = reference / 'tiny.py', tmp_path / 'work'
+    assert run('train', tmp_path, config, *options, 'train_cfg.max_iters=4').code == 0
+    assert len(list(work.glob('iter_4-*.pth'))) == 1
+    done = run('train', tmp_path, config, '--resume', *options)
+    assert done.code == 0, done.output
+    assert f'Resuming from {work / "iter_4.pth"}' in done.output
+    assert_same_run(work, reference / 'work', 'iter_8.pth', after=4)
+
+
 class Trap:
     """An object whose unpickling makes a file."""
 

@@ -81,7 +81,8 @@ def candidates(work_dir: str | os.PathLike) -> list[Path]:
 
     The first is the file that `last_checkpoint` names. A file that is both newer and of a later
     step comes before it: a kill may fall between the save and the writing of `last_checkpoint`. The
-    others follow, newest first. Best checkpoints have no optimizer state and are left out.
+    others follow, newest first. Best checkpoints, and the copies that `published_keys` makes, have
+    no optimizer state and are left out.
     """
     work_dir = Path(work_dir)
     named, _ = _pointer(work_dir)
@@ -94,6 +95,8 @@ def candidates(work_dir: str | os.PathLike) -> list[Path]:
             named = work_dir / named.name
     found = {path for folder in folders for path in folder.glob('*.pth')
              if path.is_file() and not path.name.startswith(('best_', '.'))}
+    found -= {path for path in found if (copy := re.fullmatch(r'(.+)-[0-9a-f]{8}', path.stem))
+              and path.with_name(f'{copy[1]}.pth') in found}
     ordered = sorted(found, key=lambda path: (path.stat().st_mtime_ns, _step(path)), reverse=True)
     if named in found:
         def is_ahead(path: Path) -> bool:
