@@ -339,12 +339,16 @@ def test_learning_rate_against_the_real_batch(tmp_path: Path, world: int, accumu
 
 
 def test_learning_rate_scales_with_accumulation(tmp_path: Path) -> None:
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, """
+optim_wrapper.update(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.1),
+                     paramwise_cfg=dict(norm_decay_mult=0.))
+""")
     done = run('train', tmp_path, config, '--auto-scale-lr', *SHORT,
                'optim_wrapper.accumulative_counts=2')
     assert done.code == 0, done.output
     log = next(tmp_path.glob('work/*/vis_data/*.json')).read_text()
-    assert json.loads(log.splitlines()[0])['lr'] == pytest.approx(1e-3 * 4 / 16)
+    for rate in ('lr', 'base_lr'):
+        assert json.loads(log.splitlines()[0])[rate] == pytest.approx(1e-3 * 4 / 16)
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:

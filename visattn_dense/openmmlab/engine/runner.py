@@ -200,7 +200,14 @@ class ResilientMixin:
             auto_scale_lr = dict(
                 auto_scale_lr, base_batch_size=auto_scale_lr['base_batch_size'] / counts)
             self.logger.info(f'Gradients of {counts} batches are accumulated for each step.')
+        built = (list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict)
+                 else [optim_wrapper])
+        before = [wrapper.optimizer.param_groups[0].get('lr') for wrapper in built]
         super().scale_lr(optim_wrapper, auto_scale_lr)
+        for wrapper, rate in zip(built, before, strict=True):
+            # The log's base_lr, which mmengine leaves as it was.
+            if rate and wrapper.base_param_settings:
+                wrapper.base_param_settings['lr'] *= wrapper.optimizer.param_groups[0]['lr'] / rate
 
 
 class _StartedHook(Hook):
