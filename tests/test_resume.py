@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import BatchSampler
 
 from tests.tiny_runs import Child, logged_losses, run, write_detection_run, write_run
 from visattn_dense.atomic import write_text_whole, written_whole
@@ -280,6 +281,19 @@ def test_stream_is_entered_anywhere(sampler: type, workers: int, at_once: bool, 
     for done in (1, 3, 4, 6, 8, 11):
         resumed = loop(done).dataloader_iterator
         assert [next(resumed) for _ in range(done, 13)] == expected[done:]
+
+
+def test_drop_last_reaches_a_batch_sampler_of_the_config() -> None:
+    class Batches(BatchSampler):
+        """With drop_last as AspectRatioBatchSampler has it."""
+
+        def __init__(self, sampler: object, batch_size: int, drop_last: bool = False) -> None:
+            super().__init__(sampler, batch_size, drop_last)
+
+    cfg = numbered(dict(dataset=Noise(7), batch_size=2, num_workers=0, drop_last=True,
+                        batch_sampler=dict(type=Batches), sampler=dict(type=DefaultSampler)))
+    loader = DenseRunner.build_dataloader(cfg, seed=3)
+    assert len(loader) == len(list(loader)) == 3
 
 
 class Noise(torch.utils.data.Dataset):

@@ -45,7 +45,7 @@ class DrawBatchSampler:
         sampler: yields indices.
         batch_size: samples per batch.
         batch_sampler: config of the other batch sampler; None for torch's `BatchSampler`.
-        drop_last: for torch's `BatchSampler`: leave out a last, smaller batch.
+        drop_last: leave out a last, smaller batch.
 
     Attributes:
         count: batches taken from the other sampler so far in this process, in all passes.
@@ -59,8 +59,10 @@ class DrawBatchSampler:
         if batch_sampler is None:
             self.inner: Any = BatchSampler(sampler, batch_size, drop_last)
         else:
-            self.inner = DATA_SAMPLERS.build(
-                batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size))
+            # torch refuses drop_last beside a batch sampler, which may have its own.
+            chosen = dict(drop_last=True) if drop_last else {}
+            self.inner = DATA_SAMPLERS.build(batch_sampler, default_args=dict(
+                sampler=sampler, batch_size=batch_size, **chosen))
         self.count = 0
         self.first = 0
         self._passes_skipped = 0
