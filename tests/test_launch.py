@@ -26,7 +26,11 @@ from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.command import run as run_command
 from visattn_dense.errors import UserError
 from visattn_dense.openmmlab.config import merge_options
-from visattn_dense.openmmlab.engine.checks import check_loop, learning_rate_message
+from visattn_dense.openmmlab.engine.checks import (
+    accumulation_message,
+    check_loop,
+    learning_rate_message,
+)
 from visattn_dense.openmmlab.engine.evaluation import _write_detections, augment, prepare_test
 from visattn_dense.openmmlab.engine.launch import _use_amp
 from visattn_dense.openmmlab.engine.options import train_parser
@@ -336,6 +340,17 @@ def test_learning_rate_against_the_real_batch(tmp_path: Path, world: int, accumu
     cfg.optim_wrapper.accumulative_counts = accumulated
     message = learning_rate_message(cfg, world)
     assert message is None if words is None else words in message and '--auto-scale-lr' in message
+
+
+@pytest.mark.parametrize(('checkpoint', 'named'), [
+    (dict(by_epoch=False, interval=6), True), (dict(by_epoch=False, interval=8), False),
+    (dict(by_epoch=False), False), (dict(by_epoch=False, interval=-1), False),
+    (dict(interval=1), False)])
+def test_checkpoints_between_the_batches_of_a_step(checkpoint: dict, named: bool) -> None:
+    cfg = Config(dict(optim_wrapper=dict(accumulative_counts=4),
+                      default_hooks=dict(checkpoint=dict(type='CheckpointHook', **checkpoint))))
+    message = accumulation_message(cfg)
+    assert 'every 6 iterations' in message if named else message is None
 
 
 def test_learning_rate_scales_with_accumulation(tmp_path: Path) -> None:

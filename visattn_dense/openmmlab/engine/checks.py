@@ -142,8 +142,8 @@ def accumulation_message(cfg: Config) -> str | None:
     """A line if checkpoints fall between the batches of one accumulated step; else None."""
     steps = cfg.optim_wrapper.get('accumulative_counts', 1)
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    interval = saving.get('interval', 1)
-    if steps > 1 and not saving.get('by_epoch', True) and interval % steps:
+    interval = saving.get('interval', -1)
+    if steps > 1 and not saving.get('by_epoch', True) and interval > 0 and interval % steps:
         return (f'Checkpoints every {interval} iterations fall between the {steps} batches of one '
                 'step; a resumed run loses their gradients. Make the interval a multiple.')
     return None
