@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import stat
 import threading
 from argparse import Namespace
@@ -201,6 +202,19 @@ def test_merged_flips_of_a_model_with_masks_are_refused_before_the_test() -> Non
     args = Namespace(checkpoint='c.pth', show=False, show_dir=None, tta=True, out=None)
     with pytest.raises(UserError, match='mmdetection merges boxes only'):
         prepare_test(cfg, args)
+
+
+def test_an_evaluation_leaves_the_config_of_the_training(trained: Path, tmp_path: Path) -> None:
+    """tools/infer.py RUN and tools/report.py RUN read it."""
+    work = tmp_path / 'work'
+    shutil.copytree(trained / 'work', work)
+    config = work / 'tiny.py'
+    before = config.read_text()
+    done = run('test', tmp_path, config, work / 'iter_6.pth', '--tta')
+    assert done.code == 0, done.output
+    assert config.read_text() == before
+    (own,) = work.glob('*/tiny.py')
+    assert 'SegTTAModel' in own.read_text()
 
 
 def test_a_folder_in_the_place_of_a_config_is_named(trained: Path, tmp_path: Path) -> None:

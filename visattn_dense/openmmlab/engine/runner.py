@@ -164,6 +164,12 @@ class ResilientMixin:
             super()._log_env(env_cfg)
         self.logger.info(f'Environment and config are in {self._log_dir}/{self.timestamp}.log')
 
+    @master_only
+    def dump_config(self) -> None:
+        # A test leaves the config of a training in the same folder as it is.
+        folder = self._log_dir if self._train_loop is None else self.work_dir
+        self.cfg.dump(Path(folder, Path(self.cfg.filename or f'{self.timestamp}.py').name))
+
     def get_hooks_info(self) -> str:
         return ', '.join(type(hook).__name__ for hook in self.hooks)
 
