@@ -26,7 +26,7 @@ from tests.tiny_runs import (
 from visattn_dense.checkpoints import read_checkpoint
 from visattn_dense.command import run as run_command
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.config import merge_options
+from visattn_dense.openmmlab.config import merge_options, read_config
 from visattn_dense.openmmlab.engine.checks import (
     accumulation_message,
     check_loop,
@@ -215,6 +215,32 @@ def test_an_evaluation_leaves_the_config_of_the_training(trained: Path, tmp_path
     assert config.read_text() == before
     (own,) = work.glob('*/tiny.py')
     assert 'SegTTAModel' in own.read_text()
+
+
+def test_a_config_of_pure_python_has_every_option(tmp_path: Path) -> None:
+    config = write_run(tmp_path, """
+test_pipeline.insert(1, dict(type=Resize, scale=(40, 40), keep_ratio=True))
+test_dataloader['dataset']['pipeline'] = test_pipeline
+""")
+    text = config.read_text()
+    for name in ('OptimWrapper', 'CheckpointHook', 'IoUMetric', 'LoadAnnotations'):
+        text = text.replace(f"type='{name}'", f'type={name}')
+    config.write_text("""
+from mmcv.transforms import Resize
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.evaluation import IoUMetric
+""" + text)
+    done = run('train', tmp_path, config, '--amp', *SHORT)
+    assert done.code == 0 and 'AtomicCheckpointHook' in done.output, done.output
+    done = run('test', tmp_path, config, tmp_path / 'work' / 'iter_2.pth', '--tta', '--out',
+               tmp_path / 'labels')
+    assert done.code == 0 and len(list((tmp_path / 'labels').iterdir())) == 8, done.output
+    cfg = read_config(str(config))
+    augment(cfg, detection=False)
+    (versions,) = (step for step in cfg.test_dataloader.dataset.pipeline if 'transforms' in step)
+    assert len(versions.transforms[0]) == 6
 
 
 def test_a_folder_in_the_place_of_a_config_is_named(trained: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str) -> Config:
-    """The config file at `path`. Every palette becomes a list of tuples, which mmdet needs.
+    """The config file at `path`. Every palette becomes a list of tuples, which mmdet needs, and
+    every class of a config of pure Python its path, as in the config's copy in a work directory.
 
     Raises:
         UserError: the file does not exist or cannot be parsed; the message names the line.
@@ -78,6 +79,7 @@ def read_config(path: str) -> Config:
     except Exception as error:
         # A config is Python, so it may raise anything.
         raise UserError(f'{path} does not load: {type(error).__name__}: {error}') from error
+    _name_classes(cfg)
     _paint_with_tuples(cfg)
     return cfg
 
@@ -97,6 +99,19 @@ def entries(node: Any, name: str = '') -> Iterator[tuple[str, Any]]:
         children = enumerate(node)
     for key, value in children:
         yield from entries(value, f'{name}.{key}' if name else str(key))
+
+
+def type_name(entry: Mapping[str, Any]) -> str:
+    """The name of the class that an entry's `type` means, without its scope or module."""
+    return str(entry.get('type')).rpartition('.')[2]
+
+
+def _name_classes(cfg: Config) -> None:
+    """Name every class that stands as a `type` by its path."""
+    for _, entry in list(entries(cfg)):
+        kind = entry.get('type')
+        if isinstance(kind, type):
+            entry['type'] = f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _paint_with_tuples(cfg: Config) -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from visattn_dense.errors import UserError, did_you_mean, few
-from visattn_dense.openmmlab.config import entries
+from visattn_dense.openmmlab.config import entries, type_name
 
 _NEEDED = {'train': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
            'test': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')}
@@ -151,7 +151,7 @@ def accumulation_message(cfg: Config) -> str | None:
 
 def count_sync_bn(model: Mapping) -> int:
     """How many entries of a model config are synchronized batch norms."""
-    return sum(str(entry.get('type')).split('.')[-1] in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN')
+    return sum(type_name(entry) in ('SyncBN', 'SyncBatchNorm', 'MMSyncBN')
                for _, entry in entries(model))
 
 

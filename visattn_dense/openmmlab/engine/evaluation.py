@@ -14,7 +14,7 @@ from mmengine.dist import get_dist_info
 
 from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.config import entries
+from visattn_dense.openmmlab.config import entries, type_name
 from visattn_dense.openmmlab.engine import checks
 from visattn_dense.openmmlab.engine.painting import painted_name, painted_root
 from visattn_dense.openmmlab.engine.prediction_files import (
@@ -113,7 +113,7 @@ def _flipped(steps: list[Any]) -> list[Any]:
 
 def _scaled_and_flipped(steps: list[Any]) -> list[Any]:
     """Six scales of `Resize` and two flips; of a pipeline without `Resize`, the flips alone."""
-    names = [str(step['type']).rpartition('.')[2] for step in steps]
+    names = [type_name(step) for step in steps]
     groups = [_scaled(step) if name == 'Resize' else [step]
               for name, step in zip(names, steps, strict=True)]
     # Before the annotations: the truth is not mirrored.
@@ -167,7 +167,7 @@ def _write_detections(evaluators: list[dict[str, Any]], out: str) -> None:
         evaluators.append(dict(type='DumpDetResults', out_file_path=out))
         return
     # COCO results, OUT.bbox.json and OUT.segm.json: what tools/eval_ap.py reads.
-    coco = [e for e in evaluators if e['type'] in ('CocoMetric', 'mmdet.CocoMetric')]
+    coco = [e for e in evaluators if type_name(e) == 'CocoMetric']
     if not coco:
         raise UserError(f'--out {out} asks for COCO results, and the config has no CocoMetric; '
                         'name a .pkl file for mmdet\'s own dump')
@@ -186,9 +186,9 @@ def _test_data(cfg: Config) -> Any:
 
 def _keep_folders(evaluator: dict[str, Any], root: str) -> None:
     """Let an IoUMetric write predictions into the folders of their images."""
-    if evaluator['type'] not in ('IoUMetric', 'mmseg.IoUMetric'):
+    if type_name(evaluator) != 'IoUMetric':
         raise UserError(f'images in several folders below {root} have the same name, and '
-                        f'{evaluator["type"]} would write one prediction over another; give each '
-                        'image, and its label, a name of its own')
+                        f'{type_name(evaluator)} would write one prediction over another; give '
+                        'each image, and its label, a name of its own')
     importlib.import_module('visattn_dense.openmmlab.engine.iou_in_folders')
     evaluator.update(type='mmseg.IoUMetricInFolders', image_root=root)

@@ -27,7 +27,7 @@ from torch import nn
 from visattn_dense.backbones import DenseBackbone
 from visattn_dense.command import run
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.config import merge_options, read_config
+from visattn_dense.openmmlab.config import merge_options, read_config, type_name
 from visattn_dense.openmmlab.datasets.check import quick_check
 from visattn_dense.openmmlab.engine import checks, distributed
 from visattn_dense.openmmlab.engine.closing import closing_words
@@ -155,7 +155,7 @@ def register_scope(scope: str | None) -> None:
 
 def _use_amp(cfg: Config, dtype: str) -> None:
     """Mixed precision in `dtype`; 'auto' is bfloat16 where the GPU computes in it."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = type_name({'type': 'OptimWrapper', **cfg.optim_wrapper})
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp goes with optim_wrapper.type OptimWrapper, the config has {kind!r}')
     on_gpu = torch.cuda.is_available()
@@ -172,7 +172,7 @@ def _use_amp(cfg: Config, dtype: str) -> None:
 
 
 def _fit_amp_to_device(cfg: Config) -> None:
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+    if type_name(cfg.optim_wrapper) == 'AmpOptimWrapper' and not torch.cuda.is_available():
         # CPUs have no float16; that mmengine lets AMP run on them at all is compat's doing.
         cfg.optim_wrapper.dtype = 'bfloat16'
         log.warning('Mixed precision on the CPU is bfloat16.')
@@ -184,7 +184,7 @@ def _use_tensorboard(cfg: Config) -> None:
                         "pip install 'visattn-dense[tensorboard]'")
     visualizer = cfg.get('visualizer') or ConfigDict(type='Visualizer', name='visualizer')
     backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
-    if not any(backend['type'] == 'TensorboardVisBackend' for backend in backends):
+    if not any(type_name(backend) == 'TensorboardVisBackend' for backend in backends):
         visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
     cfg.visualizer = visualizer
 

@@ -15,7 +15,7 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, LOG_PROCESSORS, RUNNERS, Registry
 from mmengine.runner import BaseLoop, LogProcessor, Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -108,8 +108,8 @@ class ResilientMixin:
         return logger
 
     def build_log_processor(self, log_processor: Any) -> LogProcessor:
-        if isinstance(log_processor, Mapping) and log_processor.get('type') in (
-                None, 'LogProcessor', 'mmengine.LogProcessor', LogProcessor):
+        if isinstance(log_processor, Mapping) and _means(
+                log_processor.get('type') or LogProcessor, LogProcessor, LOG_PROCESSORS):
             log_processor = dict(log_processor, type=SpeedLogProcessor)
         return super().build_log_processor(log_processor)
 
@@ -177,8 +177,7 @@ class ResilientMixin:
                        custom_hooks: list | None = None) -> None:
         default_hooks = dict(default_hooks or {})
         saving = default_hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(saving, Mapping) and saving.get('type') in (
-                'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        if isinstance(saving, Mapping) and _means(saving.get('type'), CheckpointHook, HOOKS):
             default_hooks['checkpoint'] = dict(saving, type=AtomicCheckpointHook)
         if default_hooks.setdefault('pictures', dict(type=PicturesHook)) is None:
             del default_hooks['pictures']
@@ -214,6 +213,11 @@ class ResilientMixin:
             # The log's base_lr, which mmengine leaves as it was.
             if rate and wrapper.base_param_settings:
                 wrapper.base_param_settings['lr'] *= wrapper.optimizer.param_groups[0]['lr'] / rate
+
+
+def _means(kind: Any, cls: type, registry: Registry) -> bool:
+    """Whether a `type` in a config, a name, a path or a class, is a class itself."""
+    return (registry.get(kind) if isinstance(kind, str) else kind) is cls
 
 
 class _StartedHook(Hook):
