@@ -88,6 +88,12 @@ def test_wrapped_datasets_are_found(root: Path, wrap: Callable[[dict], dict]) ->
     assert 'b.png (value 200)' in str(report.problems[0])
 
 
+def test_a_dataset_may_name_its_library(root: Path) -> None:
+    cfg = config(root, _scope_='mmseg')
+    cfg.default_scope = 'mmdet'
+    assert not problems(cfg)
+
+
 def test_same_dataset_of_two_splits_is_checked_once(root: Path) -> None:
     cfg = config(root)
     cfg.val_dataloader = cfg.test_dataloader = cfg.train_dataloader

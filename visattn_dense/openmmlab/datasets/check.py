@@ -97,6 +97,7 @@ def build_lazily(leaf: Mapping, scope: str | None) -> Any:
         UserError: unknown type, argument or class name. The message has the unknown name.
     """
     settings = copy.deepcopy(dict(leaf))
+    settings.pop('_scope_', None)
     cls = dataset_class(settings.pop('type', None), scope)
     settings.update(pipeline=[], lazy_init=True)
     classes = (settings.get('metainfo') or {}).get('classes')
@@ -133,8 +134,10 @@ def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> Da
     if backend != 'local':
         report.notes.append(f'the files lie behind backend {backend!r} and are not checked')
         return report
+    # mmengine's key for an entry of another library.
+    scope = leaf.get('_scope_') or cfg.get('default_scope')
     try:
-        dataset = build_lazily(leaf, cfg.get('default_scope'))
+        dataset = build_lazily(leaf, scope)
     except UserError as error:
         report.add(str(error), 'correct the dataset in the config, or put its files there')
         return report
@@ -148,7 +151,7 @@ def check_dataset(leaf: Mapping, cfg: Mapping, split: str, *, quick: bool) -> Da
     # Elsewhere (tracking, panoptic) heads and datasets count different things.
     if segmentation or coco or 'XMLDataset' in families:
         _compare_classes(type(dataset).__name__, report, heads)
-    loading = Loading.of(leaf, cfg.get('default_scope'))
+    loading = Loading.of(leaf, scope)
     if segmentation:
         labels = _label_loading(leaf)
         if labels.get('reduce_zero_label') not in (None, dataset.reduce_zero_label):
