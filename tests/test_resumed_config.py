@@ -106,6 +106,26 @@ def test_another_rate_holds_without_a_schedule(tmp_path):
     assert rates(tmp_path / 'again') == {step: 1e-2 for step in (4, 5, 6)}
 
 
+def test_a_scheduler_that_follows_a_metric_says_that_it_begins_anew(tmp_path):
+    config = write_detection_run(tmp_path, """
+param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP_l', rule='greater',
+                        patience=0, threshold_rule='abs', end=9)]
+train_cfg['val_interval'] = 1
+""")
+    assert run('train', tmp_path, config, '--cfg-options', 'train_cfg.max_epochs=3').code == 0
+    before = rates(tmp_path / 'work')
+    assert before[9] == pytest.approx(before[1] / 10)
+    for options, rate, named in (([], before[9], 0),
+                                 (['optim_wrapper.optimizer.weight_decay=0.5'], before[1], 1)):
+        work = tmp_path / f'again {named}'
+        done = run('train', tmp_path, config, '--no-validate', '--resume',
+                   tmp_path / 'work' / 'epoch_3.pth', '--work-dir', work, '--cfg-options',
+                   'train_cfg.max_epochs=4', *options)
+        assert done.code == 0, done.output
+        assert done.output.count('begins anew') == named
+        assert rates(work)[10] == pytest.approx(rate)
+
+
 def test_a_scaled_rate_holds(begun, tmp_path):
     done = resume(begun, tmp_path, '--auto-scale-lr')
     assert done.code == 0, done.output

@@ -196,6 +196,9 @@ class Schedule:
         runner.param_schedulers = schedulers
         everyone = [scheduler for several in schedulers.values() for scheduler in several] if (
             isinstance(schedulers, dict)) else list(schedulers)
+        if any(getattr(scheduler, 'need_val_args', False) for scheduler in everyone):
+            runner.logger.warning('A scheduler that follows a metric begins anew, at the rate of '
+                                  'the config: its validations are not repeated.')
         for scheduler in everyone:
             # mmengine warns of schedulers that step before their optimizer; it has stepped.
             scheduler.optimizer._global_step = 0
