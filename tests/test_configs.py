@@ -280,6 +280,8 @@ def test_an_option_that_changes_a_variable_alone_is_refused(key):
     cfg = load(ROOT / 'configs/upernet_cswin_tiny_ade20k.py')
     with pytest.raises(UserError, match=f'{key.split(".")[0]} is a variable of the config file'):
         merge_options(cfg, {key: 'BN'})
+    merge_options(cfg, {'+norm_cfg.type': 'BN'})
+    assert cfg.norm_cfg.type == 'BN'
 
 
 @pytest.mark.parametrize('name', ['upernet_cswin_tiny_camvid', 'mask_rcnn_cswin_tiny_coco'])

@@ -135,7 +135,8 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     persistent_workers and prefetch_factor, which torch accepts only with workers.
 
     Raises:
-        UserError: a key looks like a typo, or an index is outside a list.
+        UserError: a key looks like a typo, an index is outside a list, or a key is a variable of
+            the config file.
     """
     wanted = {}
     for key, value in (options or {}).items():
@@ -143,7 +144,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
             _check_key(cfg, key)
         key = key.removeprefix('+')
         wanted[key] = _like(_entry(cfg, key), value)
-    _check_variables(cfg, wanted)
+    _check_variables(cfg, [key for key in options or {} if not key.startswith('+')])
     old_root = cfg.get('data_root')
     try:
         cfg.merge_from_dict(wanted)
@@ -198,15 +199,16 @@ def _move_root(node: Any, old: str, new: str) -> None:
             node[key] = new.rstrip('/') + value[len(old.rstrip('/')):]
 
 
-def _check_variables(cfg: Config, wanted: Mapping[str, Any]) -> None:
+def _check_variables(cfg: Config, wanted: Iterable[str]) -> None:
     """Refuse to change a variable of the config file: entries made with it would not change."""
     for key in wanted:
         name = key.split('.')[0]
+        # A config may have entries that its own code reads: a + in front is for these.
         if name in cfg and name not in _TOP_LEVEL and name != 'data_root':
             raise UserError(f'--cfg-options {key}: {name} is a variable of the config file, and '
                             'the entries that were made with it are made already. Change those '
                             '(for example train_cfg.max_iters), or change it in a copy of the '
-                            'file')
+                            f'file. (If your own code reads it: +{key}=...)')
 
 
 def _check_key(cfg: Config, key: str) -> None:
