@@ -365,8 +365,11 @@ def test_values_of_options_keep_their_spaces(capsys) -> None:
         return list(parser.parse_args(['tiny.py', '--cfg-options', *options]).cfg_options.values())
 
     assert values('data_root=/my data/a b', 'work_dir="/my runs"', 'a= 1e-3', 'b=None', 'c= True',
-                  'd=(1, 2)', 'e=[x, y]', 'f=3, 4') == [
-        '/my data/a b', '/my runs', 1e-3, None, True, (1, 2), ['x', 'y'], [3, 4]]
+                  'd=(1, 2)', 'e=[x, y]', 'f=3, 4', 'g=[traffic light, "a b"]',
+                  'h=[( 1, 2 ), [a b, c]]', 'i=traffic light,car', 'j=[]', 'k=/a (b)/c') == [
+        '/my data/a b', '/my runs', 1e-3, None, True, (1, 2), ['x', 'y'], [3, 4],
+        ['traffic light', 'a b'], [(1, 2), ['a b', 'c']], ['traffic light', 'car'], [],
+        '/a (b)/c']
     with pytest.raises(SystemExit) as refused:
         values('a=[1,2')
     assert refused.value.code == 2 and 'Imbalanced brackets' in capsys.readouterr().err

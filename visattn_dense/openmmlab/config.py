@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,8 +29,8 @@ _TOP_LEVEL = {
 
 
 class ConfigOptions(DictAction):
-    """mmengine's KEY=VALUE action, with a usage error instead of a traceback. A path, or another
-    value that is no list, keeps its spaces."""
+    """mmengine's KEY=VALUE action, with a usage error instead of a traceback. Paths and names keep
+    their spaces."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         wrong = [value for value in values if '=' not in value]
@@ -43,8 +44,20 @@ class ConfigOptions(DictAction):
     @staticmethod
     def _parse_iterable(text: str) -> Any:
         plain = text.strip('\'\" ')
-        return (DictAction._parse_iterable(text) if ',' in plain or plain[:1] in ('(', '[') else
-                DictAction._parse_int_float_bool(plain))
+        if ',' not in plain and plain[:1] not in ('(', '['):
+            return DictAction._parse_int_float_bool(plain)
+        # mmengine drops every space: those inside the elements are hidden from it.
+        tight = re.sub(r' *([,()\[\]]) *', r'\1', text).replace(' ', _HIDDEN)
+        return _with_spaces(DictAction._parse_iterable(tight))
+
+
+_HIDDEN = '\0'
+
+
+def _with_spaces(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_spaces, value))
+    return value.replace(_HIDDEN, ' ') if isinstance(value, str) else value
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
