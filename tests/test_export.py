@@ -369,6 +369,21 @@ def test_the_page_shows_the_use_without_this_project(folder):
 
 
 @needs_onnx
+def test_the_listing_of_the_page_shrinks_photos_as_the_predictor_does(folder, tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (160, 172, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'large.png')
+    runtime = Predictor(folder / 'model.onnx').runtime
+    (picture,) = open_sources(tmp_path / 'large.png')
+    labels = runtime.compute(runtime.prepare(picture).inputs)[0][0].argmax(0)
+    done = run_listing(folder / 'model.onnx', tmp_path / 'large.png')
+    assert done.returncode == 0, done.stderr
+    found = ast.literal_eval(done.stdout)
+    # A grey level between two may be rounded to either.
+    for i, name in enumerate('abc'):
+        assert abs(found.get(name, 0) - int((labels == i).sum())) <= 0.01 * labels.size
+
+
+@needs_onnx
 @pytest.mark.parametrize('name, options', [
     ('whole.onnx', ['--with-pre-and-post']), ('model.pt2', ['--to', 'torch-export'])])
 def test_other_forms_of_the_file_give_the_same_labels(folder, name, options):
