@@ -119,6 +119,14 @@ def type_name(entry: Mapping[str, Any]) -> str:
     return str(entry.get('type')).rpartition('.')[2]
 
 
+def dataset_of_test(cfg: Config) -> Mapping[str, Any]:
+    """The test data set of a config, inside its wrappers; empty if the config has none."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
 def _name_classes(cfg: Config) -> None:
     """Name every class that stands as a `type` by its path."""
     for _, entry in list(entries(cfg)):

@@ -34,6 +34,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.inference.detector import Detector
 from visattn_dense.inference.exported import without_guards
 from visattn_dense.inference.segmentor import Segmentor
+from visattn_dense.openmmlab.config import dataset_of_test
 from visattn_dense.openmmlab.detection_graph import DetectionGraph, check_detector
 from visattn_dense.openmmlab.half import compute_in_half
 from visattn_dense.openmmlab.inference import steps_of_test
@@ -458,9 +459,7 @@ _WRITE = {'onnx': _write_onnx, 'torch-export': _write_program, 'aoti': _write_li
 
 def sample_images(cfg: Config, count: int) -> Sequence[Path]:
     """Paths of the first images of the config's test data set; none where it has none."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = dataset_of_test(cfg)
     prefix = dataset.get('data_prefix') or {}
     parts = [*filter(None, (dataset.get('data_root'), prefix.get('img_path') or prefix.get('img')))]
     folder = Path(*parts)

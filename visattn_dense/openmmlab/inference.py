@@ -25,6 +25,7 @@ from visattn_dense.errors import UserError
 from visattn_dense.inference.detector import Detector
 from visattn_dense.inference.preparation import Preparation
 from visattn_dense.inference.segmentor import Segmentor
+from visattn_dense.openmmlab.config import dataset_of_test
 from visattn_dense.openmmlab.engine.evaluation import augment
 from visattn_dense.openmmlab.engine.launch import register_scope
 from visattn_dense.visualization import distinct_palette
@@ -236,10 +237,7 @@ def _augmented(cfg: Config) -> Config:
 def steps_of_test(cfg: Config) -> Sequence[Any]:
     """The steps of a config's test data, as tools/test.py takes them; without test data, those of
     the variable `test_pipeline`."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset.get('pipeline') or cfg.test_pipeline
+    return dataset_of_test(cfg).get('pipeline') or cfg.test_pipeline
 
 
 def preparation(cfg: Config, native: bool = False, tta: bool = False) -> Preparation:
@@ -275,9 +273,7 @@ def _class_table(cfg: Config, contents: Any, count: int) -> tuple[Sequence[str],
     """Names and colours: of the checkpoint, else of the config's data set, else made up."""
     meta = contents.get('meta') if isinstance(contents, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = dataset_of_test(cfg)
     from mmengine.registry import DATASETS
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         kind = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else None

@@ -14,7 +14,7 @@ from mmengine.dist import get_dist_info
 
 from visattn_dense.checkpoints import read_checkpoint, unwrap
 from visattn_dense.errors import UserError
-from visattn_dense.openmmlab.config import entries, type_name
+from visattn_dense.openmmlab.config import dataset_of_test, entries, type_name
 from visattn_dense.openmmlab.engine import checks
 from visattn_dense.openmmlab.engine.painting import painted_name, painted_root
 from visattn_dense.openmmlab.engine.prediction_files import (
@@ -89,9 +89,7 @@ def augment(cfg: Config, detection: bool) -> None:
     Where the config has no `tta_pipeline`, a segmentor sees the picture at half up to 1.75 times of
     the scale of its test, each also mirrored; a detector sees the picture and its mirror image.
     """
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = dataset_of_test(cfg)
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(type='SegTTAModel') if not detection else dict(
             type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),

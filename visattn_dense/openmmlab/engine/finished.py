@@ -21,7 +21,7 @@ from visattn_dense.errors import UserError, few
 from visattn_dense.evaluation.boundary import DEFAULT_RATIO
 from visattn_dense.evaluation.pairs import Pair
 from visattn_dense.evaluation.segmentation import Settings
-from visattn_dense.openmmlab.config import read_config
+from visattn_dense.openmmlab.config import dataset_of_test, read_config
 from visattn_dense.openmmlab.datasets.check import quick_check
 from visattn_dense.openmmlab.engine.launch import register_scope
 from visattn_dense.openmmlab.engine.prediction_files import (
@@ -237,9 +237,7 @@ def _coco_files(cfg: Config) -> tuple[str, str | None]:
     evaluators = cfg.test_evaluator
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     files = [e['ann_file'] for e in evaluators if e.get('ann_file')]
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = dataset_of_test(cfg)
     root = dataset.get('data_root') or ''
     if not files:
         files = [os.path.join(root, dataset.get('ann_file', ''))]
